@@ -1,0 +1,1 @@
+"""On-line preference optimisation of language models in JAX."""

@@ -1,0 +1,104 @@
+"""A network as pure functions of its parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+import jax
+
+from ipo_md import types
+
+
+class Model:
+  """The seam between networks and everything above them.
+
+  A prompt is encoded once; any number of completions is decoded against the
+  context that results:
+
+    context = model.encode(params, prompts)
+    hidden, _, aux = model.decode(params, inputs, context)       # training
+    hidden, cache, _ = model.decode(                             # sampling
+        params, token, context, cache=cache, index=n)
+
+  `decode` takes *inputs*: column 0 is `context.start`, column n the token that
+  was sampled at n - 1 (`sequences.decoder_inputs`). Without `rng` there is no
+  dropout.
+
+  Args:
+    network: makes the module from its random keys. The module has the methods
+      `encode`, `decode`, `init_cache`, `logits` and `reward` below, without
+      `params`.
+  """
+
+  def __init__(self, network: Callable[[nnx.Rngs], nnx.Module]):
+    self._network = network
+    self._graphdef, self._abstract = nnx.split(
+      nnx.eval_shape(lambda: network(nnx.Rngs(0))), nnx.Param
+    )
+
+  @property
+  def abstract_params(self) -> types.Params:
+    """The parameters as `jax.ShapeDtypeStruct`s."""
+    return nnx.to_pure_dict(self._abstract)
+
+  @property
+  def config(self) -> Any:
+    """The network's configuration, a frozen dataclass."""
+    return self.bind(self.abstract_params).config
+
+  def init(self, rng: jax.Array) -> types.Params:
+    """Fresh parameters. rng: key, consumed."""
+    return nnx.to_pure_dict(nnx.state(self._network(nnx.Rngs(rng)), nnx.Param))
+
+  def bind(self, params: types.Params) -> nnx.Module:
+    return nnx.merge(self._graphdef, params)
+
+  def encode(
+    self,
+    params: types.Params,
+    prompts: types.Tokens,
+    *,
+    rng: jax.Array | None = None,
+  ) -> types.Context:
+    """Reads the prompts [B, P] once."""
+    return self.bind(params).encode(prompts, rng=rng)
+
+  def init_cache(self, context: types.Context, k: int, length: int) -> Any:
+    """An empty cache of `length` tokens for K completions a prompt."""
+    return self.bind(self.abstract_params).init_cache(context, k, length)
+
+  def decode(
+    self,
+    params: types.Params,
+    ids: jax.Array,
+    context: types.Context,
+    cache: Any = None,
+    index: jax.Array | int = 0,
+    *,
+    rng: jax.Array | None = None,
+  ) -> tuple[jax.Array, Any, jax.Array]:
+    """Hidden states of completions.
+
+    Args:
+      params: the model's parameters.
+      ids: [B, K, T] inputs at positions index .. index + T - 1.
+      context: of the B prompts.
+      cache: keys and values of the inputs before index; None: there are none.
+      index: position of the first column of ids, the same for all.
+      rng: key for dropout, consumed; None: no dropout.
+
+    Returns:
+      [B, K, T, E] hidden states, the cache with ids in it (None without one),
+      and the auxiliary loss (a router's; 0 for a dense network).
+    """
+    return self.bind(params).decode(ids, context, cache, index, rng=rng)
+
+  def logits(self, params: types.Params, hidden: jax.Array) -> jax.Array:
+    """[..., E] hidden states -> [..., V] float32 logits."""
+    return self.bind(params).logits(hidden)
+
+  def reward(
+    self, params: types.Params, hidden: jax.Array, mask: jax.Array
+  ) -> jax.Array:
+    """[B, K, T, E] hidden states, [B, K, T] mask -> [B, K] rewards."""
+    return self.bind(params).reward(hidden, mask)

@@ -1,0 +1,77 @@
+"""The data that the parts of a run exchange.
+
+Axis letters, used in every docstring of the package:
+  B prompts, K completions of a prompt, P prompt tokens, T completion tokens,
+  V vocabulary, L layers, H heads, D head size, E model size.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+Params = Any  # a tree of arrays, as `Model.init` makes it
+OptState = Any
+
+
+@flax.struct.dataclass
+class Tokens:
+  """Right-padded token sequences.
+
+    ids   17 42  5  1  0  0      EOS is a token like any other:
+    mask   1  1  1  1  0  0      its mask is True.
+  """
+
+  ids: jax.Array  # [..., T] int32
+  mask: jax.Array  # [..., T] bool, True on real tokens, EOS included
+
+
+@flax.struct.dataclass
+class Completions:
+  """K completions of each of B prompts."""
+
+  prompts: Tokens  # [B, P]
+  completions: Tokens  # [B, K, T]
+
+
+@flax.struct.dataclass
+class Labelled:
+  """Completions with what is known about them.
+
+  A data set holds it, and a judge makes it of `Completions`. What is unknown
+  is None; an objective that needs it says so before anything is compiled.
+  """
+
+  completions: Completions
+  completion_mask: jax.Array  # [B, K] bool; fewer than K are masked
+  preference: jax.Array | None = None  # [B] P(y_1 > y_2 | x), K = 2
+  rewards: jax.Array | None = None  # [B, K]
+  reference_log_prob: jax.Array | None = None  # [B, K] log pi_ref(y | x)
+
+
+@flax.struct.dataclass
+class Context:
+  """What a model keeps of a prompt, read once and used by K completions."""
+
+  start: jax.Array  # [B] int32, the first input of `decode`
+  mask: jax.Array  # [B, P] bool, the columns that a completion attends to
+  length: jax.Array  # [B] int32, the position of `start`
+  keys_values: Any  # the model's own tree
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a step changes, hence all that a checkpoint holds. Donated."""
+
+  step: jax.Array  # [] int32, updates made
+  params: Params
+  opt_state: OptState
+  ema: Params | None = None  # moving average of params, for nash_ema
+
+
+@flax.struct.dataclass
+class FrozenParams:
+  """Read-only, restored from their own paths, never saved, never donated."""
+
+  reference: Params | None = None
+  judge: Params | None = None
