@@ -1,0 +1,489 @@
+"""One training step of each kind: (state, frozen, batch, rng) -> new state."""
+
+gin binds the rest. An algorithm is a loss and one mixture coefficient per
+completion; nothing here knows its name.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import inspect
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ipo_md import judges
+from ipo_md import losses
+from ipo_md import sampling
+from ipo_md import sequences
+from ipo_md import types
+from ipo_md.models import model as model_lib
+
+Metrics = Mapping[str, jax.Array]
+Loss = Callable[..., jax.Array]
+
+# Their gradient needs log-probabilities summed over tokens.
+_SUM_ONLY = ('policy_gradient', 'reinforce')
+
+
+def supervised_step(
+  state: types.TrainState,
+  frozen: types.FrozenParams,
+  batch: types.Labelled,
+  rng: jax.Array,
+  *,
+  model: model_lib.Model,
+  optimizer: optax.GradientTransformation,
+  z_loss: float,
+) -> tuple[types.TrainState, Metrics]:
+  """Maximum likelihood of the batch's completions, the mean over tokens.
+
+  Args:
+    state: donated.
+    frozen: unused.
+    batch: K completions of each prompt, usually one.
+    rng: key for dropout, consumed.
+    model: policy.
+    optimizer: of its parameters.
+    z_loss: see `losses.cross_entropy`.
+
+  Returns:
+    The next state; loss, accuracy, tokens.
+  """
+  del frozen
+
+  def objective(params):
+    return _likelihood(model, params, batch, rng, z_loss)
+
+  return _update(state, objective, optimizer)
+
+
+def supervised_metrics(
+  state: types.TrainState,
+  frozen: types.FrozenParams,
+  batch: types.Labelled,
+  rng: jax.Array,
+  *,
+  model: model_lib.Model,
+) -> Metrics:
+  """The supervised loss on held-out examples, without dropout and z-loss."""
+  del frozen, rng
+  return _likelihood(model, state.params, batch, None, 0.0)[1]
+
+
+def reward_step(
+  state: types.TrainState,
+  frozen: types.FrozenParams,
+  batch: types.Labelled,
+  rng: jax.Array,
+  *,
+  model: model_lib.Model,
+  optimizer: optax.GradientTransformation,
+) -> tuple[types.TrainState, Metrics]:
+  """Bradley-Terry likelihood of preferences under a reward model.
+
+  Args:
+    state: donated.
+    frozen: unused.
+    batch: pairs with their preference.
+    rng: key for dropout, consumed.
+    model: with a reward head.
+    optimizer: of its parameters.
+
+  Returns:
+    The next state; loss, accuracy.
+  """
+  del frozen
+  _require(batch, 'preference', 'reward_step')
+
+  def objective(params):
+    judged = judges.reward_model(
+      params, batch.completions, model=model, rng=rng
+    )
+    loss = jnp.mean(losses.bradley_terry(judged.rewards, batch.preference))
+    return loss, {
+      'loss': loss,
+      'accuracy': jnp.mean(agreement(judged.preference, batch.preference)),
+    }
+
+  return _update(state, objective, optimizer)
+
+
+def comparator_step(
+  state: types.TrainState,
+  frozen: types.FrozenParams,
+  batch: types.Labelled,
+  rng: jax.Array,
+  *,
+  model: model_lib.Model,
+  template: judges.Template,
+  optimizer: optax.GradientTransformation,
+) -> tuple[types.TrainState, Metrics]:
+  """Cross-entropy of a comparator's answer, on both orders of each pair.
+
+    L = -1/2 [p log P('1' | y_1, y_2) + (1 - p) log P('2' | y_1, y_2)
+              + p log P('2' | y_2, y_1) + (1 - p) log P('1' | y_2, y_1)]
+
+  The prompts are joined here, on the device, by the function that judges too.
+
+  Args:
+    state: donated.
+    frozen: unused.
+    batch: pairs with their preference.
+    rng: key for dropout, consumed.
+    model: a language model.
+    template: its prompt.
+    optimizer: of its parameters.
+
+  Returns:
+    The next state; loss, accuracy (of both orders averaged).
+  """
+  del frozen
+  _require(batch, 'preference', 'comparator_step')
+
+  def objective(params):
+    answers = judges.comparator_log_probs(
+      params, batch.completions, model=model, template=template, rng=rng
+    )
+    straight = jnp.stack([batch.preference, 1 - batch.preference], axis=-1)
+    labels = jnp.stack([straight, straight[:, ::-1]], axis=1)
+    loss = -jnp.mean(jnp.sum(labels * answers, axis=-1))
+    p = jax.nn.sigmoid(answers[..., 0] - answers[..., 1])
+    judged = (p[:, 0] + 1 - p[:, 1]) / 2
+    return loss, {
+      'loss': loss,
+      'accuracy': jnp.mean(agreement(judged, batch.preference)),
+    }
+
+  return _update(state, objective, optimizer)
+
+
+def judge_metrics(
+  state: types.TrainState,
+  frozen: types.FrozenParams,
+  batch: types.Labelled,
+  rng: jax.Array,
+  *,
+  judge: judges.Judge,
+) -> Metrics:
+  """Agreement of the judge in training with held-out preferences."""
+  del frozen, rng
+  judged = judge(state.params, batch.completions)
+  return {'accuracy': jnp.mean(agreement(judged.preference, batch.preference))}
+
+
+def online_step(
+  state: types.TrainState,
+  frozen: types.FrozenParams,
+  prompts: types.Tokens,
+  rng: jax.Array,
+  *,
+  model: model_lib.Model,
+  judge: judges.Judge,
+  loss: Loss,
+  optimizer: optax.GradientTransformation,
+  mixture_coefs: Sequence[float],
+  max_new_tokens: int,
+  eos_id: int,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  per_token: bool = False,
+  ema_decay: float | None = None,
+  truncation_reward: float | None = None,
+) -> tuple[types.TrainState, Metrics]:
+  """Samples, judges and updates, in one program.
+
+    y_k ~ SG[pi^(1 - b_k) pi_ref^b_k],   b = mixture_coefs
+    theta <- theta - optimizer(grad mean loss(rho(y), judge(y)))
+
+  The loss stays in pi, without importance weights, whatever was sampled from.
+
+  Args:
+    state: donated.
+    frozen: reference and judge.
+    prompts: [B, P].
+    rng: key, consumed.
+    model: network of policy and reference.
+    judge: gives the feedback that the loss asks for.
+    loss: an objective of `losses`.
+    optimizer: of the policy.
+    mixture_coefs: b, K weights of the reference.
+    max_new_tokens: T.
+    eos_id: ends a completion.
+    temperature: of sampling; the log-ratios stay at temperature 1.
+    top_k: of sampling.
+    top_p: of sampling.
+    per_token: log-ratios are means over tokens rather than sums.
+    ema_decay: None, or the second player of the mixture is not the reference
+      but a moving average of the policy with this decay (Nash-EMA).
+    truncation_reward: None, or the reward of a completion without EOS.
+
+  Returns:
+    The next state; loss, log_ratio (sum over tokens; the KL from the reference
+    if all coefficients are 0), preference or reward, length (tokens without
+    EOS), eos_rate, tokens.
+  """
+  player = frozen.reference if ema_decay is None else state.ema
+  needs_player = any(b > 0 for b in mixture_coefs)
+  sampled = sampling.sample(
+    model,
+    state.params,
+    player if needs_player else None,
+    (
+      model.encode(state.params, prompts),
+      model.encode(player, prompts) if needs_player else None,
+    ),
+    rng,
+    mixture_coefs=mixture_coefs,
+    max_new_tokens=max_new_tokens,
+    eos_id=eos_id,
+    temperature=temperature,
+    top_k=top_k,
+    top_p=top_p,
+  )
+  completions = types.Completions(prompts=prompts, completions=sampled.tokens)
+  labelled = judge(frozen.judge, completions)
+  ended = jnp.any(sampled.tokens.mask & (sampled.tokens.ids == eos_id), axis=-1)
+  if truncation_reward is not None:
+    _require(labelled, 'rewards', 'TRUNCATION_REWARD')
+    labelled = labelled.replace(
+      rewards=jnp.where(ended, labelled.rewards, truncation_reward)
+    )
+  reference_log_probs = sampled.reference_log_probs
+  if reference_log_probs is None or ema_decay is not None:
+    reference_log_probs, _ = sequences.log_probs(
+      model, frozen.reference, completions
+    )
+  labelled = labelled.replace(
+    reference_log_prob=sequences.sum_or_mean(
+      reference_log_probs, sampled.tokens.mask, per_token=per_token
+    )
+  )
+  state, metrics = _policy_update(
+    state,
+    labelled,
+    model=model,
+    loss=loss,
+    optimizer=optimizer,
+    per_token=per_token,
+    rng=None,
+  )
+  if ema_decay is not None:
+    state = state.replace(
+      ema=optax.incremental_update(state.params, state.ema, 1 - ema_decay)
+    )
+  lengths = jnp.sum(sampled.tokens.mask, axis=-1)
+  return state, metrics | {
+    'length': jnp.mean(lengths - ended),
+    'eos_rate': jnp.mean(ended),
+    'tokens': jnp.sum(lengths),
+  }
+
+
+def offline_step(
+  state: types.TrainState,
+  frozen: types.FrozenParams,
+  batch: types.Labelled,
+  rng: jax.Array,
+  *,
+  model: model_lib.Model,
+  loss: Loss,
+  optimizer: optax.GradientTransformation,
+  per_token: bool = False,
+) -> tuple[types.TrainState, Metrics]:
+  """Updates on a data set's completions and feedback.
+
+  Args:
+    state: donated.
+    frozen: the reference, unless the batch has its log-probabilities.
+    batch: labelled completions.
+    rng: key for dropout, consumed.
+    model: network of policy and reference.
+    loss: an objective of `losses` that does not need the policy's samples.
+    optimizer: of the policy.
+    per_token: log-ratios are means over tokens rather than sums; precomputed
+      reference_log_prob must be so too.
+
+  Returns:
+    The next state; loss, log_ratio, preference or reward.
+  """
+  if batch.reference_log_prob is None:
+    log_probs, _ = sequences.log_probs(
+      model, frozen.reference, batch.completions
+    )
+    batch = batch.replace(
+      reference_log_prob=sequences.sum_or_mean(
+        log_probs, batch.completions.completions.mask, per_token=per_token
+      )
+    )
+  return _policy_update(
+    state,
+    batch,
+    model=model,
+    loss=loss,
+    optimizer=optimizer,
+    per_token=per_token,
+    rng=rng,
+  )
+
+
+def win_rate_metrics(
+  state: types.TrainState,
+  frozen: types.FrozenParams,
+  prompts: types.Tokens,
+  rng: jax.Array,
+  *,
+  model: model_lib.Model,
+  judge: judges.Judge,
+  max_new_tokens: int,
+  eos_id: int,
+  temperature: float = 1.0,
+) -> Metrics:
+  """The policy's samples against the reference's, by the learned judge.
+
+  The loop passes the same rng for the same prompts each time, so the
+  reference's samples stay fixed along a run.
+
+  Returns:
+    win_rate (mean of [p > 1/2] + 1/2 [p = 1/2]), mean_preference, kl (KL(pi,
+    pi_ref) in nats per completion, Monte Carlo), length, eos_rate.
+  """
+  policy, reference = (
+    sampling.sample(
+      model,
+      params,
+      None,
+      (model.encode(params, prompts), None),
+      jax.random.fold_in(rng, player),
+      mixture_coefs=(0.0,),
+      max_new_tokens=max_new_tokens,
+      eos_id=eos_id,
+      temperature=temperature,
+    )
+    for player, params in enumerate((state.params, frozen.reference))
+  )
+  pair = types.Completions(
+    prompts=prompts,
+    completions=jax.tree.map(
+      lambda a, b: jnp.concatenate([a, b], axis=1),
+      policy.tokens,
+      reference.tokens,
+    ),
+  )
+  preference = judge(frozen.judge, pair).preference
+  own = types.Completions(prompts=prompts, completions=policy.tokens)
+  reference_log_probs, _ = sequences.log_probs(model, frozen.reference, own)
+  log_ratio = jnp.sum(policy.policy_log_probs - reference_log_probs, axis=-1)
+  mask = policy.tokens.mask
+  ended = jnp.any(mask & (policy.tokens.ids == eos_id), axis=-1)
+  return {
+    'win_rate': jnp.mean(losses.hard_label(preference)),
+    'mean_preference': jnp.mean(preference),
+    'kl': jnp.mean(log_ratio),
+    'length': jnp.mean(jnp.sum(mask, axis=-1) - ended),
+    'eos_rate': jnp.mean(ended),
+  }
+
+
+def agreement(judged: jax.Array, label: jax.Array) -> jax.Array:
+  """[B] 1 where two preferences name the same winner, 1/2 where one ties."""
+  return 0.5 + 2 * (losses.hard_label(judged) - 0.5) * (
+    losses.hard_label(label) - 0.5
+  )
+
+
+def feedback_of(loss: Loss) -> str:
+  """'preference' or 'rewards': the name of a loss's second parameter."""
+  return list(inspect.signature(loss).parameters)[1]
+
+
+def _policy_update(
+  state: types.TrainState,
+  labelled: types.Labelled,
+  *,
+  model: model_lib.Model,
+  loss: Loss,
+  optimizer: optax.GradientTransformation,
+  per_token: bool,
+  rng: jax.Array | None,
+) -> tuple[types.TrainState, Metrics]:
+  """The part that online and offline steps share: from log-ratios to theta."""
+  kind = feedback_of(loss)
+  _require(labelled, kind, loss.__name__)
+  if per_token and loss.__name__ in _SUM_ONLY:
+    raise ValueError(
+      f'PER_TOKEN = True with LOSS = {loss.__name__}: its gradient needs '
+      'log-probabilities summed over tokens.'
+    )
+  feedback = getattr(labelled, kind)
+  extra = {}
+  if 'completion_mask' in inspect.signature(loss).parameters:
+    extra['completion_mask'] = labelled.completion_mask
+  mask = labelled.completions.completions.mask
+
+  def objective(params):
+    log_probs, aux = sequences.log_probs(
+      model, params, labelled.completions, rng=rng
+    )
+    log_prob = sequences.sum_or_mean(log_probs, mask, per_token=per_token)
+    log_ratios = log_prob - labelled.reference_log_prob
+    value = jnp.mean(loss(log_ratios, feedback, **extra))
+    real = labelled.completion_mask
+    return value + aux, {
+      'loss': value,
+      'log_ratio': jnp.mean(log_ratios, where=real),
+      kind: jnp.mean(feedback, where=real if feedback.ndim == 2 else None),
+    }
+
+  return _update(state, objective, optimizer)
+
+
+def _likelihood(
+  model: model_lib.Model,
+  params: types.Params,
+  batch: types.Labelled,
+  rng: jax.Array | None,
+  z_loss: float,
+) -> tuple[jax.Array, Metrics]:
+  """Mean cross-entropy over tokens, and metrics."""
+  keys = (None, None) if rng is None else jax.random.split(rng)
+  tokens = batch.completions.completions
+  context = model.encode(params, batch.completions.prompts, rng=keys[0])
+  inputs = sequences.decoder_inputs(context.start, tokens.ids)
+  hidden, _, aux = model.decode(params, inputs, context, rng=keys[1])
+  log_probs, log_z = sequences.token_log_probs(
+    model, params, hidden, tokens.ids
+  )
+  count = jnp.sum(tokens.mask)
+  mean = lambda x: jnp.sum(jnp.where(tokens.mask, x, 0)) / count
+  loss = mean(losses.cross_entropy(log_probs, log_z, z_loss=z_loss))
+  return loss + aux, {
+    'loss': loss,
+    'perplexity': jnp.exp(-mean(log_probs)),
+    'tokens': count,
+  }
+
+
+def _update(
+  state: types.TrainState,
+  objective: Callable[[types.Params], tuple[jax.Array, Metrics]],
+  optimizer: optax.GradientTransformation,
+) -> tuple[types.TrainState, Metrics]:
+  grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  return state.replace(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+  ), metrics | {'grad_norm': optax.global_norm(grads)}
+
+
+def _require(labelled: types.Labelled, field: str, who: str):
+  if getattr(labelled, field) is None:
+    other = {'preference': 'rewards', 'rewards': 'preference'}[field]
+    raise ValueError(
+      f'{who} needs {field}, but judge or data set give only {other}: change '
+      'LOSS, JUDGE or MIXTURE_OR_TASK_NAME.'
+    )
