@@ -1,4 +1,4 @@
-"""One training step of each kind: (state, frozen, batch, rng) -> new state."""
+"""Training steps: (state, frozen, batch, rng) -> (next state, metrics).
 
 gin binds the rest. An algorithm is a loss and one mixture coefficient per
 completion; nothing here knows its name.
@@ -165,11 +165,12 @@ def judge_metrics(
   batch: types.Labelled,
   rng: jax.Array,
   *,
+  model: model_lib.Model,
   judge: judges.Judge,
 ) -> Metrics:
   """Agreement of the judge in training with held-out preferences."""
   del frozen, rng
-  judged = judge(state.params, batch.completions)
+  judged = judge(state.params, batch.completions, model=model)
   return {'accuracy': jnp.mean(agreement(judged.preference, batch.preference))}
 
 

@@ -18,8 +18,8 @@ OptState = Any
 class Tokens:
   """Right-padded token sequences.
 
-    ids   17 42  5  1  0  0      EOS is a token like any other:
-    mask   1  1  1  1  0  0      its mask is True.
+  ids   17 42  5  1  0  0      EOS is a token like any other:
+  mask   1  1  1  1  0  0      its mask is True.
   """
 
   ids: jax.Array  # [..., T] int32

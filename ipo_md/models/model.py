@@ -42,6 +42,14 @@ class Model:
     return nnx.to_pure_dict(self._abstract)
 
   @property
+  def logical_axes(self) -> Any:
+    """For each parameter the tuple of its axes' names, for `sharding`."""
+    axes = {
+      path: variable.axes for path, variable in self._abstract.flat_state()
+    }
+    return nnx.traversals.unflatten_mapping(axes)
+
+  @property
   def config(self) -> Any:
     """The network's configuration, a frozen dataclass."""
     return self.bind(self.abstract_params).config

@@ -1,0 +1,133 @@
+"""python -m ipo_md --gin_file=gin/runs/online.gin ... --gin.NAME=VALUE.
+
+Parses the gin files in the order given, then the bindings, and calls the
+function that the run file names: RUN = @train.train.
+"""
+
+from collections.abc import Sequence
+import difflib
+import importlib.util
+import os
+import pathlib
+import re
+import socket
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+import gin
+import jax
+
+# TensorFlow reads data here and has nothing to say about devices.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+# Of the checkout: 'gin/runs/online.gin' is found from any folder.
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+_GIN_FILE = flags.DEFINE_multi_string(
+  'gin_file', [], 'A gin file; give it again for more, later ones win.'
+)
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+  'gin_bindings', [], 'A binding, as --gin_bindings="TAU = 0.1".'
+)
+_GIN_SEARCH_PATHS = flags.DEFINE_list(
+  'gin_search_paths', [], 'Folders in which gin files are looked for.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator_address', None, 'host:port of process 0; found on TPU by itself.'
+)
+_PROCESSES = flags.DEFINE_integer('num_processes', 1, 'How many there are.')
+_PROCESS = flags.DEFINE_integer('process_id', 0, 'Which one this is.')
+_TRACEBACK = flags.DEFINE_bool(
+  'traceback', False, 'Show where an error of the configuration was raised.'
+)
+
+
+def rewrite_gin_args(args: list[str]) -> list[str]:
+  """--gin.NAME=VALUE -> --gin_bindings=NAME = VALUE, as in T5X."""
+  out = []
+  for arg in args:
+    for prefix in ('--gin.', '-gin.'):
+      if arg.startswith(prefix):
+        name, equals, value = arg[len(prefix) :].partition('=')
+        if not equals:
+          raise ValueError(f'{arg}: write --gin.{name}=VALUE.')
+        arg = f'--gin_bindings={name} = {value}'
+        break
+    out.append(arg)
+  return out
+
+
+def check_macros(bindings: Sequence[str]) -> None:
+  """Refuses a macro that nothing refers to: most likely it is misspelt.
+
+  gin accepts it in silence, and a sweep over it is N identical runs. A macro of
+  a gin file may be there for other runs, so any run file may refer to it.
+
+  Args:
+    bindings: of the command line; what they set, this run must use.
+  """
+  config = gin.config._CONFIG  # pylint: disable=protected-access
+  bound = {scope for scope, selector in config if selector == 'gin.macro'}
+  given = {b.partition('=')[0].strip() for b in bindings}
+  macro = gin.get_configurable('gin.macro')
+  references = gin.config.iterate_references(config, to=macro)
+  used = {'/'.join(r.scopes) for r in references} | {'RUN'}
+  known = set(used)
+  for path in pathlib.Path(_ROOT, 'gin').rglob('*.gin'):
+    known |= set(re.findall(r'%(\w+)', path.read_text()))
+  for name in sorted(bound - used):
+    if name in given or name not in known:
+      near = difflib.get_close_matches(name, sorted(used), n=3)
+      raise ValueError(
+        f'{name} is set, but nothing in this run refers to it.'
+        + (f' Did you mean {" or ".join(near)}?' if near else '')
+      )
+
+
+def start_processes() -> None:
+  """Joins the other processes. Also alone: else SIGTERM kills, not saves."""
+  if _COORDINATOR.value:
+    jax.distributed.initialize(
+      _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    )
+  elif importlib.util.find_spec('libtpu') and 'cpu' not in os.environ.get(
+    'JAX_PLATFORMS', ''
+  ):
+    jax.distributed.initialize()
+  else:
+    with socket.socket() as probe:
+      probe.bind(('localhost', 0))
+      port = probe.getsockname()[1]
+    jax.distributed.initialize(f'localhost:{port}', 1, 0)
+
+
+def run(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'What is {argv[1]!r}? See --help.')
+  if not _GIN_FILE.value:
+    raise app.UsageError('A run file is needed: --gin_file=gin/runs/....gin.')
+  for path in [*_GIN_SEARCH_PATHS.value, _ROOT]:
+    gin.add_config_file_search_path(path)
+  start_processes()
+  gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN_BINDINGS.value)
+  check_macros(_GIN_BINDINGS.value)
+  gin.query_parameter('RUN/gin.macro.value').scoped_configurable_fn()
+
+
+def main(argv: list[str]) -> None:
+  logging.set_verbosity(logging.WARNING)
+  try:
+    run(argv)
+  except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    if _TRACEBACK.value:
+      raise
+    message = '\n'.join([str(error), *getattr(error, '__notes__', ())])
+    print(f'ipo_md: {type(error).__name__}: {message}', file=sys.stderr)
+    print('(--traceback shows where.)', file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  app.run(main, argv=rewrite_gin_args(sys.argv))

@@ -1,0 +1,266 @@
+"""A seqio task, tokenised once: examples as indexable rows of tokens.
+
+A task yields bare token segments under fixed names:
+
+  inputs              [*] the prompt: no prefix, no EOS
+  targets             [*] a completion with EOS, or [K, *] K completions, each
+                      padded at its right with 0; all 0: there is none
+  preference          [] P(y_1 > y_2 | x), optional, K = 2
+  rewards             [K] optional
+  reference_log_prob  [K] optional
+
+Any other feature is ignored. Prompt formats and cuts to a length come later
+(`data`), so that rows stay what the task says.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import difflib
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+SCORES = ('preference', 'rewards', 'reference_log_prob')
+
+_CHUNK = 1024  # examples that are converted at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+  """Token sequences of any length, laid end to end.
+
+  ids     17 42  5 |  8  1 | |  3 ...   row i is ids[starts[i]:starts[i + 1]]
+  starts   0          3     5 5
+  """
+
+  ids: np.ndarray  # [tokens] int32
+  starts: np.ndarray  # [rows + 1] int64
+
+  def __len__(self) -> int:
+    return len(self.starts) - 1
+
+  @property
+  def lengths(self) -> np.ndarray:
+    return np.diff(self.starts)
+
+  def row(self, index: int) -> np.ndarray:
+    return self.ids[self.starts[index] : self.starts[index + 1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """The N examples of one split of a task.
+
+  Attributes:
+    name: of the task.
+    prompts: N rows.
+    targets: N * K rows, row i * K + k is completion k of prompt i; a row
+      without tokens is a completion that is not there. None: bare prompts.
+    k: K, 0 without targets.
+    scores: those of `SCORES` that the task has: preference [N], the others
+      [N, K], float32.
+  """
+
+  name: str
+  prompts: Ragged
+  targets: Ragged | None
+  k: int
+  scores: Mapping[str, np.ndarray]
+
+  def __len__(self) -> int:
+    return len(self.prompts)
+
+
+def find(mixture_or_task_name: str) -> seqio.Task | seqio.Mixture:
+  """The task or mixture of this name.
+
+  Raises:
+    ValueError: there is none; it offers the nearest names.
+  """
+  names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+  if mixture_or_task_name in names:
+    return seqio.get_mixture_or_task(mixture_or_task_name)
+  nearest = difflib.get_close_matches(mixture_or_task_name, names, cutoff=0.4)
+  raise ValueError(
+    f'MIXTURE_OR_TASK_NAME {mixture_or_task_name!r} is not a task or mixture. '
+    f'Nearest: {", ".join(nearest) or "none"}. Known: '
+    f'{", ".join(names) or "none"}. A gin file has to import the module that '
+    'defines it.'
+  )
+
+
+def tokenise(
+  task: seqio.Task, *, split: str, feature_lengths: Mapping[str, int]
+) -> Examples:
+  """Reads a whole split into memory.
+
+  Args:
+    task: with the features of this module's docstring.
+    split: of the task.
+    feature_lengths: handed to the task's preprocessors; nothing is cut here.
+
+  Raises:
+    ValueError: the task has no such split, or a row is empty or has scores
+      that are not numbers; the message names the row.
+  """
+  return join(task.name, list(chunks(task, split, feature_lengths)))
+
+
+def join(name: str, parts: Sequence[Mapping[str, Any]]) -> Examples:
+  """Concatenates what `chunks` yields."""
+  columns = {c: np.concatenate([p[c] for p in parts]) for c in parts[0]}
+  return from_columns(name, columns)
+
+
+def from_columns(name: str, columns: Mapping[str, np.ndarray]) -> Examples:
+  """Examples of flat columns: tokens, their lengths, scores."""
+
+  def ragged(feature: str) -> Ragged:
+    starts = np.zeros(len(columns[f'{feature}_lengths']) + 1, np.int64)
+    np.cumsum(columns[f'{feature}_lengths'], out=starts[1:])
+    return Ragged(ids=columns[feature], starts=starts)
+
+  prompts = ragged('inputs')
+  targets = ragged('targets') if 'targets' in columns else None
+  return Examples(
+    name=name,
+    prompts=prompts,
+    targets=targets,
+    k=len(targets) // len(prompts) if targets else 0,
+    scores={s: columns[s] for s in SCORES if s in columns},
+  )
+
+
+def chunks(
+  task: seqio.Task, split: str, feature_lengths: Mapping[str, int]
+) -> Iterator[dict[str, np.ndarray]]:
+  """Tokenises a split, `_CHUNK` examples at a time, in the task's order.
+
+  Yields:
+    inputs and targets [tokens] int32, inputs_lengths [n] and targets_lengths
+    [n * K] int64, and the task's `SCORES`.
+  """
+  if split not in task.splits:
+    raise ValueError(
+      f'Task {task.name} has no split {split!r}, but {sorted(task.splits)}.'
+    )
+  tf.config.set_visible_devices([], 'GPU')
+  dataset = task.get_dataset(
+    sequence_length=dict(feature_lengths),
+    split=split,
+    shuffle=False,
+    seed=0,  # of preprocessors that draw: the data set is one, whatever SEED
+    num_epochs=1,
+    trim_output_features=False,
+  )
+  dataset = dataset.map(_flatten, num_parallel_calls=tf.data.AUTOTUNE)
+  first, k = 0, None
+  for batch in dataset.ragged_batch(_CHUNK).prefetch(2):
+    place = f'task {task.name}, split {split}'
+    chunk = _columns(batch)
+    k = _check_k(batch, k, place, first)
+    _check_rows(chunk, k, place, first)
+    first += len(chunk['inputs_lengths'])
+    yield chunk
+  if not first:
+    raise ValueError(f'Task {task.name}, split {split} has no examples.')
+
+
+def _flatten(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """Removes the padding of [K, *] targets and notes their lengths."""
+  out = {'inputs': tf.cast(example['inputs'], tf.int32)}
+  if 'targets' in example:
+    targets = tf.cast(example['targets'], tf.int32)
+    if targets.shape.rank == 1:
+      targets = targets[None]
+    width = tf.shape(targets)[1]
+    ends = tf.where(targets != 0, tf.range(1, width + 1), 0)
+    lengths = tf.maximum(tf.reduce_max(ends, axis=1), 0)
+    out['targets'] = tf.boolean_mask(targets, tf.sequence_mask(lengths, width))
+    out['targets_lengths'] = tf.cast(lengths, tf.int64)
+  for score in SCORES:
+    if score in example:
+      out[score] = tf.cast(example[score], tf.float32)
+  return out
+
+
+def _columns(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  columns = {
+    'inputs': batch['inputs'].flat_values.numpy(),
+    'inputs_lengths': batch['inputs'].row_lengths().numpy(),
+  }
+  if 'targets' in batch:
+    columns['targets'] = batch['targets'].flat_values.numpy()
+    columns['targets_lengths'] = _values(batch['targets_lengths'])
+  rows = len(columns['inputs_lengths'])
+  for score in SCORES:
+    if score in batch:
+      shape = [rows] if score == 'preference' else [rows, -1]
+      columns[score] = _values(batch[score]).reshape(shape)
+  return columns
+
+
+def _values(batched: tf.Tensor | tf.RaggedTensor) -> np.ndarray:
+  if isinstance(batched, tf.RaggedTensor):
+    return batched.flat_values.numpy()
+  return batched.numpy().reshape(-1)
+
+
+def _check_k(
+  batch: Mapping[str, Any], k: int | None, place: str, first: int
+) -> int:
+  """K of these examples, which is the same for every row."""
+  if 'targets' not in batch:
+    return 0
+  lengths = batch['targets_lengths']
+  if isinstance(lengths, tf.RaggedTensor):
+    sizes = lengths.row_lengths().numpy()
+  else:
+    sizes = np.full(lengths.shape[0], lengths.shape[1])
+  k = int(sizes[0]) if k is None else k
+  for row in np.flatnonzero(sizes != k)[:1]:
+    raise ValueError(
+      f'Row {first + row} of {place} has {sizes[row]} targets where others '
+      f'have {k}; pad with rows of 0.'
+    )
+  return k
+
+
+def _check_rows(
+  chunk: Mapping[str, np.ndarray], k: int, place: str, first: int
+):
+  """Raises a ValueError at the first row that no run could use."""
+
+  def refuse(bad: np.ndarray, problem: str):
+    for row in np.flatnonzero(bad)[:1]:
+      raise ValueError(f'Row {first + row} of {place} {problem}')
+
+  rows = len(chunk['inputs_lengths'])
+  refuse(chunk['inputs_lengths'] == 0, 'has an empty prompt (`inputs`).')
+  if 'targets' not in chunk:
+    return
+  there = chunk['targets_lengths'].reshape(rows, k) > 0
+  refuse(~there.any(axis=1), 'has no completion (`targets`).')
+  for score in SCORES:
+    if score not in chunk:
+      continue
+    values = chunk[score]
+    if score == 'preference':
+      refuse(
+        ~((values >= 0) & (values <= 1)),
+        'has a `preference` outside of 0 to 1.',
+      )
+    elif values.shape != there.shape:
+      raise ValueError(
+        f'`{score}` of {place} has {values.shape[1]} values a row for {k} '
+        'completions.'
+      )
+    else:
+      refuse(
+        (~np.isfinite(values) & there).any(axis=1),
+        f'has a `{score}` that is not a number.',
+      )

@@ -1,0 +1,296 @@
+"""Llama, Mistral and Mixtral, equal to their published weights' networks.
+
+https://arxiv.org/abs/2407.21783, https://arxiv.org/abs/2310.06825,
+https://arxiv.org/abs/2401.04088. The prompt is the context: its last real
+token is the first input of `decode`, the keys and values of those before it
+are what completions attend to besides themselves.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ipo_md import types
+from ipo_md.models import attention
+from ipo_md.models import grouped
+from ipo_md.models import layers
+from ipo_md.models import stacks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderOnlyConfig:
+  """A decoder's shape."""
+
+  vocab_size: int
+  emb_dim: int  # E
+  num_heads: int  # H, of queries
+  num_kv_heads: int  # G, of keys and values; H / G queries share one
+  head_dim: int  # D
+  num_layers: int  # L
+  mlp_dim: int  # of one expert, where there are several
+  logits_via_embedding: bool  # whether the head is the embedding
+  rope_theta: float
+  norm_epsilon: float
+  dropout_rate: float
+  mlp_activations: tuple[str, ...] = ('silu', 'linear')
+  # Llama 3's scaling of the rotary frequencies; a factor of 1 is none.
+  rope_factor: float = 1.0
+  rope_low_frequency_factor: float = 1.0
+  rope_high_frequency_factor: float = 4.0
+  rope_original_length: int = 8192
+  sliding_window: int | None = None  # how many tokens a query sees, its own too
+  num_experts: int = 1
+  num_experts_per_token: int = 2
+  router_loss_weight: float = 0.0
+  dtype: str = 'float32'  # of activations
+  scan: bool = True  # lax.scan over the layers, or a Python loop
+  remat_policy: str = 'none'  # 'none', 'minimal', 'full'
+  reward_head: bool = False  # a scalar head besides the vocabulary's
+
+  def __post_init__(self):
+    object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f'num_heads {self.num_heads} is not divisible by num_kv_heads '
+        f'{self.num_kv_heads}.'
+      )
+    if 1 < self.num_experts < self.num_experts_per_token:
+      raise ValueError(
+        f'num_experts_per_token {self.num_experts_per_token} is more than '
+        f'num_experts {self.num_experts}.'
+      )
+
+
+class DecoderOnly(nnx.Module):
+  """The network behind `model.Model`.
+
+  Args:
+    rngs: random keys of the parameters.
+    **config: the fields of `DecoderOnlyConfig`; in gin, DecoderOnly.emb_dim
+      and so on.
+  """
+
+  def __init__(self, rngs: nnx.Rngs, **config: Any):
+    self.config = cfg = DecoderOnlyConfig(**config)
+    self.token_embedder = layers.Embed(rngs, cfg.vocab_size, cfg.emb_dim, 0.02)
+    self.decoder = _Decoder(rngs, cfg)
+
+  def encode(
+    self, prompts: types.Tokens, rng: jax.Array | None = None
+  ) -> types.Context:
+    """Prompts [B, P] -> the layers' keys and values of all but the last token.
+
+    All P columns are kept and the last real token's is masked, since `decode`
+    reads that token again. A prompt has at least one token.
+    """
+    cfg = self.config
+    length = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32) - 1
+    column = jnp.arange(prompts.ids.shape[1])
+    last = jnp.maximum(length, 0)[:, None]
+    keys = layers.split(rng, 2)
+    x = self.token_embedder(prompts.ids, cfg.dtype)
+    x = layers.dropout(x, cfg.dropout_rate, keys[0])
+    return types.Context(
+      start=jnp.take_along_axis(prompts.ids, last, axis=1)[:, 0],
+      mask=column < length[:, None],
+      length=length,
+      keys_values=self.decoder.read(x, keys[1]),
+    )
+
+  def init_cache(self, context: types.Context, k: int, length: int) -> Any:
+    cfg = self.config
+    batch = context.start.shape[0]
+    shape = (batch * k, cfg.num_kv_heads, cfg.head_dim, length)
+    return attention.init_cache(cfg.num_layers, cfg.scan, shape, cfg.dtype)
+
+  def decode(
+    self,
+    ids: jax.Array,
+    context: types.Context,
+    cache: Any = None,
+    index: jax.Array | int = 0,
+    rng: jax.Array | None = None,
+  ) -> tuple[jax.Array, Any, jax.Array]:
+    """[B, K, T] inputs -> [B, K, T, E], cache, router's loss.
+
+    See `model.Model.decode`. The loss is over all T inputs, padding included.
+    """
+    cfg = self.config
+    keys = layers.split(rng, 2)
+    x = self.token_embedder(ids, cfg.dtype)
+    x = layers.dropout(x, cfg.dropout_rate, keys[0])
+    return self.decoder(x, context, cache, index, keys[1])
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """[..., E] -> [..., V] float32."""
+    if self.config.logits_via_embedding:
+      return layers.project(hidden, self.token_embedder.embedding[...], 1)
+    return layers.project(hidden, self.decoder.logits_dense.kernel[...], 0)
+
+  def reward(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, K, T, E], [B, K, T] -> [B, K]."""
+    if not self.config.reward_head:
+      raise ValueError(
+        'This decoder has no reward head: set DecoderOnly.reward_head = True '
+        'in the gin file of the judge.'
+      )
+    return layers.reward(self.decoder.reward_head.kernel[...], hidden, mask)
+
+
+class _Decoder(nnx.Module):
+  """The layers, the final norm and the heads."""
+
+  def __init__(self, rngs: nnx.Rngs, cfg: DecoderOnlyConfig):
+    self.config = cfg
+    self.layers = _Layer(rngs, cfg)
+    self.decoder_norm = layers.Norm((cfg.emb_dim,), ('embed',), cfg.norm_epsilon)
+    if not cfg.logits_via_embedding:
+      self.logits_dense = layers.Dense(
+        rngs, (cfg.emb_dim, cfg.vocab_size), ('embed', 'vocab')
+      )
+    if cfg.reward_head:
+      self.reward_head = layers.Dense(
+        rngs, (cfg.emb_dim, 1), ('embed', 'reward')
+      )
+
+  def read(self, x: jax.Array, rng: jax.Array | None) -> Any:
+    """[B, P, E] embeddings -> keys and values [B, G, D, P] of every layer."""
+    cfg = self.config
+    positions = jnp.arange(x.shape[1])
+    rotation = attention.rotation(positions[None], _frequencies(cfg))
+    bias = _causal_bias(positions, x.shape[1], cfg.sliding_window)
+
+    def call(layer, x, _, cache, slot, key):
+      x, keys_values = layer.read(x, rotation, bias, key)
+      return x, None, keys_values
+
+    _, _, keys_values = self._apply(call, x, None, None, rng)
+    return keys_values
+
+  def __call__(
+    self,
+    x: jax.Array,
+    context: types.Context,
+    cache: Any,
+    index: jax.Array | int,
+    rng: jax.Array | None,
+  ) -> tuple[jax.Array, Any, jax.Array]:
+    """[B, K, T, E] embeddings -> [B, K, T, E] hidden states, cache, loss."""
+    cfg = self.config
+    new = x.shape[2]
+    total = new if cache is None else jax.tree.leaves(cache)[0].shape[-1]
+    own = index + jnp.arange(new)
+    positions = context.length[:, None] + own  # [B, T]
+    rotation = attention.rotation(positions[:, None], _frequencies(cfg))
+    bias = _causal_bias(own, total, cfg.sliding_window)
+    visible = context.mask[:, None]  # [B, T or 1, P]
+    if cfg.sliding_window is not None:
+      distance = positions[..., None] - jnp.arange(context.mask.shape[1])
+      visible &= distance < cfg.sliding_window
+    context_bias = jnp.where(visible, 0.0, attention.MASKED)
+    keys = layers.split(rng, 2)
+
+    def call(layer, carry, keys_values, cache, slot, key):
+      x, loss = carry
+      x, cache, layer_loss = layer(
+        x, keys_values, rotation, bias, context_bias, cache, slot, index, key
+      )
+      return (x, loss + layer_loss), cache, None
+
+    carry = (x, jnp.zeros((), jnp.float32))
+    (x, loss), cache, _ = self._apply(
+      call, carry, context.keys_values, cache, keys[0]
+    )
+    x = self.decoder_norm(x, cfg.dtype)
+    x = layers.dropout(x, cfg.dropout_rate, keys[1])
+    return x, cache, loss * cfg.router_loss_weight / cfg.num_layers
+
+  def _apply(self, call, x, inputs, cache, rng):
+    cfg = self.config
+    return stacks.apply_stack(
+      call,
+      self.layers,
+      x,
+      inputs,
+      cache,
+      layers=cfg.num_layers,
+      scan=cfg.scan,
+      remat_policy=cfg.remat_policy,
+      rng=rng,
+    )
+
+
+class _Layer(nnx.Module):
+  def __init__(self, rngs: nnx.Rngs, cfg: DecoderOnlyConfig):
+    n = cfg.num_layers
+    norm = lambda: layers.Norm(
+      (n, cfg.emb_dim), ('layers', 'embed'), cfg.norm_epsilon
+    )
+    self.config = cfg
+    self.pre_self_attention_layer_norm = norm()
+    self.self_attention = _Attention(rngs, cfg)
+    self.pre_mlp_layer_norm = norm()
+    if cfg.num_experts > 1:
+      self.mlp = _Experts(rngs, cfg)
+    else:
+      self.mlp = layers.Mlp(
+        rngs,
+        (n,),
+        ('layers',),
+        emb_dim=cfg.emb_dim,
+        mlp_dim=cfg.mlp_dim,
+        activations=cfg.mlp_activations,
+      )
+
+  def read(
+    self, x: jax.Array, rotation: Any, bias: jax.Array, rng: jax.Array | None
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """[B, P, E] -> [B, P, E], keys and values [B, G, D, P]."""
+    keys = layers.split(rng, 2)
+    y = self.pre_self_attention_layer_norm(x, self.config.dtype)
+    query, own = self.self_attention.project(y, rotation)
+    y = attention.attention(query, *own, bias)
+    x = x + self._dropout(self.self_attention.combine(y), keys[0])
+    return self._mlp(x, keys[1])[0], own
+
+  def __call__(
+    self,
+    x: jax.Array,
+    context: tuple[jax.Array, jax.Array],
+    rotation: Any,
+    bias: jax.Array,
+    context_bias: jax.Array,
+    cache: Any,
+    slot: jax.Array | int,
+    index: jax.Array | int,
+    rng: jax.Array | None,
+  ) -> tuple[jax.Array, Any, jax.Array]:
+    """One layer over [B, K, T, E]: x, cache, router's loss."""
+    b, k, t, e = x.shape
+    keys = layers.split(rng, 2)
+    y = self.pre_self_attention_layer_norm(x, self.config.dtype)
+    query, own = self.self_attention.project(y, rotation)
+    if cache is not None:
+      written = [
+        attention.write_cache(c, new, slot, index)
+        for c, new in zip(cache, own, strict=True)
+      ]
+      cache, own = zip(*written, strict=True)
+    y = attention.joint_attention(query, context, own, context_bias, bias)
+    x = x + self._dropout(self.self_attention.combine(y), keys[0])
+    x, loss = self._mlp(x, keys[1])
+    return x, cache, loss
+
+  def _mlp(self, x, rng):
+    y = self.pre_mlp_layer_norm(x, self.config.dtype)
+    y = self.mlp(y, self.config.dtype)
+    y, loss = y if self.config.num_experts > 1 else (y, 0.0)
+    return x + self._dropout(y, rng), loss
+
+  def _dropout(self, x, rng):
+    return layers.dropout(x, self.config.dropout_rate, rng)

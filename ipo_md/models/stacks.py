@@ -1,0 +1,113 @@
+"""Stacks of L layers.
+
+A stack is one module whose parameters have a leading axis of layers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+REMAT_POLICIES = {
+  'none': None,
+  'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def map_layers(f: Callable, stack: nnx.Module, layers: int, scan: bool) -> Any:
+  """f(layer) for every layer: stacked for a scan, else a tuple."""
+  graphdef, params = nnx.split(stack)
+  call = lambda p: f(nnx.merge(graphdef, p))
+  if scan:
+    return lax.map(call, params)
+  return tuple(call(p) for p in _unstack(params, layers))
+
+
+def apply_stack(
+  f: Callable,
+  stack: nnx.Module,
+  x: Any,
+  inputs: Any = None,
+  cache: Any = None,
+  *,
+  layers: int,
+  scan: bool,
+  remat_policy: str,
+  rng: jax.Array | None = None,
+) -> tuple[Any, Any, Any]:
+  """Runs x through the layers of a stack.
+
+  Args:
+    f: (layer, x, input, cache, slot, rng) -> (x, cache, output); cache and
+      slot are for `write_cache`.
+    stack: module whose parameters have a leading axis of layers.
+    x: what the first layer gets.
+    inputs: what each layer gets besides, as `map_layers` returns it.
+    cache: from `init_cache`, or None.
+    layers: L.
+    scan: whether `lax.scan` runs the layers.
+    remat_policy: what the backward pass keeps; a key of `REMAT_POLICIES`.
+    rng: key, consumed; each layer gets its own. None: none.
+
+  Returns:
+    x after the last layer, the cache, and the layers' outputs: stacked if
+    scanned, else a tuple.
+  """
+  if remat_policy not in REMAT_POLICIES:
+    raise ValueError(
+      f'remat_policy {remat_policy!r} is not among {list(REMAT_POLICIES)}.'
+    )
+  graphdef, params = nnx.split(stack)
+
+  def call(params, x, layer_input, cache, slot, layer):
+    key = None if rng is None else jax.random.fold_in(rng, layer)
+    return f(nnx.merge(graphdef, params), x, layer_input, cache, slot, key)
+
+  if remat_policy != 'none' and cache is None:
+    call = jax.checkpoint(
+      call, policy=REMAT_POLICIES[remat_policy], prevent_cse=not scan
+    )
+  if scan:
+
+    def step(carry, layer):
+      params, layer_input, i = layer
+      x, cache, output = call(params, carry[0], layer_input, carry[1], i, i)
+      return (x, cache), output
+
+    (x, cache), outputs = lax.scan(
+      step, (x, cache), (params, inputs, jnp.arange(layers))
+    )
+    return x, cache, outputs
+
+  nothing = (None,) * layers
+  inputs = nothing if inputs is None else inputs
+  cache = nothing if cache is None else cache
+  caches, outputs = [], []
+  for i, layer_params in enumerate(_unstack(params, layers)):
+    x, layer_cache, output = call(layer_params, x, inputs[i], cache[i], 0, i)
+    caches.append(layer_cache)
+    outputs.append(output)
+  cache = None if caches[0] is None else tuple(caches)
+  return x, cache, tuple(outputs)
+
+
+def _unstack(tree: Any, layers: int) -> list[Any]:
+  """[L, ...] leaves -> L trees.
+
+  By `lax.split`, whose transpose is one concatenation; that of L slices is a
+  sum of L padded arrays.
+  """
+  split = jax.tree.map(
+    lambda a: [
+      p.reshape(a.shape[1:]) for p in lax.split(a, (1,) * layers, axis=0)
+    ],
+    tree,
+  )
+  return [
+    jax.tree.map(lambda _, parts: parts[i], tree, split)  # noqa: B023
+    for i in range(layers)
+  ]

@@ -1,0 +1,270 @@
+"""Adafactor as in T5X, Adam, and learning rate schedules.
+
+An optimizer is bound by gin and made by the run, which knows the model:
+
+  optimizer(logical_axes) -> optax.GradientTransformation
+
+The learning rate is a number, or a schedule: a function of the updates made so
+far, as in T5X, so that a warm-up starts at (almost) 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ipo_md import types
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+# Logical axes along which parameters are stacked: each entry is a parameter.
+STACKED = ('layers', 'expert')
+
+_MIN_LEARNING_RATE = 1e-8  # T5X's floor of every schedule
+
+
+def constant(*, learning_rate: float, warmup_steps: int = 0) -> Schedule:
+  """learning_rate, reached linearly in warmup_steps."""
+  return lambda step: _floor(learning_rate * _warmup(step, warmup_steps))
+
+
+def linear(
+  *, learning_rate: float, warmup_steps: int, decay_steps: int
+) -> Schedule:
+  """Linear to learning_rate, then linear to 0 in decay_steps.
+
+  T5X's `linear_decay` with decay_factor = 1 / decay_steps.
+  """
+
+  def schedule(step):
+    decay = 1 - (step - warmup_steps) / decay_steps
+    return _floor(
+      learning_rate * jnp.minimum(_warmup(step, warmup_steps), decay)
+    )
+
+  return schedule
+
+
+def rsqrt(*, learning_rate: float, warmup_steps: int) -> Schedule:
+  """Linear to learning_rate, then learning_rate sqrt(warmup_steps / step).
+
+  T5X's `rsqrt_normalized_decay`; its `rsqrt_decay` of base_learning_rate b has
+  learning_rate = b / sqrt(warmup_steps).
+  """
+
+  def schedule(step):
+    decay = jnp.sqrt(warmup_steps / jnp.maximum(step, warmup_steps))
+    return _floor(learning_rate * _warmup(step, warmup_steps) * decay)
+
+  return schedule
+
+
+def cosine(
+  *, learning_rate: float, warmup_steps: int, steps_per_cycle: int
+) -> Schedule:
+  """Linear to learning_rate, then half a cosine to 0 in steps_per_cycle.
+
+  As in T5X it starts again after a cycle, without a warm-up.
+  """
+
+  def schedule(step):
+    progress = jnp.maximum(0.0, (step - warmup_steps) / steps_per_cycle) % 1.0
+    decay = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    return _floor(learning_rate * _warmup(step, warmup_steps) * decay)
+
+  return schedule
+
+
+def stepwise(
+  *, learning_rate: float, decay_factor: float, steps_per_decay: int
+) -> Schedule:
+  """learning_rate, times decay_factor at every steps_per_decay."""
+  return lambda step: _floor(
+    learning_rate * decay_factor ** (step // steps_per_decay)
+  )
+
+
+def _warmup(step: jax.Array, warmup_steps: int) -> jax.Array:
+  return jnp.minimum(1.0, step / max(1, warmup_steps)) if warmup_steps else 1.0
+
+
+def _floor(learning_rate: jax.Array) -> jax.Array:
+  return jnp.maximum(learning_rate, _MIN_LEARNING_RATE)
+
+
+def learning_rate_at(
+  learning_rate: float | Schedule, step: jax.Array
+) -> jax.Array:
+  """[] float32 learning rate of the update that follows `step` others."""
+  rate = learning_rate(step) if callable(learning_rate) else learning_rate
+  return jnp.asarray(rate, jnp.float32)
+
+
+class AdafactorState(NamedTuple):
+  """Second moments, each a tree like the parameters, float32.
+
+  A factored kernel [..., R, C] has v_row [..., its smaller side] and v_col
+  [..., its larger side]; any other parameter has v alone. What a parameter
+  does not have is a 0 of shape [..., 1], as in T5X.
+  """
+
+  count: jax.Array  # [] int32
+  v_row: Any
+  v_col: Any
+  v: Any
+
+
+def adafactor(
+  logical_axes: types.Params,
+  *,
+  learning_rate: float | Schedule,
+  decay_rate: float = 0.8,
+  clipping_threshold: float | None = 1.0,
+  multiply_by_parameter_scale: bool = True,
+  min_dim_size_to_factor: int = 128,
+  max_gradient_norm: float | None = None,
+) -> optax.GradientTransformation:
+  """Adafactor (https://arxiv.org/abs/1804.04235) as T5X has it.
+
+    v_t     = d v_{t-1} + (1 - d) g^2,   d = 1 - t^-decay_rate
+    u       = g / sqrt(v),   u /= max(1, RMS(u) / clipping_threshold)
+    update  = - learning_rate max(RMS(parameter), 1e-3) u
+
+  v of a kernel is the product of its row and column means. Stacked parameters
+  (`STACKED` at the front of their logical axes) are so many parameters: scale,
+  clipping and factors are taken one by one, where optax takes the whole stack.
+
+  Args:
+    logical_axes: a tree like the parameters; a tuple of names for each.
+    learning_rate: relative to the scale of a parameter.
+    decay_rate: exponent of the second moment's decay.
+    clipping_threshold: of the RMS of an update; None: not clipped.
+    multiply_by_parameter_scale: False: learning_rate is absolute.
+    min_dim_size_to_factor: a kernel with a smaller side is not factored.
+    max_gradient_norm: of the gradients of all parameters together, clipped
+      before anything else; None: not clipped.
+  """
+
+  def init_one(param):
+    empty = jnp.zeros((1,), jnp.float32)
+    if _is_factored(param, min_dim_size_to_factor):
+      small, large = sorted(param.shape)
+      return jnp.zeros(small), jnp.zeros(large), empty
+    return empty, empty, jnp.zeros(param.shape, jnp.float32)
+
+  def update_one(grad, param, v_row, v_col, v, decay, rate):
+    square = jnp.square(grad) + 1e-30
+    if _is_factored(param, min_dim_size_to_factor):
+      small, large = _sides(param)
+      v_row = decay * v_row + (1 - decay) * jnp.mean(square, axis=large)
+      v_col = decay * v_col + (1 - decay) * jnp.mean(square, axis=small)
+      row_factor = (v_row / jnp.mean(v_row)) ** -0.5
+      update = (
+        grad
+        * jnp.expand_dims(row_factor, large)
+        * jnp.expand_dims(v_col**-0.5, small)
+      )
+    else:
+      v = decay * v + (1 - decay) * square
+      update = grad * v**-0.5
+    if clipping_threshold is not None:
+      update /= jnp.maximum(1.0, _rms(update) / clipping_threshold)
+    if multiply_by_parameter_scale:
+      rate *= jnp.maximum(_rms(param), 1e-3)
+    return -rate * update, v_row, v_col, v
+
+  def init(params):
+    def leaf(param, axes):
+      return _per_entry(init_one, axes)(param)
+
+    out = jax.tree.map(leaf, params, logical_axes)
+    return AdafactorState(jnp.zeros((), jnp.int32), *_unzip(params, out))
+
+  def update(grads, state, params):
+    decay = 1 - (state.count.astype(jnp.float32) + 1) ** -decay_rate
+    rate = learning_rate_at(learning_rate, state.count)
+
+    def leaf(param, axes, grad, *moments):
+      function = lambda *args: update_one(*args, decay, rate)
+      return _per_entry(function, axes)(
+        grad.astype(jnp.float32), param.astype(jnp.float32), *moments
+      )
+
+    out = jax.tree.map(
+      leaf, params, logical_axes, grads, state.v_row, state.v_col, state.v
+    )
+    updates, *moments = _unzip(params, out)
+    return updates, AdafactorState(state.count + 1, *moments)
+
+  return _clipped(max_gradient_norm, optax.GradientTransformation(init, update))
+
+
+def adam(
+  logical_axes: types.Params,
+  *,
+  learning_rate: float | Schedule,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  epsilon: float = 1e-8,
+  weight_decay: float = 0.0,
+  max_gradient_norm: float | None = None,
+) -> optax.GradientTransformation:
+  """Adam, or AdamW with a weight_decay (https://arxiv.org/abs/1711.05101).
+
+  Args:
+    logical_axes: as for `adafactor`; not needed.
+    learning_rate: absolute.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    epsilon: added to the root of the second moment.
+    weight_decay: fraction of a parameter, times learning_rate, that an update
+      takes off it.
+    max_gradient_norm: of the gradients of all parameters together; None: not
+      clipped.
+  """
+  del logical_axes
+  rate = lambda step: learning_rate_at(learning_rate, step)
+  return _clipped(
+    max_gradient_norm,
+    optax.adamw(rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay),
+  )
+
+
+def _clipped(
+  max_gradient_norm: float | None, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  if max_gradient_norm is None:
+    return optimizer
+  return optax.chain(optax.clip_by_global_norm(max_gradient_norm), optimizer)
+
+
+def _per_entry(function: Callable, axes: tuple[str, ...]) -> Callable:
+  """`function` of one parameter, for a stack of them."""
+  for axis in axes:
+    if axis not in STACKED:
+      break
+    function = jax.vmap(function)
+  return function
+
+
+def _sides(param: jax.Array) -> tuple[int, int]:
+  """The axes of a kernel [R, C]: of its smaller side, of its larger side."""
+  return (0, 1) if param.shape[0] <= param.shape[1] else (1, 0)
+
+
+def _is_factored(param: jax.Array, min_dim_size_to_factor: int) -> bool:
+  return param.ndim == 2 and min(param.shape) >= min_dim_size_to_factor
+
+
+def _rms(x: jax.Array) -> jax.Array:
+  return jnp.sqrt(jnp.mean(jnp.square(x)))
+
+
+def _unzip(params: types.Params, out: Any) -> list[Any]:
+  """A tree of tuples -> a list of trees like `params`."""
+  structure = jax.tree.structure(params)
+  columns = zip(*structure.flatten_up_to(out), strict=True)
+  return [jax.tree.unflatten(structure, column) for column in columns]

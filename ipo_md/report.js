@@ -1,0 +1,249 @@
+const data = JSON.parse(document.getElementById('data').textContent);
+const {results, runs} = data;
+const {policies, judges} = results;
+const byId = id => document.getElementById(id);
+const words = name => name.replaceAll('_', ' ');
+const number = (x, digits = 3) =>
+  typeof x === 'number' ? x.toFixed(digits) : '–';
+
+// Every text of the data enters the page as a text node, never as HTML.
+function element(tag, attributes = {}, ...children) {
+  const svg = ['svg', 'path', 'line', 'text', 'circle', 'title'];
+  const node = svg.includes(tag) ?
+    document.createElementNS('http://www.w3.org/2000/svg', tag) :
+    document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
+    else if (value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+function options(select, values, label = words) {
+  select.replaceChildren(
+    ...values.map(value => element('option', {value}, label(value))));
+}
+
+function tableRows(table, header, rows) {
+  const cells = header.map(name => element('th', {scope: 'col'}, name));
+  table.replaceChildren(
+    element('thead', {}, element('tr', {}, ...cells)),
+    element('tbody', {}, ...rows.map(([name, ...row]) =>
+      element('tr', {}, element('th', {scope: 'row'}, name), ...row))));
+}
+
+const bounds = ([low, high], digits) =>
+  element('small', {}, `${number(low, digits)} to ${number(high, digits)}`);
+
+function drawMatrix() {
+  const judge = byId('judge').value;
+  const quantity = byId('quantity').value;
+  const rows = policies.map((row, i) => [row, ...policies.map((column, k) => {
+    const value = results[quantity][judge][i][k];
+    if (i === k) return element('td', {class: 'self'}, number(value));
+    const away = Math.round(Math.min(1, Math.abs(value - 0.5) * 2) * 100);
+    const color = value >= 0.5 ? '--win' : '--loss';
+    const interval = quantity === 'win_rate' ?
+      results.interval : results.mean_preference_interval;
+    const label = element('button', {
+      title: `${row} over ${column}: show the prompts`,
+      onclick: () => showWins(row, column),
+    }, number(value));
+    if (interval) label.append(bounds(interval[judge][i][k]));
+    const style = `background: color-mix(in srgb, var(${color}) ${away}%, ` +
+      'var(--ground))';
+    return element('td', {style}, label);
+  })]);
+  tableRows(byId('matrix'), ['row over column', ...policies], rows);
+}
+
+function showWins(row, column) {
+  byId('row').value = row;
+  byId('column').value = column;
+  byId('outcome').value = 'win';
+  applyFilters();
+  byId('prompts').scrollIntoView();
+  byId('prompt').focus({preventScroll: true});
+}
+
+function drawMeasures() {
+  const measures = Object.keys(results).filter(name => {
+    const value = results[name];
+    return value && !Array.isArray(value) && typeof value === 'object' &&
+      policies.every(policy => policy in value);
+  });
+  const paired = results.paired_difference ?? {};
+  const rows = policies.map(policy => [policy, ...measures.map(name => {
+    const cell = element('td', {}, number(results[name][policy]));
+    const difference = paired[name]?.[policy];
+    if (difference) {
+      const [value, low, high] = difference.map(x => number(x, 2));
+      cell.append(element('small', {}, `(${value}: ${low} to ${high})`));
+    }
+    return cell;
+  })]);
+  tableRows(byId('measures'), ['policy', ...measures.map(words)], rows);
+}
+
+// `agreement`: {pairs: {judge: [value, low, high, number of pairs]}}.
+function drawAgreement() {
+  const agreement = results.agreement ?? {};
+  const sets = Object.keys(agreement);
+  byId('judges').hidden = !sets.length;
+  const names = [...new Set(sets.flatMap(set => Object.keys(agreement[set])))];
+  tableRows(byId('agreement'), ['pairs', ...names.map(words)],
+    sets.map(set => [words(set), ...names.map(judge => {
+      if (!agreement[set][judge]) return element('td', {}, '–');
+      const [value, low, high, count] = agreement[set][judge];
+      const pairs = element('small', {}, `${count} pairs`);
+      return element('td', {}, number(value), bounds([low, high]), pairs);
+    })]));
+}
+
+const parsed = [];
+const total = data.pages.reduce((sum, size) => sum + size, 0);
+let matches = [];
+let current = 0;
+
+function entry(index) {
+  let page = 0;
+  for (; index >= data.pages[page]; page++) index -= data.pages[page];
+  parsed[page] ??= JSON.parse(byId(`page-${page}`).textContent);
+  return parsed[page][index];
+}
+
+// P(row > column) of one prompt; the lines hold the upper triangle.
+function preference(line, judge, row, column) {
+  const values = line.preference?.[judge];
+  if (!values || row === column) return 0.5;
+  const i = Math.min(row, column);
+  const k = Math.max(row, column);
+  const p = values[i * policies.length - i * (i + 1) / 2 + k - i - 1];
+  return row < column ? p : 1 - p;
+}
+
+function applyFilters() {
+  const text = byId('text').value.toLowerCase();
+  const outcome = {win: 1, tie: 0, loss: -1}[byId('outcome').value];
+  const row = policies.indexOf(byId('row').value);
+  const column = policies.indexOf(byId('column').value);
+  const judge = byId('judge').value;
+  const holds = line =>
+    (outcome === undefined ||
+     Math.sign(preference(line, judge, row, column) - 0.5) === outcome) &&
+    (!text || [line.prompt, ...Object.values(line.completions)
+      .map(completion => completion.text)]
+      .some(each => each.toLowerCase().includes(text)));
+  const all = Array.from({length: total}, (_, index) => index);
+  const filtered = text || outcome !== undefined;
+  matches = filtered ? all.filter(index => holds(entry(index))) : all;
+  const more = data.leftOut ?
+    `; ${data.leftOut} more in completions.jsonl` : '';
+  byId('found').textContent =
+    `${matches.length} of ${total} prompts${filtered ? ' match' : ''}${more}`;
+  if (!matches.includes(current) && matches.length) show(matches[0]);
+  else drawPrompt();
+}
+
+function show(index) {
+  current = index;
+  history.replaceState(null, '', `#prompt=${index}`);
+  drawPrompt();
+}
+
+function step(direction) {
+  const next = direction > 0 ?
+    matches.find(index => index > current) :
+    matches.findLast(index => index < current);
+  if (next !== undefined) show(next);
+}
+
+function drawPrompt() {
+  byId('number').value = current;
+  byId('permanent').href = `#prompt=${current}`;
+  const article = byId('prompt');
+  if (!total || !matches.length) {
+    article.replaceChildren(element('p', {}, 'No prompt matches.'));
+    return;
+  }
+  const line = entry(current);
+  const chosen = new Set([...byId('shown').querySelectorAll('input:checked')]
+    .map(box => box.value));
+  const cards = Object.keys(line.completions)
+    .sort((a, b) => policies.indexOf(a) - policies.indexOf(b))
+    .filter(policy => chosen.has(policy))
+    .map(policy => card(line, policy));
+  article.replaceChildren(
+    element('div', {class: 'prompt'}, line.prompt),
+    element('div', {class: 'cards'}, ...cards));
+}
+
+function card(line, policy) {
+  const {text, score = {}} = line.completions[policy];
+  const terms = Object.entries(score);
+  const i = policies.indexOf(policy);
+  const k = policies.indexOf(byId('column').value);
+  if (i !== k) {
+    for (const judge of judges.filter(name => line.preference?.[name])) {
+      const p = preference(line, judge, i, k);
+      terms.push([`over ${policies[k]}, ${words(judge)}`, p]);
+    }
+  }
+  const list = terms.flatMap(([name, value]) => [
+    element('dt', {}, words(name)),
+    element('dd', {}, typeof value === 'number' && !Number.isInteger(value) ?
+      number(value) : String(value))]);
+  return element('section', {class: 'card'}, element('h3', {}, policy),
+    element('p', {}, text || '(empty)'), element('dl', {}, ...list));
+}
+
+function followHash() {
+  const match = /^#prompt=(\d+)$/.exec(location.hash);
+  if (!match || Number(match[1]) >= total) return;
+  current = Number(match[1]);
+  if (!matches.includes(current)) {
+    byId('text').value = byId('outcome').value = '';
+    applyFilters();
+  }
+  drawPrompt();
+  byId('prompts').scrollIntoView();
+}
+
+byId('summary').textContent = `${policies.length} policies, ` +
+  `${judges.length} judges, ${results.prompts} held-out prompts.`;
+options(byId('judge'), judges);
+options(byId('row'), policies, name => name);
+options(byId('column'), policies, name => name);
+byId('row').value = policies.at(-1);
+policies.forEach(policy => byId('shown').append(element('label', {},
+  element('input', {type: 'checkbox', value: policy, checked: ''}), ' ',
+  policy)));
+byId('gin').append(...Object.entries(runs).map(([name, run]) =>
+  element('details', {}, element('summary', {}, name),
+    element('pre', {}, run.gin || '(no gin file)'))));
+byId('runs').hidden = byId('training').hidden = !Object.keys(runs).length;
+
+byId('judge').onchange = () => { drawMatrix(); applyFilters(); };
+byId('quantity').onchange = drawMatrix;
+byId('filters').oninput = applyFilters;
+byId('shown').onchange = drawPrompt;
+byId('previous').onclick = () => step(-1);
+byId('next').onclick = () => step(1);
+byId('number').onchange = event => {
+  location.hash = `#prompt=${event.target.value}`;
+};
+addEventListener('hashchange', followHash);
+addEventListener('keydown', event => {
+  const typing = event.target.closest?.('input, select, textarea');
+  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === 'n') step(1);
+  if (event.key === 'p') step(-1);
+});
+
+drawMatrix();
+drawMeasures();
+drawAgreement();
+drawFigures(results, runs);
+applyFilters();
+followHash();

@@ -1,0 +1,159 @@
+"""The results of a comparison as one HTML page that needs nothing else.
+
+  FOLDER/results.json       win rates, intervals and measures of the policies
+  FOLDER/completions.jsonl  a line per prompt, as `side_by_side` writes it:
+    {"prompt": text, "completions": {policy: {"text": ..., "score": {...}}},
+     "preference": {judge: [p, ...]}}
+  MODEL_DIR/metrics.jsonl   of each run, and its *.gin
+    -> FOLDER/index.html
+
+`preference` lists P(i > k) for i < k, row by row of the policies of
+results.json; it may be absent. The page makes no network request, and the same
+input gives the same bytes: it holds no time and no path above FOLDER's parent.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import html
+import json
+import math
+import pathlib
+from typing import Any
+
+from ipo_md import telemetry
+
+_PROMPTS_PER_PAGE = 64
+_MAX_BYTES = 25_000_000  # of prompts in the page; the rest is in the JSON lines
+_MAX_POINTS = 400  # of a curve
+
+
+def write(folder: str, runs: Mapping[str, str] | None = None) -> str:
+  """Writes FOLDER/index.html.
+
+  Args:
+    folder: holds results.json and completions.jsonl.
+    runs: name of each training run to show -> its MODEL_DIR.
+
+  Returns:
+    The path of the page.
+
+  Raises:
+    ValueError: results.json contradicts itself.
+  """
+  folder = pathlib.Path(folder)
+  results = json.loads((folder / 'results.json').read_text())
+  home = str(folder.resolve().parent)
+  histories = {
+    name: _history(pathlib.Path(path), home)
+    for name, path in (runs or {}).items()
+  }
+  path = folder / 'index.html'
+  with (folder / 'completions.jsonl').open() as completions:
+    path.write_text(page(results, completions, histories))
+  return str(path)
+
+
+def page(
+  results: Mapping[str, Any],
+  completions: Iterable[str],
+  runs: Mapping[str, Any],
+) -> str:
+  """The page as text.
+
+  Args:
+    results: contents of results.json.
+    completions: the lines of completions.jsonl.
+    runs: name -> {'gin': text, 'metrics': {name: [[step, value], ...]}}.
+  """
+  _check(results)
+  pages, sizes, left_out = [], [], 0
+  budget = _MAX_BYTES
+  for lines in _batched(completions, _PROMPTS_PER_PAGE):
+    content = _script('[' + ','.join(lines) + ']', f'page-{len(pages)}')
+    budget -= len(content.encode())
+    if budget < 0:
+      left_out += len(lines)
+    else:
+      pages.append(content)
+      sizes.append(len(lines))
+  data = {
+    'results': results,
+    'runs': runs,
+    'pages': sizes,
+    'leftOut': left_out,
+  }
+  text = json.dumps(_finite(data), sort_keys=True, allow_nan=False)
+  here = pathlib.Path(__file__).parent
+  parts = {
+    'TITLE': html.escape(' · '.join(results['policies'])),
+    'STYLE': (here / 'report.css').read_text(),
+    'DATA': '\n'.join([_script(text, 'data'), *pages]),
+    'SCRIPT': ''.join(
+      (here / name).read_text() for name in ('report_figures.js', 'report.js')
+    ),
+  }
+  before, *slots = (here / 'report.html').read_text().split('{{')
+  filled = [before]
+  for slot in slots:
+    name, after = slot.split('}}', 1)
+    filled += [parts[name], after]
+  return ''.join(filled)
+
+
+def _script(text: str, name: str) -> str:
+  """JSON inside HTML: no text in it can end the element."""
+  text = text.replace('<', '\\u003c')
+  return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def _batched(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+  batch = []
+  for line in lines:
+    batch.append(line.strip())
+    if len(batch) == size:
+      yield batch
+      batch = []
+  if batch:
+    yield batch
+
+
+def _history(model_dir: pathlib.Path, home: str) -> dict[str, Any]:
+  """The metrics of a run, thinned to `_MAX_POINTS`, and its gin."""
+  gin = [path.read_text() for path in sorted(model_dir.glob('*.gin'))]
+  history = {}
+  if (model_dir / telemetry.METRICS_FILE).exists():
+    history = telemetry.read_metrics(str(model_dir))
+  metrics = {}
+  for name in sorted({name for values in history.values() for name in values}):
+    steps = [step for step in history if name in history[step]]
+    stride = math.ceil(len(steps) / _MAX_POINTS)
+    steps = steps[::-stride][::-1]  # keeps the last one
+    metrics[name] = [[step, history[step][name]] for step in steps]
+  return {'gin': '\n'.join(gin).replace(home, 'DIR'), 'metrics': metrics}
+
+
+def _finite(value: Any) -> Any:
+  """The value with None for NaN and infinity, which JSON lacks."""
+  if isinstance(value, Mapping):
+    return {key: _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _check(results: Mapping[str, Any]) -> None:
+  policies = results['policies']
+  if len(set(policies)) < len(policies):
+    raise ValueError(f'results.json names a policy twice: {policies}.')
+  for judge in results['judges']:
+    for name in ('win_rate', 'interval'):
+      matrix = results[name].get(judge, [])
+      shape = [len(row) for row in matrix]
+      if shape != [len(policies)] * len(policies):
+        raise ValueError(
+          f'results.json: {name} of judge {judge!r} has rows of {shape} '
+          f'entries for {len(policies)} policies.'
+        )

@@ -1,0 +1,242 @@
+"""What a run says while it runs: metric files and progress lines.
+
+Only process 0 writes and prints; on the others everything here does nothing.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import json
+import math
+import os
+import sys
+import time
+from typing import Any
+from typing import TypeVar
+
+from etils import epath
+import jax
+
+METRICS_FILE = 'metrics.jsonl'
+_LOG_SECONDS = 30  # between two lines of `progress` in a log file
+_TERMINAL_SECONDS = 0.2
+
+_Item = TypeVar('_Item')
+
+
+class MetricWriter:
+  """Writes MODEL_DIR/metrics.jsonl and, for TensorBoard, MODEL_DIR/tensorboard.
+
+  A line of metrics.jsonl is {"step": ..., name: value, ...}, written whole. A
+  resumed run appends: where it repeats a step, `read_metrics` takes the later
+  line. TensorBoard's files are written by a thread of their own.
+
+    with telemetry.MetricWriter(model_dir) as writer:
+      writer.scalars(step, {'loss': loss})
+
+  Args:
+    model_dir: MODEL_DIR, a local path or a bucket's.
+  """
+
+  def __init__(self, model_dir: str):
+    self._path = epath.Path(model_dir) / METRICS_FILE
+    self._tensorboard = None
+    if jax.process_index():
+      return
+    # TensorFlow takes seconds to import, and readers of metrics need none.
+    from clu import metric_writers
+
+    try:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      _cut_torn_line(self._path)
+      with self._path.open('a'):
+        pass
+    except OSError as error:
+      raise ValueError(self._cannot_write(error)) from error
+    self._tensorboard = metric_writers.AsyncMultiWriter(
+      [metric_writers.SummaryWriter(str(self._path.parent / 'tensorboard'))]
+    )
+
+  def __enter__(self) -> 'MetricWriter':
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+
+  def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+    """Writes the scalars of one step; a value may be an array of shape []."""
+    if self._tensorboard is None:
+      return
+    values = {name: float(values[name]) for name in sorted(values)}
+    line = json.dumps({'step': int(step), **values}) + '\n'
+    try:
+      with self._path.open('a') as file:
+        file.write(line)
+    except OSError as error:
+      raise ValueError(self._cannot_write(error)) from error
+    self._tensorboard.write_scalars(int(step), values)
+
+  def texts(self, step: int, values: Mapping[str, str]) -> None:
+    """Shows texts, such as samples, in TensorBoard."""
+    if self._tensorboard is not None:
+      self._tensorboard.write_texts(int(step), values)
+
+  def _cannot_write(self, error: OSError) -> str:
+    return f'Cannot write {self._path}: {error.strerror} (MODEL_DIR).'
+
+
+def _cut_torn_line(path: epath.Path) -> None:
+  """Cuts the half line that a killed run left. Buckets write whole files."""
+  if not path.exists():
+    return
+  content = path.read_bytes()
+  if content and not content.endswith(b'\n'):
+    os.truncate(path, content.rfind(b'\n') + 1)
+
+
+def read_metrics(path: str) -> dict[int, dict[str, float]]:
+  """Reads metrics.jsonl, also while a run writes it or after it was killed.
+
+  Args:
+    path: of the file, or of the MODEL_DIR that holds it.
+
+  Returns:
+    The values of each step, in order of the steps. A step may have several
+    lines, as of training and of evaluation; of a name the last one counts.
+
+  Raises:
+    ValueError: a line is not JSON, other than a last one cut short.
+  """
+  path = epath.Path(path)
+  if path.is_dir():
+    path /= METRICS_FILE
+  *lines, _ = path.read_text().split('\n')
+  metrics = {}
+  for number, line in enumerate(lines, 1):
+    try:
+      values = json.loads(line)
+      step = values.pop('step')
+    except (ValueError, KeyError, AttributeError) as error:
+      raise ValueError(
+        f'{path}, line {number}: not the metrics of a step: {line[:80]!r}.'
+      ) from error
+    metrics.setdefault(step, {}).update(values)
+  return dict(sorted(metrics.items()))
+
+
+class ProgressLine:
+  """One line that says how a training run goes.
+
+    step 1,200/30,000  loss 0.1234  win rate 0.612  18,340 tokens/s  left 1:02
+
+  On a terminal it is rewritten in place; elsewhere every call of `update` is
+  one line. The win rate is the last one known. The time left leaves the first
+  interval, which compiles, out of account as soon as there is another one.
+
+  Args:
+    total_steps: TRAIN_STEPS.
+    step: the step that the run starts from.
+  """
+
+  def __init__(self, total_steps: int, step: int = 0):
+    self._total = total_steps
+    self._step, self._time = step, time.monotonic()
+    self._timed_from = None
+    self._win_rate = None
+    self._line = _Line()
+
+  def update(
+    self, step: int, metrics: Mapping[str, Any], *, tokens: float
+  ) -> None:
+    """Shows the state after `step` updates.
+
+    Args:
+      step: updates made.
+      metrics: of which `loss` and `win_rate` are shown.
+      tokens: tokens processed since the last call.
+    """
+    now = time.monotonic()
+    fields = [f'step {step:,}/{self._total:,}']
+    if 'loss' in metrics:
+      fields.append(f'loss {float(metrics["loss"]):.4f}')
+    self._win_rate = metrics.get('win_rate', self._win_rate)
+    if self._win_rate is not None:
+      fields.append(f'win rate {float(self._win_rate):.3f}')
+    fields.append(f'{tokens / max(now - self._time, 1e-9):,.0f} tokens/s')
+    first_step, first_time = self._timed_from or (self._step, self._time)
+    if step > first_step:
+      rate = (now - first_time) / (step - first_step)
+      fields.append(f'left {_duration(rate * (self._total - step))}')
+    if self._timed_from is None:
+      self._timed_from = step, now
+    self._step, self._time = step, now
+    self._line.show('  '.join(fields))
+
+  def close(self) -> None:
+    """Ends the line on a terminal, so that what follows has its own."""
+    self._line.end()
+
+
+def progress(items: Iterable[_Item], total: int, label: str) -> Iterator[_Item]:
+  """Yields items and shows how far a long phase is.
+
+    sampling ipo_md  34/128  27 %  left 0:12
+
+  Args:
+    items: what is worked on; an item counts as done when the next is asked for.
+    total: their number.
+    label: what is done.
+  """
+  line = _Line()
+  start = shown = time.monotonic()
+  period = _TERMINAL_SECONDS if line.terminal else _LOG_SECONDS
+  done = 0
+  try:
+    for item in items:
+      yield item
+      done += 1
+      now = time.monotonic()
+      if now - shown >= period and done < total:
+        left = (now - start) / done * (total - done)
+        share = 100 * done // total
+        line.show(
+          f'{label}  {done:,}/{total:,}  {share} %  left {_duration(left)}'
+        )
+        shown = now
+    took = _duration(time.monotonic() - start)
+    line.show(f'{label}  {done:,}/{total:,}  took {took}')
+  finally:
+    line.end()
+
+
+class _Line:
+  """A line of text that replaces the one before it on a terminal."""
+
+  def __init__(self):
+    self.terminal = sys.stdout.isatty()
+    self._silent = jax.process_index() != 0
+    self._width = 0
+
+  def show(self, text: str) -> None:
+    if self._silent:
+      return
+    if self.terminal:
+      print(f'\r{text:{self._width}}', end='', flush=True)
+      self._width = len(text)
+    else:
+      print(text, flush=True)
+
+  def end(self) -> None:
+    if self._width:
+      print(flush=True)
+    self._width = 0
+
+
+def _duration(seconds: float) -> str:
+  """1:02:33, or 2:33 below an hour; seconds rounded up."""
+  minutes, seconds = divmod(math.ceil(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}:{minutes:02}:{seconds:02}'
+  return f'{minutes}:{seconds:02}'

@@ -1,0 +1,213 @@
+"""Tokenised examples on disk: made at first use, mapped into memory after.
+
+  CACHE_DIR/TASK-SPLIT-FINGERPRINT/
+    info.json               what the fingerprint is of; dtypes and shapes
+    inputs.bin ...          the columns of `examples.chunks`, as raw arrays
+
+A cache appears under its name only when it is whole. Another vocabulary, other
+lengths, other files or other code of the task have another fingerprint, hence
+another cache. Each host keeps its own, on a local disk.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import functools
+import hashlib
+import inspect
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+from absl import logging
+import numpy as np
+import seqio
+import tqdm
+
+from ipo_md import examples
+
+
+def load(
+  task: seqio.Task,
+  *,
+  split: str,
+  feature_lengths: Mapping[str, int],
+  cache_dir: str,
+) -> examples.Examples:
+  """The examples of a task, from its cache if there is one.
+
+  Args:
+    task: as for `examples.tokenise`.
+    split: of the task.
+    feature_lengths: as for `examples.tokenise`.
+    cache_dir: CACHE_DIR, a local directory.
+  """
+  source = describe(task, split, feature_lengths)
+  text = json.dumps(source, sort_keys=True)
+  fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+  path = os.path.join(cache_dir, f'{task.name}-{split}-{fingerprint}')
+  columns = _read(path)
+  if columns is None:
+    os.makedirs(cache_dir, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+      dir=cache_dir, prefix='unfinished-'
+    ) as folder:
+      _write(os.path.join(folder, 'cache'), task, split, source)
+      _publish(os.path.join(folder, 'cache'), path)
+    columns = _read(path)
+    if columns is None:
+      raise ValueError(f'The cache {path} cannot be read back (CACHE_DIR).')
+  return examples.from_columns(task.name, columns)
+
+
+def describe(
+  task: seqio.Task, split: str, feature_lengths: Mapping[str, int]
+) -> dict[str, Any]:
+  """What the tokens of a task depend on, as JSON."""
+  modules = {'ipo_md.examples': sys.modules['ipo_md.examples']}
+  functions = list(task.preprocessors)
+  functions += [v for v in vars(task.source).values() if callable(v)]
+  for function in functions:
+    while isinstance(function, functools.partial):
+      function = function.func
+    module = inspect.getmodule(inspect.unwrap(function))
+    if module is not None and not module.__name__.startswith('seqio.'):
+      modules |= _reached(module)
+  return {
+    'task': task.name,
+    'split': split,
+    'feature_lengths': dict(feature_lengths),
+    'versions': {'seqio': seqio.__version__},
+    'preprocessors': [repr(_bound(p)) for p in task.preprocessors],
+    'vocabularies': {
+      name: _vocabulary(feature.vocabulary)
+      for name, feature in task.output_features.items()
+    },
+    'files': _files(task.source, split),
+    'code': {
+      name: _digest(pathlib.Path(module.__file__).read_bytes())
+      for name, module in sorted(modules.items())
+      if getattr(module, '__file__', None)
+    },
+  }
+
+
+def _bound(function: Any) -> Any:
+  """The arguments of a partial, for a fingerprint: plain values alone."""
+  if not isinstance(function, functools.partial):
+    return getattr(function, '__qualname__', type(function).__name__)
+  return [_bound(function.func), _plain(function.keywords)]
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Those whose text is the same in every process."""
+  plain = (str, int, float, bool, bytes, tuple, type(None))
+  return {k: v for k, v in sorted(values.items()) if type(v) in plain}
+
+
+def _reached(module: Any) -> dict[str, Any]:
+  """A module and those of its package that its globals name."""
+  package = module.__name__.split('.')[0]
+  found, pending = {}, [module]
+  while pending:
+    module = pending.pop()
+    if module.__name__ in found:
+      continue
+    found[module.__name__] = module
+    pending += [
+      m
+      for m in vars(module).values()
+      if inspect.ismodule(m) and m.__name__.split('.')[0] == package
+    ]
+  return found
+
+
+def _vocabulary(vocabulary: seqio.Vocabulary) -> list[Any]:
+  kind = type(vocabulary).__name__
+  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    return [kind, vocabulary.vocab_size, _digest(vocabulary.sp_model)]
+  return [kind, vocabulary.vocab_size, repr(_plain(vars(vocabulary)))]
+
+
+def _files(source: seqio.DataSource, split: str) -> list[list[Any]]:
+  """Name, size and time of change of the source's files."""
+  out = []
+  for name in source.list_shards(split):
+    stat = os.stat(name) if os.path.exists(name) else None
+    out.append([name, stat and stat.st_size, stat and stat.st_mtime_ns])
+  return out
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
+
+
+def _write(path: str, task: seqio.Task, split: str, source: Mapping[str, Any]):
+  """Tokenises into the directory `path`, a chunk at a time."""
+  os.mkdir(path)
+  columns, files = {}, {}
+  with contextlib.ExitStack() as stack:
+    progress = stack.enter_context(
+      tqdm.tqdm(
+        total=task.source.num_input_examples(split),
+        desc=f'Tokenising {task.name}, {split}',
+        unit=' examples',
+      )
+    )
+    for chunk in examples.chunks(task, split, source['feature_lengths']):
+      for name, values in chunk.items():
+        if name not in files:
+          columns[name] = {
+            'dtype': values.dtype.name,
+            'shape': [0, *values.shape[1:]],
+          }
+          files[name] = stack.enter_context(
+            open(os.path.join(path, f'{name}.bin'), 'wb')
+          )
+        values.tofile(files[name])
+        columns[name]['shape'][0] += len(values)
+      progress.update(len(chunk['inputs_lengths']))
+  with open(os.path.join(path, 'info.json'), 'w') as file:
+    json.dump({'source': source, 'columns': columns}, file, indent=1)
+
+
+def _publish(made: str, path: str):
+  try:
+    os.replace(made, path)
+  except OSError:
+    # Another process was faster, or what lies there is broken.
+    if _read(path) is not None:
+      return
+    os.replace(path, os.path.join(os.path.dirname(made), 'broken'))
+    os.replace(made, path)
+
+
+def _read(path: str) -> dict[str, np.ndarray] | None:
+  """The columns of a cache; None if it is not there or not whole."""
+  info_path = os.path.join(path, 'info.json')
+  if not os.path.exists(info_path):
+    return None
+  with open(info_path) as file:
+    info = json.load(file)
+  columns = {}
+  for name, column in info['columns'].items():
+    column_path = os.path.join(path, f'{name}.bin')
+    dtype, shape = np.dtype(column['dtype']), tuple(column['shape'])
+    size = dtype.itemsize * int(np.prod(shape))
+    found = os.path.getsize(column_path) if os.path.exists(column_path) else -1
+    if found != size:
+      logging.warning(
+        '%s has %d bytes, not %d; the cache is made again.',
+        column_path,
+        found,
+        size,
+      )
+      return None
+    columns[name] = (
+      np.memmap(column_path, dtype, 'r', shape=shape)
+      if size
+      else np.zeros(shape, dtype)
+    )
+  return columns

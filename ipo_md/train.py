@@ -1,0 +1,381 @@
+"""The training loop, read top to bottom; no maths."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+from typing import Any
+
+from etils import epath
+import gin
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+import optax
+import seqio
+
+from ipo_md import batches
+from ipo_md import checkpoints
+from ipo_md import data
+from ipo_md import sharding
+from ipo_md import telemetry
+from ipo_md import types
+from ipo_md.models import model as model_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+  """When things happen, in updates; 0: never.
+
+  Attributes:
+    train_steps: TRAIN_STEPS, updates in all.
+    log_period: LOG_PERIOD, between two lines of progress and metrics.
+    eval_period: EVAL_PERIOD, between two evaluations.
+    checkpoint_period: CHECKPOINT_PERIOD, between two checkpoints; the last
+      state is always saved.
+    keep: how many checkpoints stay; None: all.
+  """
+
+  train_steps: int
+  log_period: int
+  eval_period: int
+  checkpoint_period: int
+  keep: int | None = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+  """Where parameters come from.
+
+  Attributes:
+    initial_checkpoint_path: INITIAL_CHECKPOINT_PATH, of the network that is
+      trained; None: from random ones.
+    fresh: modules that start from random parameters all the same, such as a
+      reward head.
+    reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH; None: no reference.
+    judge_checkpoint_path: JUDGE_CHECKPOINT_PATH; None: the judge has none.
+    judge_model: its network.
+    ema: whether the state holds a moving average of the parameters.
+  """
+
+  initial_checkpoint_path: str | None = None
+  fresh: Sequence[str] = ()
+  reference_checkpoint_path: str | None = None
+  judge_checkpoint_path: str | None = None
+  judge_model: model_lib.Model | None = None
+  ema: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """What is measured on held-out examples.
+
+  Attributes:
+    metrics: of `steps`, means over a batch, with the model still open.
+    dataset: of the evaluation split.
+    batch_size: of the evaluation.
+    examples: how many of the split, a multiple of batch_size.
+  """
+
+  metrics: Callable[..., Any]
+  dataset: Callable[[], data.Dataset]
+  batch_size: int
+  examples: int
+
+  def __post_init__(self):
+    if self.examples % self.batch_size:
+      raise ValueError(
+        f'EVAL_EXAMPLES {self.examples} is not a multiple of the evaluation '
+        f"batch's size {self.batch_size}."
+      )
+
+
+def train(
+  *,
+  model_dir: str,
+  seed: int,
+  mesh_shape: Sequence[int],
+  batch_size: int,
+  model: model_lib.Model,
+  optimizer: Callable[[Any], optax.GradientTransformation],
+  step: Callable[..., Any],
+  dataset: Callable[[], data.Dataset],
+  schedule: Schedule,
+  start: Start,
+  evaluation: Evaluation | None = None,
+) -> None:
+  """Runs updates until TRAIN_STEPS, from the last checkpoint if there is one.
+
+  The key of an update is fold_in(run key, step), and its batch a function of
+  (seed, step): a resumed run is the uninterrupted run, bit for bit.
+
+  Args:
+    model_dir: MODEL_DIR, for checkpoints and metrics.
+    seed: SEED of initialisation, order of the data, dropout and samples.
+    mesh_shape: MESH_SHAPE.
+    batch_size: BATCH_SIZE, over all hosts.
+    model: network that is trained.
+    optimizer: logical axes -> the optimizer of its parameters.
+    step: of `steps`, with model and optimizer still open.
+    dataset: the training examples.
+    schedule: when things happen.
+    start: where parameters come from.
+    evaluation: None for none.
+
+  Raises:
+    FloatingPointError: a metric is not finite; names it and the step. The
+      checkpoints that are there stay as they are.
+    ValueError: the configuration does not fit together.
+  """
+  checkpoints.claim(model_dir, gin.config_str())
+  if checkpoints.is_completed(model_dir, schedule.train_steps):
+    _say(f'{model_dir} is complete: {schedule.train_steps:,} steps.')
+    return
+  mesh = sharding.make_mesh(mesh_shape)
+  examples = dataset()
+  optimizer = optimizer(model.logical_axes)
+  data.check_vocabulary(examples, model.config.vocab_size)
+  init_key, step_key, eval_key = jax.random.split(jax.random.key(seed), 3)
+  with (
+    jax.set_mesh(mesh),
+    checkpoints.manager(model_dir, keep=schedule.keep) as saved,
+    telemetry.MetricWriter(model_dir) as writer,
+  ):
+    training = batches.Batches(
+      examples,
+      batch_size=batch_size,
+      seed=seed,
+      sharding=sharding.batch(mesh),
+    )
+    evaluate = _evaluator(evaluation, model, mesh, eval_key)
+    frozen = load_frozen(mesh, model, start, examples.vocabulary)
+    state, shardings = _initial_state(
+      mesh, model, optimizer, start, examples.vocabulary, saved, init_key
+    )
+    _describe(model_dir, state, frozen, mesh, examples)
+    update = jax.jit(
+      functools.partial(step, model=model, optimizer=optimizer),
+      donate_argnums=0,
+      out_shardings=(shardings, None),
+    )
+    first = int(state.step)
+    if first == 0:
+      writer.scalars(0, {f'data_{k}': v for k, v in examples.counts.items()})
+      writer.scalars(0, evaluate(state, frozen))
+    line = telemetry.ProgressLine(schedule.train_steps, first)
+    window, win_rate = [], {}
+    for done, batch in enumerate(
+      batches.prefetch(training, range(first, schedule.train_steps)), first + 1
+    ):
+      state, metrics = update(
+        state, frozen, batch, jax.random.fold_in(step_key, done - 1)
+      )
+      window.append(metrics)
+      last = done == schedule.train_steps
+      preempted = multihost_utils.reached_preemption_sync_point(done)
+      saving = last or preempted or _due(done, schedule.checkpoint_period)
+      if saving or _due(done, schedule.log_period):
+        means, tokens = _means(window, done)
+        writer.scalars(done, means)
+        window.clear()
+      if _due(done, schedule.eval_period) or last:
+        measured = evaluate(state, frozen)
+        writer.scalars(done, measured)
+        win_rate = {k: v for k, v in measured.items() if k == 'win_rate'}
+      if saving or _due(done, schedule.log_period):
+        line.update(done, means | win_rate, tokens=tokens)
+      if saving:
+        checkpoints.save(saved, state, examples.vocabulary)
+      if preempted and not last:
+        checkpoints.wait(saved)
+        _say(f'Stopped by SIGTERM: step {done:,} is saved in {model_dir}.')
+        return
+    line.close()
+    checkpoints.wait(saved)
+  (epath.Path(model_dir) / 'operative_config.gin').write_text(
+    gin.operative_config_str()
+  )
+  checkpoints.complete(model_dir, schedule.train_steps)
+
+
+def load_frozen(
+  mesh: jax.sharding.Mesh,
+  model: model_lib.Model,
+  start: Start,
+  vocabulary: seqio.Vocabulary,
+) -> types.FrozenParams:
+  """Reference and judge, from their own paths into their own buffers."""
+  reference = judge = None
+  if start.reference_checkpoint_path is not None:
+    reference = checkpoints.load_params(
+      start.reference_checkpoint_path,
+      abstract_params(mesh, model),
+      name='REFERENCE_CHECKPOINT_PATH',
+      vocabulary=vocabulary,
+    )
+  if start.judge_checkpoint_path is not None:
+    judge = checkpoints.load_params(
+      start.judge_checkpoint_path,
+      abstract_params(mesh, start.judge_model),
+      name='JUDGE_CHECKPOINT_PATH',
+      vocabulary=vocabulary,
+    )
+  return types.FrozenParams(reference=reference, judge=judge)
+
+
+def abstract_params(
+  mesh: jax.sharding.Mesh, model: model_lib.Model
+) -> types.Params:
+  """The model's parameters as ShapeDtypeStructs with shardings."""
+  shardings = sharding.params(mesh, model.abstract_params, model.logical_axes)
+  return _with_shardings(model.abstract_params, shardings)
+
+
+def _initial_state(
+  mesh, model, optimizer, start, vocabulary, saved, rng
+) -> tuple[types.TrainState, Any]:
+  """The state to go on from, and its shardings."""
+
+  def make(params):
+    return types.TrainState(
+      step=jnp.int32(0),
+      params=params,
+      opt_state=optimizer.init(params),
+      ema=jax.tree.map(jnp.copy, params) if start.ema else None,
+    )
+
+  abstract = jax.eval_shape(make, model.abstract_params)
+  shardings = sharding.like_params(
+    mesh,
+    abstract,
+    sharding.params(mesh, model.abstract_params, model.logical_axes),
+  )
+  if saved.latest_step() is not None:
+    state = checkpoints.restore(saved, _with_shardings(abstract, shardings))
+    _say(f'Resumed from step {int(state.step):,}.')
+    return state, shardings
+  params = jax.jit(model.init, out_shardings=shardings.params)(rng)
+  if start.initial_checkpoint_path is not None:
+    loaded = checkpoints.load_params(
+      start.initial_checkpoint_path,
+      abstract_params(mesh, model),
+      name='INITIAL_CHECKPOINT_PATH',
+      vocabulary=vocabulary,
+      fresh=start.fresh,
+    )
+    params = _overlay(params, loaded)
+  return jax.jit(make, out_shardings=shardings)(params), shardings
+
+
+def _evaluator(
+  evaluation: Evaluation | None,
+  model: model_lib.Model,
+  mesh: jax.sharding.Mesh,
+  rng: jax.Array,
+) -> Callable[[types.TrainState, types.FrozenParams], dict[str, float]]:
+  if evaluation is None:
+    return lambda state, frozen: {}
+  examples = evaluation.dataset()
+  if len(examples) < evaluation.examples:
+    raise ValueError(
+      f'EVAL_EXAMPLES {evaluation.examples} is more than the {len(examples)} '
+      'examples of the evaluation split.'
+    )
+  measure = jax.jit(functools.partial(evaluation.metrics, model=model))
+
+  def evaluate(state, frozen):
+    rows = batches.in_order(
+      examples,
+      batch_size=evaluation.batch_size,
+      sharding=sharding.batch(mesh),
+      limit=evaluation.examples,
+    )
+    found = [
+      measure(state, frozen, batch, jax.random.fold_in(rng, i))
+      for i, (batch, _) in enumerate(rows)
+    ]
+    found = jax.device_get(found)
+    return {
+      f'eval_{k}' if k != 'win_rate' else k: float(
+        np.mean([m[k] for m in found])
+      )
+      for k in found[0]
+    }
+
+  return evaluate
+
+
+def _means(window, done) -> tuple[dict[str, float], float]:
+  """Means over the updates up to `done`, all of which must be finite."""
+  window = jax.device_get(window)
+  for i, metrics in enumerate(window):
+    for name, value in metrics.items():
+      if not math.isfinite(value):
+        raise FloatingPointError(
+          f'{name} is {value} at step {done - len(window) + i + 1}. The '
+          'checkpoints in MODEL_DIR are from before it; a lower learning rate '
+          'is the usual remedy.'
+        )
+  means = {k: float(np.mean([m[k] for m in window])) for k in window[0]}
+  tokens = means.pop('tokens', 0.0) * len(window)
+  return means, tokens
+
+
+def _describe(model_dir, state, frozen, mesh, examples) -> None:
+  """Prints what runs, and saves versions beside the checkpoints."""
+  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  parts = [f'policy {size(state.params):,} parameters']
+  for name in ('reference', 'judge'):
+    params = getattr(frozen, name)
+    if params is not None:
+      parts.append(f'{name} {size(params):,}')
+  shape = ' x '.join(f'{k} {v}' for k, v in mesh.shape.items())
+  counts = ', '.join(f'{k} {v:,}' for k, v in examples.counts.items())
+  _say(f'{", ".join(parts)}; mesh {shape}; {counts}')
+  if jax.process_index() == 0:
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
+    versions = {p: importlib.metadata.version(p) for p in (*packages, 'numpy')}
+    versions['commit'] = _commit()
+    path = epath.Path(model_dir) / 'versions.json'
+    path.write_text(json.dumps(versions, indent=1) + '\n')
+
+
+def _commit() -> str | None:
+  """The commit of the checkout that this file is in, if it is in one."""
+  git = epath.Path(__file__).parent.parent / '.git'
+  head = git / 'HEAD'
+  if not head.exists():
+    return None
+  ref = head.read_text().strip().removeprefix('ref: ')
+  return (git / ref).read_text().strip() if (git / ref).exists() else ref
+
+
+def _with_shardings(abstract: Any, shardings: Any) -> Any:
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    shardings,
+  )
+
+
+def _overlay(params: types.Params, loaded: types.Params) -> types.Params:
+  """`params` with what was loaded in place of its own."""
+  return {
+    key: _overlay(value, loaded[key])
+    if isinstance(value, dict) and key in loaded
+    else loaded.get(key, value)
+    for key, value in params.items()
+  }
+
+
+def _due(step: int, period: int) -> bool:
+  return bool(period) and step % period == 0
+
+
+def _say(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text, flush=True)

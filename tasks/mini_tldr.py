@@ -1,0 +1,107 @@
+"""The embedded task: seqio tasks on generated posts, no download.
+
+  mini_tldr_sft      inputs, targets: posts and references of mixed quality
+  mini_tldr_prompts  the same; an online run reads the inputs alone
+  mini_tldr_pairs    inputs, targets [2, T], preference: graded pairs
+
+`inputs` are bare tokens: the model's gin adds what it wants around them.
+`targets` end in EOS. The posts are those of mini_tldr_grammar, the
+preferences those of mini_tldr_truth.
+"""
+
+from collections.abc import Callable, Iterator
+import functools
+import os
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from tasks import mini_tldr_grammar as grammar
+from tasks import mini_tldr_truth as truth
+
+SIZES = {'train': 49_152, 'validation': 4_096, 'test': 4_096}
+VOCABULARY = seqio.SentencePieceVocabulary(
+  os.path.join(os.path.dirname(__file__), 'mini_tldr.model')
+)
+
+
+def _references(split: str) -> Iterator[dict[str, Any]]:
+  for index in range(SIZES[split]):
+    post, summary = grammar.reference(split, index)
+    yield {'inputs': post.text, 'targets': summary}
+
+
+def _pairs(split: str) -> Iterator[dict[str, Any]]:
+  for index in range(SIZES[split]):
+    post, y_1, y_2 = grammar.compared(split, index)
+    yield {
+      'inputs': post.text,
+      'targets': [y_1, y_2],
+      'preference': truth.preference(post.text, y_1, y_2),
+    }
+
+
+def _source(
+  examples: Callable[[str], Iterator[dict[str, Any]]],
+) -> seqio.FunctionDataSource:
+  """A source of generated examples; their columns are kept in memory."""
+
+  @functools.cache
+  def columns(split: str) -> dict[str, list]:
+    rows = list(examples(split))
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+  def dataset(
+    split: str, shuffle_files: bool, seed: int | None = None
+  ) -> tf.data.Dataset:
+    del shuffle_files, seed  # The posts are fixed; a loader shuffles them.
+    return tf.data.Dataset.from_tensor_slices(columns(split))
+
+  return seqio.FunctionDataSource(
+    dataset, splits=tuple(SIZES), num_input_examples=SIZES
+  )
+
+
+@seqio.map_over_dataset
+def _tokenize_pairs(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """Tokens of both summaries, each with its EOS, padded to one length."""
+  targets = VOCABULARY.encode_tf(example['targets'])
+  end = tf.fill([targets.nrows(), 1], VOCABULARY.eos_id)
+  return {
+    'inputs': VOCABULARY.encode_tf(example['inputs']),
+    'inputs_pretokenized': example['inputs'],
+    'targets': tf.concat([targets, end], axis=1).to_tensor(),
+    'targets_pretokenized': example['targets'],
+    'preference': tf.cast(example['preference'], tf.float32),
+  }
+
+
+_INPUTS = seqio.Feature(VOCABULARY, add_eos=False)
+
+for _name in ('mini_tldr_sft', 'mini_tldr_prompts'):
+  seqio.TaskRegistry.add(
+    _name,
+    source=_source(_references),
+    preprocessors=[
+      seqio.preprocessors.tokenize,
+      seqio.preprocessors.append_eos_after_trim,
+    ],
+    output_features={
+      'inputs': _INPUTS,
+      'targets': seqio.Feature(VOCABULARY, add_eos=True),
+    },
+  )
+
+seqio.TaskRegistry.add(
+  'mini_tldr_pairs',
+  source=_source(_pairs),
+  preprocessors=[_tokenize_pairs],
+  output_features={
+    'inputs': _INPUTS,
+    'targets': seqio.Feature(VOCABULARY, add_eos=False, rank=2),
+    'preference': seqio.Feature(
+      seqio.PassThroughVocabulary(0), add_eos=False, rank=0, dtype=tf.float32
+    ),
+  },
+)
