@@ -117,7 +117,7 @@ def run(argv: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.ERROR)
   try:
     run(argv)
   except (ValueError, OSError, RuntimeError, FloatingPointError) as error:

@@ -22,18 +22,23 @@ from ipo_md import types
 class PromptFormat:
   """What a model reads around a task's bare prompt.
 
-    prefix | prompt | suffix | padding
+    prefix | prompt | closing | suffix | padding
 
-  The prompt alone is cut where all three exceed the length.
+  The prompt alone is cut where all four exceed the length.
 
   Attributes:
     prefix: token ids; (BOS,) for Llama. Set by the model's gin file.
     suffix: token ids; (EOS,) for T5. Set by the model's gin file.
+    closing: text that asks for the completion, such as 'TL;DR:'. Set by the
+      task's gin file.
+    vocabulary: of the closing, not needed without it.
     cut_prompts: the end that long prompts lose. Set by the task's gin file.
   """
 
   prefix: tuple[int, ...] = ()
   suffix: tuple[int, ...] = ()
+  closing: str = ''
+  vocabulary: seqio.Vocabulary | None = None
   cut_prompts: Literal['front', 'end'] = 'end'
 
   def __post_init__(self):
@@ -42,15 +47,26 @@ class PromptFormat:
         f"PromptFormat.cut_prompts is {self.cut_prompts!r}, not 'front' or "
         "'end'."
       )
+    if self.closing and self.vocabulary is None:
+      raise ValueError(
+        f'PromptFormat.closing, {self.closing!r}, needs a '
+        'PromptFormat.vocabulary (VOCABULARY).'
+      )
+
+  @functools.cached_property
+  def ending(self) -> tuple[int, ...]:
+    """Token ids of closing and suffix."""
+    closing = self.vocabulary.encode(self.closing) if self.closing else ()
+    return (*closing, *self.suffix)
 
   def room(self, length: int) -> int:
     """Tokens of a prompt that fit into `length`."""
-    room = length - len(self.prefix) - len(self.suffix)
+    room = length - len(self.prefix) - len(self.ending)
     if room < 1:
       raise ValueError(
         f"TASK_FEATURE_LENGTHS['inputs'] is {length}, which leaves no room "
-        f'for a prompt between the prefix {self.prefix} and the suffix '
-        f'{self.suffix} of the model (PromptFormat).'
+        f'for a prompt between the prefix {self.prefix} and the ending '
+        f'{self.ending} (PromptFormat).'
       )
     return room
 
@@ -60,8 +76,15 @@ class PromptFormat:
     rows = []
     for prompt in prompts:
       kept = prompt[-room:] if self.cut_prompts == 'front' else prompt[:room]
-      rows.append(np.concatenate([self.prefix, kept, self.suffix]))
+      rows.append(np.concatenate([self.prefix, kept, self.ending]))
     return _pad(rows, length)
+
+  def bare(self, prompts: types.Tokens) -> types.Tokens:
+    """[..., P] formatted prompts, the prompt alone unmasked; on the device."""
+    position = np.arange(prompts.mask.shape[-1])
+    end = prompts.mask.sum(axis=-1, keepdims=True) - len(self.ending)
+    within = (position >= len(self.prefix)) & (position < end)
+    return prompts.replace(mask=prompts.mask & within)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +248,12 @@ def _with_vocabulary(
   return task.replace(output_features=features)
 
 
+def vocabulary(*, mixture_or_task_name: str) -> seqio.Vocabulary:
+  """The vocabulary of a task's prompts, for a judge's template."""
+  features = examples_lib.find(mixture_or_task_name).output_features
+  return features['inputs'].vocabulary
+
+
 def _check_lengths(
   task: seqio.Task, lengths: Mapping[str, int], prompts_only: bool
 ):
@@ -263,7 +292,7 @@ def check_vocabulary(dataset: Dataset, vocab_size: int):
       f'the model {vocab_size} (its vocab_size); MIXTURE_OR_TASK_NAME and the '
       'model do not go together.'
     )
-  ids = (*dataset.prompt_format.prefix, *dataset.prompt_format.suffix)
+  ids = (*dataset.prompt_format.prefix, *dataset.prompt_format.ending)
   if ids and not 0 <= min(ids) <= max(ids) < size:
     raise ValueError(
       f'PromptFormat has ids outside of the vocabulary of {size}: {ids}.'

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import difflib
+import re
 from typing import Any
 
 import numpy as np
@@ -159,8 +160,9 @@ def chunks(
   )
   dataset = dataset.map(_flatten, num_parallel_calls=tf.data.AUTOTUNE)
   first, k = 0, None
-  for batch in dataset.ragged_batch(_CHUNK).prefetch(2):
-    place = f'task {task.name}, split {split}'
+  place = f'task {task.name}, split {split}'
+  batches = iter(dataset.ragged_batch(_CHUNK).prefetch(2))
+  while (batch := _next(batches, place)) is not None:
     chunk = _columns(batch)
     k = _check_k(batch, k, place, first)
     _check_rows(chunk, k, place, first)
@@ -168,6 +170,17 @@ def chunks(
     yield chunk
   if not first:
     raise ValueError(f'Task {task.name}, split {split} has no examples.')
+
+
+def _next(batches: Iterator[Any], place: str) -> Any:
+  """The next batch or None; a task's error without TensorFlow's frames."""
+  try:
+    return next(batches, None)
+  except tf.errors.InvalidArgumentError as error:
+    cause = re.search(r'^ValueError: (.*?)\n\n', error.message, re.S | re.M)
+    raise ValueError(
+      f'{place}: {cause.group(1) if cause else error.message}'
+    ) from None
 
 
 def _flatten(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

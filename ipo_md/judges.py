@@ -4,13 +4,16 @@ A judge is a function with its network bound by gin:
 
   judge(params, completions: types.Completions) -> types.Labelled
 
-`reward_model` scores each completion alone; `comparator` reads two at once and
-answers one of two tokens. Both run on the device, inside the train step.
+`reward_model` and `likelihood` score each completion alone, `comparator` reads
+two at once and answers one of two tokens. All run on the device, inside the
+train step; what gin leaves open of their parameters, a step that trains them
+gives.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +27,74 @@ from ipo_md.models import model as model_lib
 Judge = Callable[[types.Params, types.Completions], types.Labelled]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Template:
+  """A judge's prompt, joined on the device out of token segments.
+
+    '{text} summary 1 - {first} summary 2 - {second} better -'
+
+  The constant segments are tokenised one by one and all segments are joined as
+  tokens: SentencePiece gives other tokens for a concatenated text. The text
+  alone is cut, at its end.
+
+  Attributes:
+    vocabulary: of policy and judge alike.
+    prompt: constants around {text}, {first} and, for a comparator, {second}.
+    length: JUDGE_LENGTH, tokens of the joined prompt, EOS included.
+    special_ids: dropped from the policy's prompt and completions besides EOS,
+      such as a BOS that the policy's format adds.
+  """
+
+  vocabulary: seqio.Vocabulary
+  prompt: str
+  length: int
+  special_ids: Sequence[int] = ()
+
+  def __post_init__(self):
+    names = re.findall(r'{(\w+)}', self.prompt)
+    if names not in (['text', 'first'], ['text', 'first', 'second']):
+      raise ValueError(
+        f'Template.prompt {self.prompt!r} has the fields {names}, not text, '
+        'first and perhaps second.'
+      )
+
+  def join(self, **fields: types.Tokens) -> types.Tokens:
+    """text, first, second: [B, *] each -> [B, length] the judge's prompt."""
+    eos = self.vocabulary.eos_id
+    segments = []
+    for part in re.split(r'({\w+})', self.prompt):
+      if part.startswith('{'):
+        if part == '{text}':
+          text = len(segments)
+        tokens = fields[part[1:-1]]
+        segments.append(sequences.without(tokens, (*self.special_ids, eos)))
+      elif part.strip():
+        segments.append(_constant(self.vocabulary.encode(part.strip())))
+    segments.append(_constant([eos]))
+    return sequences.join(segments, length=self.length, cut=text)
+
+  def token(self, word: str) -> int:
+    """The id of a word that must be a single token, such as an answer."""
+    ids = self.vocabulary.encode(word)
+    if len(ids) != 1:
+      raise ValueError(
+        f'The answer {word!r} is {ids} in {self.vocabulary}; an answer must be '
+        'a single token.'
+      )
+    return ids[0]
+
+
+def _constant(ids: Sequence[int]) -> types.Tokens:
+  ids = np.array([ids], np.int32)
+  return types.Tokens(ids=ids, mask=np.ones(ids.shape, bool))
+
+
 def reward_model(
   params: types.Params,
   completions: types.Completions,
   *,
   model: model_lib.Model,
+  template: Template | None = None,
   rng: jax.Array | None = None,
 ) -> types.Labelled:
   """Scores each completion by itself.
@@ -38,95 +104,66 @@ def reward_model(
   Args:
     params: parameters of `model`, which has a reward head.
     completions: K completions of each of B prompts.
-    model: reads the prompt once and each completion after it.
+    model: the network.
+    template: None: the prompt is read once as it is, each completion decoded
+      after it, and the head looks at its last token. Otherwise prompt and
+      completion are joined into one prompt, and the head looks at the first
+      thing decoded: the paper's encoder-decoder, whose encoder sees both.
     rng: key for dropout, consumed; None: no dropout.
 
   Returns:
     rewards [B, K] in nats, and the preference [B] if K = 2.
   """
   keys = (None, None) if rng is None else jax.random.split(rng)
-  context = model.encode(params, completions.prompts, rng=keys[0])
-  tokens = completions.completions
-  inputs = sequences.reading_inputs(context.start, tokens.ids)
-  hidden, _, _ = model.decode(params, inputs, context, rng=keys[1])
-  rewards = model.reward(params, hidden[:, :, 1:], tokens.mask)
-  preference = None
-  if rewards.shape[1] == 2:
-    preference = jax.nn.sigmoid(rewards[:, 0] - rewards[:, 1])
-  return types.Labelled(
-    completions=completions,
-    completion_mask=jnp.ones(rewards.shape, bool),
-    preference=preference,
-    rewards=rewards,
-  )
+  prompts, tokens = completions.prompts, completions.completions
+  b, k = tokens.ids.shape[:2]
+  if template is None:
+    context = model.encode(params, prompts, rng=keys[0])
+    inputs = sequences.reading_inputs(context.start, tokens.ids)
+    hidden, _, _ = model.decode(params, inputs, context, rng=keys[1])
+    rewards = model.reward(params, hidden[:, :, 1:], tokens.mask)
+  else:
+    flat = lambda x: x.reshape(b * k, -1)
+    joined = template.join(
+      text=jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), prompts),
+      first=jax.tree.map(flat, tokens),
+    )
+    context = model.encode(params, joined, rng=keys[0])
+    start = context.start[:, None, None]
+    hidden, _, _ = model.decode(params, start, context, rng=keys[1])
+    rewards = model.reward(params, hidden, jnp.ones(start.shape, bool))
+    rewards = rewards.reshape(b, k)
+  return _from_rewards(completions, rewards)
 
 
-@dataclasses.dataclass(frozen=True)
-class Template:
-  """The comparator's prompt, as token segments around text and summaries.
+def likelihood(
+  params: types.Params,
+  completions: types.Completions,
+  *,
+  model: model_lib.Model,
+  rng: jax.Array | None = None,
+) -> types.Labelled:
+  """Scores a completion by its log-likelihood under a language model.
 
-    instruction  text  label_1  summary 1  label_2  summary 2  question
+    r(x, y) = sum_n log p(y_n | x, y_<n),   P = sigmoid(r(x, y_1) - r(x, y_2))
 
-  Segments are tokenised one by one and joined as tokens: SentencePiece gives
-  other tokens for a concatenated text. The text alone is cut, at its end.
+  A reward model without a head: DPO's implicit reward
+  (https://arxiv.org/abs/2305.18290) without its reference. Started from the
+  supervised policy, which already knows what a prompt's completions look like,
+  it learns preferences in a small part of the steps that a scalar head takes,
+  and text that is unlike any completion scores low.
 
-  Attributes:
-    vocabulary: of policy and judge alike.
-    instruction: before the text.
-    label_1: before the first summary.
-    label_2: before the second summary.
-    question: after the second summary.
-    answers: what the judge says, each a single token: for the first summary,
-      for the second.
-    length: tokens of the joined prompt, EOS included.
-    special_ids: dropped from the policy's prompt and completions, such as the
-      EOS that the policy's format adds.
+  Args:
+    params: parameters of `model`.
+    completions: K completions of each of B prompts.
+    model: a language model.
+    rng: key for dropout, consumed; None: no dropout.
+
+  Returns:
+    rewards [B, K] in nats, and the preference [B] if K = 2.
   """
-
-  vocabulary: seqio.Vocabulary
-  instruction: str
-  label_1: str
-  label_2: str
-  question: str
-  answers: tuple[str, str]
-  length: int
-  special_ids: Sequence[int] = ()
-
-  def __post_init__(self):
-    for answer in self.answers:
-      if len(self.vocabulary.encode(answer)) != 1:
-        raise ValueError(
-          f'Template.answers: {answer!r} is '
-          f'{self.vocabulary.encode(answer)} in {self.vocabulary}; an answer '
-          'must be a single token.'
-        )
-
-  @property
-  def answer_ids(self) -> tuple[int, int]:
-    return tuple(self.vocabulary.encode(a)[0] for a in self.answers)
-
-  def join(
-    self, text: types.Tokens, first: types.Tokens, second: types.Tokens
-  ) -> types.Tokens:
-    """[B, *] text and summaries -> [B, length] the judge's prompt."""
-    special = (*self.special_ids, self.vocabulary.eos_id)
-    text, first, second = (
-      sequences.without(t, special) for t in (text, first, second)
-    )
-    segments = (
-      self._constant(self.instruction),
-      text,
-      self._constant(self.label_1),
-      first,
-      self._constant(self.label_2),
-      second,
-      self._constant(self.question, [self.vocabulary.eos_id]),
-    )
-    return sequences.join(segments, length=self.length, cut=1)
-
-  def _constant(self, text: str, suffix: Sequence[int] = ()) -> types.Tokens:
-    ids = np.array([*self.vocabulary.encode(text), *suffix], np.int32)[None]
-    return types.Tokens(ids=ids, mask=np.ones(ids.shape, bool))
+  log_probs, _ = sequences.log_probs(model, params, completions, rng=rng)
+  return _from_rewards(completions, jnp.sum(log_probs, axis=-1))
 
 
 def comparator_log_probs(
@@ -135,6 +172,7 @@ def comparator_log_probs(
   *,
   model: model_lib.Model,
   template: Template,
+  answers: tuple[str, str],
   rng: jax.Array | None = None,
 ) -> jax.Array:
   """Log-probabilities of the two answers on both orders of a pair.
@@ -146,6 +184,7 @@ def comparator_log_probs(
     completions: K = 2 completions of each of B prompts.
     model: a language model.
     template: its prompt.
+    answers: what it says if the first or the second is better, a token each.
     rng: key for dropout, consumed; None: no dropout.
 
   Returns:
@@ -164,20 +203,17 @@ def comparator_log_probs(
   )
   both = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b]),
-    template.join(completions.prompts, y_1, y_2),
-    template.join(completions.prompts, y_2, y_1),
+    template.join(text=completions.prompts, first=y_1, second=y_2),
+    template.join(text=completions.prompts, first=y_2, second=y_1),
   )
   b = y_1.ids.shape[0]
-  answers = types.Completions(
+  ids = jnp.array([template.token(a) for a in answers], jnp.int32)
+  ids = jnp.broadcast_to(ids[:, None], (2 * b, 2, 1))
+  answered = types.Completions(
     prompts=both,
-    completions=types.Tokens(
-      ids=jnp.broadcast_to(
-        jnp.array(template.answer_ids, jnp.int32)[:, None], (2 * b, 2, 1)
-      ),
-      mask=jnp.ones((2 * b, 2, 1), bool),
-    ),
+    completions=types.Tokens(ids=ids, mask=jnp.ones(ids.shape, bool)),
   )
-  log_probs, _ = sequences.log_probs(model, params, answers, rng=rng)
+  log_probs, _ = sequences.log_probs(model, params, answered, rng=rng)
   return jnp.swapaxes(log_probs[..., 0].reshape(2, b, 2), 0, 1)
 
 
@@ -187,6 +223,7 @@ def comparator(
   *,
   model: model_lib.Model,
   template: Template,
+  answers: tuple[str, str],
 ) -> types.Labelled:
   """Reads both completions and answers with one of two tokens.
 
@@ -201,18 +238,33 @@ def comparator(
     completions: K = 2 completions of each of B prompts.
     model: a language model.
     template: its prompt.
+    answers: what it says if the first or the second is better, a token each.
 
   Returns:
     preference [B].
   """
   log_probs = comparator_log_probs(
-    params, completions, model=model, template=template
+    params, completions, model=model, template=template, answers=answers
   )
   p = jax.nn.sigmoid(log_probs[..., 0] - log_probs[..., 1])
   return types.Labelled(
     completions=completions,
     completion_mask=jnp.ones((p.shape[0], 2), bool),
     preference=(p[:, 0] + 1 - p[:, 1]) / 2,
+  )
+
+
+def _from_rewards(
+  completions: types.Completions, rewards: jax.Array
+) -> types.Labelled:
+  preference = None
+  if rewards.shape[1] == 2:
+    preference = jax.nn.sigmoid(rewards[:, 0] - rewards[:, 1])
+  return types.Labelled(
+    completions=completions,
+    completion_mask=jnp.ones(rewards.shape, bool),
+    preference=preference,
+    rewards=rewards,
   )
 
 

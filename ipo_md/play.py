@@ -331,7 +331,7 @@ def play(
       if end is not None:
         row['kl_limit'] = games.kl(end, policy_of(runs[n, start]))
       rows.append(row)
-    print({k: float(f'{v:.3g}') for k, v in rows[-1].items()}, flush=True)
+    print(' '.join(f'{k} {v:.3g}' for k, v in rows[-1].items()), flush=True)
   folder = epath.Path(model_dir)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'game.jsonl').write_text(
@@ -366,7 +366,10 @@ def draw(
     corners = np.array([[0, 0], [1, 0], [0.5, math.sqrt(0.75)]])
     axes[0].fill(*corners.T, fill=False, color='gray')
     for y, corner in enumerate(corners):
-      axes[0].annotate(f'y_{y + 1}', corner)
+      outwards = 1.08 * (corner - corners.mean(axis=0))
+      axes[0].text(
+        *(corners.mean(axis=0) + outwards), f'$y_{y + 1}$', ha='center'
+      )
     for run in runs.swapaxes(0, 1):
       axes[0].plot(*(np.stack([policy_of(p) for p in run]) @ corners).T)
     reference = policy_of(game.reference)
@@ -381,7 +384,7 @@ def draw(
     for name, (policy, style) in marks.items():
       if policy is not None:
         axes[0].plot(*(policy @ corners), style, label=name)
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc='upper left', bbox_to_anchor=(-0.25, 1))
     axes[0].set_aspect('equal')
     axes[0].axis('off')
   with path.open('wb') as file:

@@ -70,8 +70,8 @@ function showWins(row, column) {
 function drawMeasures() {
   const measures = Object.keys(results).filter(name => {
     const value = results[name];
-    return value && !Array.isArray(value) && typeof value === 'object' &&
-      policies.every(policy => policy in value);
+    if (!value || Array.isArray(value) || typeof value !== 'object') return false;
+    return Object.keys(value).every(policy => policies.includes(policy));
   });
   const paired = results.paired_difference ?? {};
   const rows = policies.map(policy => [policy, ...measures.map(name => {

@@ -187,13 +187,13 @@ def length_controlled_win_rate(
     columns.append(difference / np.sqrt(np.mean(difference**2)))
   elif difference[0] != 0:
     return None
-  coefs, covariance = _firth_logistic(np.stack(columns, 1), labels)
+  coefs, covariance = firth_logistic(np.stack(columns, 1), labels)
   half = _Z * np.sqrt(covariance[0, 0])
   value, low, high = special.expit(coefs[0] + np.array([0, -half, half]))
   return Estimate(float(value), float(low), float(high))
 
 
-def _firth_logistic(
+def firth_logistic(
   inputs: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Coefficients [M] of inputs [N, M] and their covariance [M, M].

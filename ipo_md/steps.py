@@ -80,31 +80,33 @@ def reward_step(
   *,
   model: model_lib.Model,
   optimizer: optax.GradientTransformation,
+  judge: judges.Judge,
 ) -> tuple[types.TrainState, Metrics]:
-  """Bradley-Terry likelihood of preferences under a reward model.
+  """Bradley-Terry likelihood of preferences under a judge's rewards.
 
   Args:
     state: donated.
     frozen: unused.
     batch: pairs with their preference.
     rng: key for dropout, consumed.
-    model: with a reward head.
+    model: of the judge.
     optimizer: of its parameters.
+    judge: one that gives rewards, with `model` and `rng` still open.
 
   Returns:
-    The next state; loss, accuracy.
+    The next state; loss, accuracy, tokens.
   """
   del frozen
   _require(batch, 'preference', 'reward_step')
 
   def objective(params):
-    judged = judges.reward_model(
-      params, batch.completions, model=model, rng=rng
-    )
+    judged = judge(params, batch.completions, model=model, rng=rng)
+    _require(judged, 'rewards', 'reward_step')
     loss = jnp.mean(losses.bradley_terry(judged.rewards, batch.preference))
     return loss, {
       'loss': loss,
       'accuracy': jnp.mean(agreement(judged.preference, batch.preference)),
+      'tokens': jnp.sum(batch.completions.completions.mask),
     }
 
   return _update(state, objective, optimizer)
@@ -117,8 +119,9 @@ def comparator_step(
   rng: jax.Array,
   *,
   model: model_lib.Model,
-  template: judges.Template,
   optimizer: optax.GradientTransformation,
+  template: judges.Template,
+  answers: tuple[str, str],
 ) -> tuple[types.TrainState, Metrics]:
   """Cross-entropy of a comparator's answer, on both orders of each pair.
 
@@ -133,27 +136,34 @@ def comparator_step(
     batch: pairs with their preference.
     rng: key for dropout, consumed.
     model: a language model.
-    template: its prompt.
     optimizer: of its parameters.
+    template: its prompt.
+    answers: see `judges.comparator_log_probs`.
 
   Returns:
-    The next state; loss, accuracy (of both orders averaged).
+    The next state; loss, accuracy (of both orders averaged), tokens.
   """
   del frozen
   _require(batch, 'preference', 'comparator_step')
 
   def objective(params):
-    answers = judges.comparator_log_probs(
-      params, batch.completions, model=model, template=template, rng=rng
+    log_probs = judges.comparator_log_probs(
+      params,
+      batch.completions,
+      model=model,
+      template=template,
+      answers=answers,
+      rng=rng,
     )
     straight = jnp.stack([batch.preference, 1 - batch.preference], axis=-1)
     labels = jnp.stack([straight, straight[:, ::-1]], axis=1)
-    loss = -jnp.mean(jnp.sum(labels * answers, axis=-1))
-    p = jax.nn.sigmoid(answers[..., 0] - answers[..., 1])
+    loss = -jnp.mean(jnp.sum(labels * log_probs, axis=-1))
+    p = jax.nn.sigmoid(log_probs[..., 0] - log_probs[..., 1])
     judged = (p[:, 0] + 1 - p[:, 1]) / 2
     return loss, {
       'loss': loss,
       'accuracy': jnp.mean(agreement(judged, batch.preference)),
+      'tokens': jnp.sum(batch.completions.completions.mask),
     }
 
   return _update(state, objective, optimizer)

@@ -345,27 +345,32 @@ def write(about: Post, writer: Writer, dice: Dice) -> str:
 def write_pair(about: Post, dice: Dice) -> tuple[str, str]:
   """Two summaries of the post to compare.
 
-  Half of the pairs are by two writers. The others differ in one fact, which
-  one of them keeps and the other changes or leaves out: they teach a judge to
-  look the fact up in the post.
+  Two in five pairs are by two writers. The others differ in one place: a fact
+  is kept by one of them and changed or left out by the other, or a clause is
+  there twice. They teach a judge to look a fact up in the post, and to notice
+  a repetition.
   """
   writer = dice.choose(COMPARED_WRITERS)
-  if dice.chance(0.5):
+  if dice.chance(0.4):
     other = dice.choose(COMPARED_WRITERS)
     pair = [write(about, writer, dice), write(about, other, dice)]
-  else:
-    kind, value = dice.choose(about.facts)
-    clauses, question = _draft(about, writer, dice)
-    kept = clause(kind, value)
-    clauses = [said for said in clauses if said != kept]
-    place = dice.roll(len(clauses) + 1)
+    return tuple(dice.shuffle(pair, 2))
+  kind, value = dice.choose(about.facts)
+  clauses, question = _draft(about, writer, dice)
+  kept = [clause(kind, value)]
+  clauses = [said for said in clauses if said != kept[0]]
+  edit = dice.roll(8)
+  if edit < 5:
     changed = [clause(kind, _other_value(kind, value, dice))]
-    if dice.chance(0.25):
-      changed = []
-    pair = [
-      join([*clauses[:place], *said, *clauses[place:]], question)
-      for said in ([kept], changed)
-    ]
+  elif edit < 6 or not clauses:
+    changed = []
+  else:
+    kept, changed = [], [dice.choose(clauses)]
+  place = dice.roll(len(clauses) + 1)
+  pair = [
+    join([*clauses[:place], *said, *clauses[place:]], question)
+    for said in (kept, changed)
+  ]
   return tuple(dice.shuffle(pair, 2))
 
 

@@ -34,7 +34,7 @@ class Score:
     return (
       self.kept
       - 1.25 * self.invented
-      - 0.5 * self.repeated
+      - self.repeated
       - 0.5 * self.fillers
       - self.malformed
       + self.question

@@ -179,6 +179,21 @@ class TestRows:
     tokens = _load(name, 4, prompts_only=True)
     np.testing.assert_array_equal(tokens.rows([(0, 0)]).ids, [[2, 3, 4, 1]])
 
+  def test_closing_is_never_cut(self):
+    name = _add_task('closed', {'inputs': [[3, 4, 5, 6, 7], [8]]})
+    closed = data.PromptFormat(
+      prefix=(2,), suffix=(1,), closing='?', vocabulary=_VOCABULARY
+    )
+    mark = ord('?') + 3
+    dataset = _load(name, 5, prompts_only=True, prompt_format=closed)
+    tokens = dataset.rows([(0, 0), (0, 1)])
+    np.testing.assert_array_equal(
+      tokens.ids, [[2, 3, 4, mark, 1], [2, 8, mark, 1, 0]]
+    )
+    bare = closed.bare(tokens)
+    np.testing.assert_array_equal(bare.mask, [[0, 1, 1, 0, 0], [0, 1, 0, 0, 0]])
+    assert dataset.counts['prompts_cut'] == 1
+
   def test_pairs(self):
     dataset = _load(_pairs())
     batch = dataset.rows([(0, 0), (0, 1), (0, 2)])
@@ -448,6 +463,10 @@ class TestErrors:
   def test_cut_prompts(self):
     with pytest.raises(ValueError, match='cut_prompts'):
       data.PromptFormat(cut_prompts='middle')
+
+  def test_closing_without_a_vocabulary(self):
+    with pytest.raises(ValueError, match='VOCABULARY'):
+      data.PromptFormat(closing='TL;DR:')
 
 
 if __name__ == '__main__':

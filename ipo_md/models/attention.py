@@ -27,22 +27,96 @@ def attention(
 
   Args:
     query: [N, Q, H, D].
-    keys: [N, H, D, S]: a token is a column, so that one token's are written
-      by one update of a cache and read at memory bandwidth.
-    values: [N, H, D, S].
-    bias: float32, broadcastable to [N, H, Q, S].
+    keys: [N, G, D, S]: a token is a column, so that one token's are written
+      by one update of a cache. H / G heads of queries share one of keys.
+    values: [N, G, D, S].
+    bias: float32, broadcastable to [N, G, Q, S].
     dropout_rate: of the weights, shared by the queries as in T5X.
     rng: key of the dropout, consumed; None: none.
 
   Returns:
     [N, Q, H, D].
   """
-  logits = jnp.einsum(
-    'nqhd,nhds->nhqs', query, keys, preferred_element_type=jnp.float32
+  logits = _scores(query, keys)
+  logits += bias[:, :, :, None]
+  weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
+  if rng is not None and dropout_rate:
+    flat = weights.reshape(*weights.shape[:2], -1, weights.shape[-1])
+    flat = layers.dropout(flat, dropout_rate, rng)
+    weights = flat.reshape(weights.shape)
+  return _weigh(weights, values).astype(values.dtype)
+
+
+def joint_attention(
+  query: jax.Array,
+  context: tuple[jax.Array, jax.Array],
+  own: tuple[jax.Array, jax.Array],
+  context_bias: jax.Array,
+  own_bias: jax.Array,
+) -> jax.Array:
+  """One softmax over the columns of the context and those of a completion.
+
+  The two sets are scored apart and meet in a shared maximum and a shared sum:
+  nothing is concatenated, and the K completions of a prompt are more queries
+  of its one context.
+
+  Args:
+    query: [B, K, T, H, D].
+    context: keys and values [B, G, D, P].
+    own: keys and values [B K, G, D, S].
+    context_bias: [B, T or 1, P].
+    own_bias: [T, S]; every query sees a column of its own at least.
+
+  Returns:
+    [B, K, T, H, D].
+  """
+  b, k, t, h, d = query.shape
+  g = own[0].shape[1]
+  theirs = _scores(query.reshape(b, k * t, h, d), context[0])
+  theirs = theirs.reshape(b, g, k, t, h // g, -1)
+  theirs += context_bias[:, None, None, :, None]
+  ours = _scores(query.reshape(b * k, t, h, d), own[0])
+  ours = (ours + own_bias[:, None]).reshape(b, k, g, t, h // g, -1)
+
+  swap = lambda x: x.swapaxes(1, 2)  # [B, G, K, ...] <-> [B, K, G, ...]
+  maximum = jnp.maximum(swap(theirs.max(axis=-1)), ours.max(axis=-1))
+  maximum = jax.lax.stop_gradient(maximum)[..., None]
+  theirs = jnp.exp(theirs - swap(maximum))
+  ours = jnp.exp(ours - maximum)
+  total = swap(theirs.sum(axis=-1)) + ours.sum(axis=-1)  # [B, K, G, T, H/G]
+
+  dtype = own[1].dtype
+  theirs = theirs.astype(dtype).reshape(b, g, k * t, h // g, -1)
+  ours = ours.astype(dtype).reshape(b * k, g, t, h // g, -1)
+  out = _weigh(theirs, context[1]).reshape(query.shape)
+  out += _weigh(ours, own[1]).reshape(query.shape)
+  return (out / total.swapaxes(2, 3).reshape(b, k, t, h, 1)).astype(dtype)
+
+
+def _scores(query: jax.Array, keys: jax.Array) -> jax.Array:
+  """[N, Q, H, D], [N, G, D, S] -> [N, G, Q, H / G, S] float32."""
+  n, q, h, d = query.shape
+  g = keys.shape[1]
+  query = query.reshape(n, q, g, h // g, d).swapaxes(1, 2)
+  scores = jnp.einsum(
+    'ngqd,ngds->ngqs',
+    query.reshape(n, g, -1, d),
+    keys,
+    preferred_element_type=jnp.float32,
   )
-  weights = jax.nn.softmax(logits + bias, axis=-1).astype(values.dtype)
-  weights = layers.dropout(weights, dropout_rate, rng)
-  return jnp.einsum('nhqs,nhds->nqhd', weights, values)
+  return scores.reshape(n, g, q, h // g, -1)
+
+
+def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
+  """[N, G, Q, H / G, S], [N, G, D, S] -> [N, Q, H, D] float32."""
+  n, g, q, r, s = weights.shape
+  out = jnp.einsum(
+    'ngqs,ngds->ngqd',
+    weights.reshape(n, g, q * r, s),
+    values,
+    preferred_element_type=jnp.float32,
+  )
+  return out.reshape(n, g, q, r, -1).swapaxes(1, 2).reshape(n, q, g * r, -1)
 
 
 def columns(x: jax.Array, batch: int, heads: int) -> jax.Array:
@@ -84,6 +158,33 @@ def init_cache(
     jnp.zeros((n, *shape), dtype),
   )
   return pair(layers) if scan else tuple(pair(1) for _ in range(layers))
+
+
+def rotation(
+  positions: jax.Array, frequencies: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+  """[..., T] positions, [D / 2] -> cosines and sines [..., T, 1, D / 2]."""
+  angles = positions[..., None, None].astype(jnp.float32) * frequencies
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Rotary position embedding, https://arxiv.org/abs/2104.09864.
+
+  Feature i is paired with i + D / 2, as in the published weights of Llama.
+
+  Args:
+    x: [..., T, H, D].
+    cos_sin: of `rotation`.
+
+  Returns:
+    [..., T, H, D] float32.
+  """
+  cos, sin = cos_sin
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate(
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
+  )
 
 
 class RelativePositions(nnx.Module):

@@ -148,7 +148,9 @@ class _Decoder(nnx.Module):
   def __init__(self, rngs: nnx.Rngs, cfg: DecoderOnlyConfig):
     self.config = cfg
     self.layers = _Layer(rngs, cfg)
-    self.decoder_norm = layers.Norm((cfg.emb_dim,), ('embed',), cfg.norm_epsilon)
+    self.decoder_norm = layers.Norm(
+      (cfg.emb_dim,), ('embed',), cfg.norm_epsilon
+    )
     if not cfg.logits_via_embedding:
       self.logits_dense = layers.Dense(
         rngs, (cfg.emb_dim, cfg.vocab_size), ('embed', 'vocab')
@@ -254,7 +256,7 @@ class _Layer(nnx.Module):
     keys = layers.split(rng, 2)
     y = self.pre_self_attention_layer_norm(x, self.config.dtype)
     query, own = self.self_attention.project(y, rotation)
-    y = attention.attention(query, *own, bias)
+    y = attention.attention(query, *own, bias[None, None])
     x = x + self._dropout(self.self_attention.combine(y), keys[0])
     return self._mlp(x, keys[1])[0], own
 
@@ -294,3 +296,138 @@ class _Layer(nnx.Module):
 
   def _dropout(self, x, rng):
     return layers.dropout(x, self.config.dropout_rate, rng)
+
+
+class _Attention(nnx.Module):
+  """The kernels of the layers' attention."""
+
+  def __init__(self, rngs: nnx.Rngs, cfg: DecoderOnlyConfig):
+    n, e = cfg.num_layers, cfg.emb_dim
+    joined, joined_kv = (
+      cfg.num_heads * cfg.head_dim,
+      cfg.num_kv_heads * cfg.head_dim,
+    )
+    axes = ('layers', 'embed', 'joined_kv')
+    self.config = cfg
+    self.query = layers.Dense(rngs, (n, e, joined), axes)
+    self.key = layers.Dense(rngs, (n, e, joined_kv), axes)
+    self.value = layers.Dense(rngs, (n, e, joined_kv), axes)
+    self.out = layers.Dense(
+      rngs, (n, joined, e), ('layers', 'joined_kv', 'embed')
+    )
+
+  def project(
+    self, x: jax.Array, rotation: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """[..., T, E] -> queries [..., T, H, D], keys and values [N, G, D, T]."""
+    cfg = self.config
+    batch = math.prod(x.shape[:-2])
+    heads = lambda y, n: y.reshape(*x.shape[:-1], n, cfg.head_dim)
+    query = attention.rotate(
+      heads(self.query(x, cfg.dtype), cfg.num_heads), rotation
+    )
+    query = (query / math.sqrt(cfg.head_dim)).astype(cfg.dtype)
+    key = attention.rotate(
+      heads(self.key(x, cfg.dtype), cfg.num_kv_heads), rotation
+    )
+    key = key.astype(cfg.dtype).reshape(*x.shape[:-1], -1)
+    value = self.value(x, cfg.dtype)
+    return query, (
+      attention.columns(key, batch, cfg.num_kv_heads),
+      attention.columns(value, batch, cfg.num_kv_heads),
+    )
+
+  def combine(self, x: jax.Array) -> jax.Array:
+    """[..., H, D] -> [..., E]."""
+    return self.out(x.reshape(*x.shape[:-2], -1), self.config.dtype)
+
+
+class _Experts(nnx.Module):
+  """Mixture of experts, none of whose tokens are dropped.
+
+    y = sum over the chosen e of softmax(router)_e / (sum of chosen) mlp_e(x)
+
+  Rows are sorted by expert and multiplied group by group, so the cost is that
+  of the experts that a token uses. The loss that spreads the tokens is
+  Switch's, https://arxiv.org/abs/2101.03961 eq. 4, for several choices:
+
+    X sum_e (choices of e / tokens) (mean probability of e)
+
+  with a minimum of num_experts_per_token at an even spread. The mean over the
+  layers is taken of this product, where transformers multiplies the means.
+  """
+
+  def __init__(self, rngs: nnx.Rngs, cfg: DecoderOnlyConfig):
+    lead, lead_axes = (cfg.num_layers, cfg.num_experts), ('layers', 'expert')
+    self.config = cfg
+    self.router = layers.Dense(
+      rngs,
+      (cfg.num_layers, cfg.emb_dim, cfg.num_experts),
+      ('layers', 'embed', 'unmodeled'),
+    )
+    self.experts = layers.Mlp(
+      rngs,
+      lead,
+      lead_axes,
+      emb_dim=cfg.emb_dim,
+      mlp_dim=cfg.mlp_dim,
+      activations=cfg.mlp_activations,
+    )
+
+  def __call__(self, x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """[..., E] -> [..., E], loss."""
+    cfg = self.config
+    flat = x.reshape(-1, cfg.emb_dim)
+    choices = cfg.num_experts_per_token
+    probabilities = jax.nn.softmax(self.router(flat, jnp.float32))
+    weights, chosen = jax.lax.top_k(probabilities, choices)  # [N, choices]
+    weights /= jnp.sum(weights, axis=-1, keepdims=True)
+
+    order = jnp.argsort(chosen.reshape(-1))
+    inverse = jnp.argsort(order)
+    sizes = jnp.sum(
+      jax.nn.one_hot(chosen, cfg.num_experts, dtype=jnp.int32), (0, 1)
+    )
+    rows = jnp.repeat(flat, choices, axis=0)
+    rows = grouped.permute(rows, order, inverse)
+    product = lambda dense, rows: grouped.matmul(
+      rows.astype(dtype), dense.kernel[...].astype(dtype), sizes
+    )
+    rows = self.experts(rows, dtype, product=product)
+    rows = grouped.permute(rows, inverse, order).reshape(
+      -1, choices, x.shape[-1]
+    )
+    y = jnp.sum(rows * weights[..., None].astype(dtype), axis=1)
+
+    fraction = sizes / flat.shape[0]
+    loss = cfg.num_experts * jnp.sum(fraction * jnp.mean(probabilities, axis=0))
+    return y.reshape(x.shape), loss
+
+
+def _causal_bias(
+  positions: jax.Array, total: int, window: int | None
+) -> jax.Array:
+  """[T] positions of queries among `total` columns -> [T, total]."""
+  distance = positions[:, None] - jnp.arange(total)
+  visible = distance >= 0
+  if window is not None:
+    visible &= distance < window
+  return jnp.where(visible, 0.0, attention.MASKED)
+
+
+def _frequencies(cfg: DecoderOnlyConfig) -> np.ndarray:
+  """[D / 2] angles a position, with Llama 3's scaling.
+
+  Waves longer than the original length over the low factor are slowed by
+  rope_factor, those shorter than it over the high factor are kept, and between
+  the two the frequency is interpolated.
+  """
+  exponent = np.arange(0, cfg.head_dim, 2, dtype=np.float32) / cfg.head_dim
+  frequencies = 1.0 / cfg.rope_theta**exponent
+  if cfg.rope_factor == 1:
+    return frequencies.astype(np.float32)
+  low, high = cfg.rope_low_frequency_factor, cfg.rope_high_frequency_factor
+  turns = cfg.rope_original_length * frequencies / (2 * np.pi)
+  kept = np.clip((turns - low) / (high - low), 0, 1)
+  scaled = kept * frequencies + (1 - kept) * frequencies / cfg.rope_factor
+  return scaled.astype(np.float32)

@@ -159,12 +159,25 @@ class Mlp(nnx.Module):
     self,
     x: jax.Array,
     dtype: Any,
+    *,
     dropout: Callable[[jax.Array], jax.Array] = lambda x: x,
+    product: Callable[[Dense, jax.Array], jax.Array] | None = None,
   ) -> jax.Array:
-    product = 1
+    """[..., E] -> [..., E].
+
+    Args:
+      x: [..., E].
+      dtype: of the activations.
+      dropout: applied between the two products.
+      product: (dense, x) -> its product, where a kernel has more than two
+        axes left.
+    """
+    product = product or (lambda dense, x: dense(x, dtype))
+    hidden = 1
     for name, activation in zip(self.names, self.activations, strict=True):
-      product = ACTIVATIONS[activation](getattr(self, name)(x, dtype)) * product
-    return self.wo(dropout(product), dtype)
+      y = product(getattr(self, name), x)
+      hidden = ACTIVATIONS[activation](y) * hidden
+    return product(self.wo, dropout(hidden))
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:

@@ -177,7 +177,7 @@ class _EncoderLayer(nnx.Module):
     y = self.attention(y, keys_values, bias, keys[0])
     x = x + layers.dropout(y, rate, keys[1])
     y = self.pre_mlp_layer_norm(x, dtype)
-    y = self.mlp(y, dtype, lambda h: layers.dropout(h, rate, keys[2]))
+    y = self.mlp(y, dtype, dropout=lambda h: layers.dropout(h, rate, keys[2]))
     return x + layers.dropout(y, rate, keys[3])
 
 
@@ -301,7 +301,7 @@ class _DecoderLayer(nnx.Module):
     x = x + layers.dropout(y.reshape(x.shape), rate, keys[3])
 
     y = self.pre_mlp_layer_norm(x, dtype)
-    y = self.mlp(y, dtype, lambda h: layers.dropout(h, rate, keys[4]))
+    y = self.mlp(y, dtype, dropout=lambda h: layers.dropout(h, rate, keys[4]))
     return x + layers.dropout(y, rate, keys[5]), cache
 
 

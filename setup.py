@@ -1,0 +1,43 @@
+"""Installs ipo_md; constraints.txt has the versions that were tested."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+  name='ipo_md',
+  version='0.1.0',
+  description='On-line preference optimisation of language models in JAX',
+  long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['ipo_md*', 'tasks*']),
+  package_data={'ipo_md': ['*.html'], 'tasks': ['*.model']},
+  install_requires=[
+    'absl-py',
+    'clu',
+    'etils[epath]',
+    'flax',
+    'gin-config',
+    'grain',
+    'jax',
+    'msgpack',
+    'numpy',
+    'optax',
+    'orbax-checkpoint',
+    'safetensors',
+    'scipy',
+    'sentencepiece',
+    'seqio',
+    'tensorboard',
+    'tensorflow',
+    'tensorflow-datasets',
+    'tensorflow-text',
+  ],
+  extras_require={
+    'tpu': ['jax[tpu]'],
+    'gpu': ['jax[cuda13]'],
+    'test': ['importlib_resources', 'matplotlib', 'pytest', 'ruff'],
+  },
+)

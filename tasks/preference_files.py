@@ -1,0 +1,127 @@
+"""Ready-made preference files: JSON lines, one prompt a row.
+
+  pairs    prompt, chosen, rejected            -> targets [2, T], preference 1
+  rewards  prompt, completions[], scores[]     -> targets [K, T], rewards [K]
+
+`chosen` and `rejected` may be lists of messages, of which the last one counts
+(as in ultrafeedback_binarized). A gin file binds one of them as the task:
+
+  PREFERENCE_TASK = @preference_files.pairs()
+  preference_files.pairs.files = {'train': 'a.jsonl', 'validation': 'b.jsonl'}
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import hashlib
+from typing import Any
+
+import seqio
+
+from tasks import json_lines
+from tasks import segments
+
+
+def pairs(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
+  """Registers a task of pairs, in files of `prompt, chosen, rejected`.
+
+  Args:
+    files: split -> path.
+    max_bad_rows: MAX_BAD_ROWS of a split, left out and listed.
+
+  Returns:
+    The name of the task.
+  """
+  return _add(
+    f'preference_pairs_{_digest(files, max_bad_rows)}',
+    _source(files, _pair, segments.PREFERENCE, max_bad_rows),
+    scores=['preference'],
+  )
+
+
+def rewards(*, files: Mapping[str, str], k: int, max_bad_rows: int = 0) -> str:
+  """Registers a task of scored completions, `prompt, completions, scores`.
+
+  Args:
+    files: split -> path.
+    k: K; rows of fewer completions have masked ones, more are a bad row.
+    max_bad_rows: MAX_BAD_ROWS of a split, left out and listed.
+
+  Returns:
+    The name of the task.
+  """
+  return _add(
+    f'preference_rewards_{_digest(files, k, max_bad_rows)}',
+    _source(files, lambda row: _scored(row, k), segments.REWARDS, max_bad_rows),
+    preprocessors=[segments.exactly(k)],
+    scores=['rewards'],
+  )
+
+
+def _source(
+  files: Mapping[str, str],
+  parse: Callable[[dict[str, Any]], dict[str, Any]],
+  signature: Mapping[str, Any],
+  max_bad_rows: int,
+) -> segments.Source:
+  def rows(split: str) -> segments.Rows:
+    read = json_lines.read([files[split]], parse, max_bad_rows=max_bad_rows)
+    return (row for _, row in read)
+
+  return segments.Source(
+    rows,
+    files=lambda split: [files[split]],
+    signature=signature,
+    splits=list(files),
+  )
+
+
+def _add(name: str, source: segments.Source, **kwargs: Any) -> str:
+  if name not in seqio.TaskRegistry.names():
+    segments.add_task(name, source, targets_rank=2, **kwargs)
+  return name
+
+
+def _digest(files: Mapping[str, str], *settings: int) -> str:
+  text = repr((sorted(files.items()), settings))
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _pair(row: dict[str, Any]) -> dict[str, Any]:
+  return {
+    'inputs': _prompt(row),
+    'completions': [_text(row, 'chosen'), _text(row, 'rejected')],
+    'preference': 1.0,
+  }
+
+
+def _scored(row: dict[str, Any], k: int) -> dict[str, Any]:
+  completions = json_lines.field(row, 'completions', list)
+  scores = json_lines.field(row, 'scores', list)
+  if not 0 < len(completions) <= k:
+    raise json_lines.BadRow(
+      f"field 'completions' has {len(completions)}, not 1 to {k} (k)"
+    )
+  if len(scores) != len(completions):
+    raise json_lines.BadRow(
+      f"field 'scores' has {len(scores)} for {len(completions)} completions"
+    )
+  rows = range(len(completions))
+  return {
+    'inputs': _prompt(row),
+    'completions': [_text(row, f'completions.{i}') for i in rows],
+    'rewards': [json_lines.number(row, f'scores.{i}') for i in rows],
+  }
+
+
+def _prompt(row: dict[str, Any]) -> str:
+  prompt = json_lines.field(row, 'prompt', str)
+  if not prompt.strip():
+    raise json_lines.BadRow("field 'prompt' is empty")
+  return prompt
+
+
+def _text(row: dict[str, Any], path: str) -> str:
+  value = json_lines.field(row, path, (str, list))
+  if isinstance(value, list):
+    return json_lines.field(row, f'{path}.{len(value) - 1}.content', str)
+  return value

@@ -1,0 +1,63 @@
+"""TL;DR: Reddit posts, summaries and comparisons of summaries.
+
+  tldr_sft         inputs, targets: the fine-tuning set's posts and summaries
+  tldr_prompts     the same; an on-line run reads the inputs alone
+  tldr_preference  inputs, targets [2, T], preference 0 or 1: comparisons
+  tldr_reward      the same, to train a reward model
+  tldr_pairs       the same, for offline runs
+
+A comparator reads both orders of each pair by itself. `inputs` end with the
+post: the 'TL;DR:' after it is PromptFormat.closing, so that a long post loses
+its own end. The data sets are those of `tldr_builder`.
+
+Stiennon et al., arXiv 2009.01325.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks import originals
+from tasks import segments
+from tasks import tldr_builder  # noqa: F401, registers the data sets
+
+
+def prompt(row: Mapping[str, Any]) -> str:
+  """The layout of a post, as in the paper, up to its end."""
+  return (
+    f'SUBREDDIT: r/{row["subreddit"]}\nTITLE: {row["title"]}\n'
+    f'POST: {row["post"]}'
+  )
+
+
+def _summary(row: Mapping[str, Any]) -> dict[str, Any]:
+  row = originals.text(row)
+  return {'inputs': prompt(row), 'targets': row['summary'].strip()}
+
+
+def _comparison(row: Mapping[str, Any]) -> dict[str, Any]:
+  row = originals.text(row)
+  return {
+    'inputs': prompt(row),
+    'completions': [s.strip() for s in row['summaries']],
+    'preference': float(row['choice'] == 0),
+  }
+
+
+for _name in ('tldr_sft', 'tldr_prompts'):
+  segments.add_task(
+    _name,
+    segments.tfds_source(
+      'tldr_summaries', _summary, signature=segments.SUMMARY
+    ),
+    targets_rank=1,
+  )
+
+for _name in ('tldr_preference', 'tldr_reward', 'tldr_pairs'):
+  segments.add_task(
+    _name,
+    segments.tfds_source(
+      'tldr_comparisons', _comparison, signature=segments.PREFERENCE
+    ),
+    scores=['preference'],
+    targets_rank=2,
+  )

@@ -1,0 +1,82 @@
+"""UltraFeedback: instructions with up to 4 scored completions.
+
+  ultrafeedback_prompts  inputs
+  ultrafeedback_rewards  inputs, targets [4, T], rewards [4]
+  ultrafeedback_pairs    inputs, targets [2, T], preference 1: the best
+                         completion, then one of the others at random
+  ultrafeedback_sft      inputs, targets: the best completion
+
+Rewards are the fine-grained scores, 1 to 5. Rows of fewer than 4 completions
+have masked ones; pairs need two. Splits: train, validation.
+
+Cui et al., arXiv 2310.01377.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+import zlib
+
+import numpy as np
+
+from tasks import originals
+from tasks import segments
+from tasks import ultrafeedback_builder  # noqa: F401, registers the data set
+
+_SPLITS = ('train', 'validation')
+
+
+def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+  return {'inputs': originals.text(row['instruction'])}
+
+
+def _rewards(row: Mapping[str, Any]) -> dict[str, Any]:
+  return _prompt(row) | {
+    'completions': originals.text(row['responses']),
+    'rewards': row['fine_grained_scores'],
+  }
+
+
+def _pair(row: Mapping[str, Any]) -> dict[str, Any] | None:
+  """The first of the best against another, drawn by the instruction."""
+  scores = row['fine_grained_scores']
+  if len(scores) < 2:
+    return None
+  best = int(np.argmax(scores))
+  others = [i for i in range(len(scores)) if i != best]
+  draw = np.random.default_rng(zlib.crc32(row['instruction']))
+  other = others[draw.integers(len(others))]
+  responses = originals.text(row['responses'])
+  return _prompt(row) | {
+    'completions': [responses[best], responses[other]],
+    'preference': 0.5 if scores[other] == scores[best] else 1.0,
+  }
+
+
+def _best(row: Mapping[str, Any]) -> dict[str, Any]:
+  best = int(np.argmax(row['fine_grained_scores']))
+  return _prompt(row) | {'targets': originals.text(row['responses'])[best]}
+
+
+def _source(parse, signature):
+  return segments.tfds_source(
+    'ultrafeedback', parse, signature=signature, splits=_SPLITS
+  )
+
+
+segments.add_task('ultrafeedback_prompts', _source(_prompt, segments.PROMPT))
+segments.add_task(
+  'ultrafeedback_rewards',
+  _source(_rewards, segments.REWARDS),
+  preprocessors=[segments.exactly(4)],
+  scores=['rewards'],
+  targets_rank=2,
+)
+segments.add_task(
+  'ultrafeedback_pairs',
+  _source(_pair, segments.PREFERENCE),
+  scores=['preference'],
+  targets_rank=2,
+)
+segments.add_task(
+  'ultrafeedback_sft', _source(_best, segments.SUMMARY), targets_rank=1
+)

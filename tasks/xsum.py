@@ -1,0 +1,66 @@
+"""XSum: news articles, the on-line prompts of IPO-MD.
+
+  xsum_prompts  inputs, targets: an article in TL;DR's layout, its summary; an
+                on-line run reads the inputs alone
+
+The policy was fine-tuned on TL;DR, so the prompt is 'POST: {document}', with
+TL;DR's closing (PromptFormat.closing). Two sources:
+
+- XSUM_DIR names a directory of train.jsonl, validation.jsonl and test.jsonl,
+  rows of document, summary, id;
+- without it, TFDS's own `xsum`, whose files have to be fetched by hand.
+
+Narayan et al., arXiv 1808.08745.
+"""
+
+from collections.abc import Mapping
+import os
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from tasks import json_lines
+from tasks import originals
+from tasks import segments
+
+_SPLITS = ('train', 'validation', 'test')
+
+
+def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    'inputs': f'POST: {json_lines.field(row, "document", str)}',
+    'targets': json_lines.field(row, 'summary', str),
+  }
+
+
+def _files(split: str) -> list[str]:
+  if 'XSUM_DIR' in os.environ:
+    return [os.path.join(os.environ['XSUM_DIR'], f'{split}.jsonl')]
+  builder = tfds.builder('xsum')
+  if split not in builder.info.splits:
+    raise ValueError(
+      f'XSum is neither in XSUM_DIR, which is not set, nor in '
+      f'{builder.info.data_dir}: set XSUM_DIR to a directory of '
+      f'{split}.jsonl, rows of document, summary, id.'
+    )
+  return [str(path) for path in builder.info.splits[split].filepaths]
+
+
+def _rows(split: str) -> segments.Rows:
+  files = _files(split)
+  if 'XSUM_DIR' in os.environ:
+    for _, row in json_lines.read(files, _prompt):
+      yield row
+    return
+  rows = tfds.builder('xsum').as_dataset(split=split, shuffle_files=False)
+  for row in tfds.as_numpy(rows):
+    yield _prompt(originals.text(row))
+
+
+segments.add_task(
+  'xsum_prompts',
+  segments.Source(
+    _rows, files=_files, signature=segments.SUMMARY, splits=_SPLITS
+  ),
+  targets_rank=1,
+)

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Runs the tests, after installing what they need: bash tests/run.sh [PYTEST ARGS]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh test
+export JAX_PLATFORMS=cpu
+echo "Checking format and lint with ruff ..."
+ruff format --check --quiet . && ruff check --quiet .
+echo "Running the tests (about ten minutes on two cores) ..."
+python -m pytest "$@"

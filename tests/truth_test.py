@@ -1,0 +1,334 @@
+"""Algorithms arrive where the theory says, through the real training step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ipo_md import games
+from ipo_md import losses
+from ipo_md import optimizers
+from ipo_md import play
+from ipo_md import sampling
+from ipo_md import steps
+from ipo_md import types
+from ipo_md.models import model as model_lib
+from ipo_md.models import tabular
+
+CYCLE = play.cyclic(p_12=0.95, p_23=0.8, p_31=0.6)
+FIVE = [play.random(seed=seed, actions=5) for seed in range(5)]
+EXPLOITABILITY = 1e-3
+
+
+def bound(loss, **hyper):
+  return functools.update_wrapper(functools.partial(loss, **hyper), loss)
+
+
+def trained(
+  played,
+  loss,
+  mixture_coefs,
+  *,
+  train_steps=400,
+  batch_size=4096,
+  ema_decay=None,
+):
+  """[G, nodes, V] logits before, and after."""
+  rate = optimizers.linear(
+    learning_rate=0.1, warmup_steps=0, decay_steps=train_steps
+  )
+  run = play.train(
+    played,
+    step=functools.partial(
+      steps.online_step,
+      loss=loss,
+      mixture_coefs=mixture_coefs,
+      ema_decay=ema_decay,
+    ),
+    optimizer=optimizers.adam(None, learning_rate=rate, b1=0.0),
+    train_steps=train_steps,
+    batch_size=batch_size,
+    start_stddev=1.0,
+    ema=ema_decay is not None,
+    rng=jax.random.key(0),
+  )
+  return run[0], run[-1]
+
+
+def assert_nash(played, loss, mixture_coefs, tau, **kwargs):
+  """The sampler's mixture arrives at the equilibrium at tau / (1 - b)."""
+  before, after = trained(played, loss, mixture_coefs, **kwargs)
+  b = 0.0 if 'ema_decay' in kwargs else max(mixture_coefs)
+  for game, first, last in zip(played, before, after, strict=True):
+    reference = play.policy_of(game.reference)
+    gain = [
+      games.exploitability(
+        play.token_mixture(logits, game.reference, b),
+        game.preference,
+        reference,
+        tau=tau / (1 - b),
+      )
+      for logits in (first, last)
+    ]
+    assert gain[0] > 10 * EXPLOITABILITY  # the start is somewhere else
+    assert gain[1] < EXPLOITABILITY
+    wanted = games.mixture_fixed_point(
+      game.preference, reference, tau=tau, mixture_coef=b
+    )
+    assert games.kl(wanted, play.policy_of(last)) < 2e-3
+
+
+NASH = {
+  'online IPO': (losses.ipo, (0.0, 0.0), {}),
+  'IPO-MD(.125)': (losses.ipo, (0.125, 0.125), {}),
+  'IPO-MD(.5)': (losses.ipo, (0.5, 0.5), {}),
+  'Nash-MD-PG(0)': (losses.policy_gradient, (0.0, 0.0), {}),
+  'Nash-MD-PG(.125)': (losses.policy_gradient, (0.0, 0.125), {}),
+  'Nash-EMA': (losses.policy_gradient, (0.0, 1.0), {'ema_decay': 0.9}),
+}
+
+
+@pytest.mark.parametrize('tau', [0.1, 0.5])
+@pytest.mark.parametrize('name', NASH)
+def test_the_equilibrium_of_the_cyclic_game_is_reached(name, tau):
+  loss, mixture_coefs, kwargs = NASH[name]
+  assert_nash([CYCLE] * 2, bound(loss, tau=tau), mixture_coefs, tau, **kwargs)
+
+
+@pytest.mark.parametrize('name', list(NASH)[:4])
+def test_the_equilibria_of_random_games_are_reached(name):
+  loss, mixture_coefs, kwargs = NASH[name]
+  assert_nash(
+    FIVE, bound(loss, tau=0.5), mixture_coefs, 0.5, batch_size=8192, **kwargs
+  )
+
+
+def test_two_tokens_reach_the_equilibrium_of_sequences():
+  tree = play.tree(seed=0, vocab_size=3)
+  assert_nash([tree], bound(losses.ipo, tau=0.5), (0.0, 0.0), 0.5)
+
+
+def test_online_dpo_stops_elsewhere():
+  beta = 0.5
+  loss = bound(losses.dpo, beta=beta)
+  end = play.limit(CYCLE, loss=loss, mixture_coefs=(0.0, 0.0))
+  _, after = trained([CYCLE], loss, (0.0, 0.0))
+  policy = play.policy_of(after[0])
+  assert games.kl(end, policy) < 2e-3
+  uniform = np.full(3, 1 / 3)
+  gain = games.exploitability(policy, CYCLE.preference, uniform, tau=beta)
+  start = games.exploitability(uniform, CYCLE.preference, uniform, tau=beta)
+  assert gain > 2 * start  # further from Nash than the reference is
+
+
+REWARDED = {
+  'RL': (bound(losses.reinforce, tau=0.2), 1, 0.2),
+  'RL, K = 4': (bound(losses.reinforce, tau=0.2), 4, 0.2),
+  'InfoNCA, K = 2': (bound(losses.info_nca, beta=0.5, alpha=0.4), 2, 0.2),
+  'InfoNCA, K = 4': (bound(losses.info_nca, beta=0.5, alpha=0.4), 4, 0.2),
+  'NCA, K = 2': (bound(losses.nca, beta=0.5, alpha=0.4), 2, None),
+  'NCA, K = 3': (bound(losses.nca, beta=0.5, alpha=0.4), 3, None),
+}
+
+
+@pytest.mark.parametrize('name', REWARDED)
+def test_the_optimum_of_a_reward_is_reached(name):
+  loss, k, temperature = REWARDED[name]
+  game = FIVE[0]
+  end = play.limit(game, loss=loss, mixture_coefs=(0.0,) * k)
+  if temperature is not None:
+    wanted = games.tilt(
+      play.policy_of(game.reference), game.rewards / temperature
+    )
+    np.testing.assert_allclose(end, wanted, atol=1e-6)
+  before, after = trained([game], loss, (0.0,) * k)
+  assert games.kl(end, play.policy_of(before[0])) > 0.05
+  assert games.kl(end, play.policy_of(after[0])) < 1e-3
+
+
+GRADIENT = {
+  'IPO-MD(.3)': (bound(losses.ipo, tau=0.5), (0.3, 0.3)),
+  'DPO': (bound(losses.dpo, beta=0.5), (0.0, 0.0)),
+  'SLiC': (bound(losses.slic, beta=0.5), (0.0, 0.0)),
+  'Nash-MD-PG(.3)': (bound(losses.policy_gradient, tau=0.5), (0.0, 0.3)),
+  'RL': (bound(losses.reinforce, tau=0.5), (0.0,)),
+  'NCA': (bound(losses.nca, beta=0.5, alpha=0.1), (0.0,) * 3),
+}
+
+
+@pytest.mark.parametrize('name', GRADIENT)
+def test_the_mean_gradient_of_the_step_is_the_enumerated_one(name):
+  loss, mixture_coefs = GRADIENT[name]
+  tree = play.tree(seed=1, vocab_size=3)
+  copies, batch_size = 64, 2**15
+  optimizer = optax.sgd(1.0)
+  model = tree_model(prompts=copies)
+  table = 1.5 * np.random.default_rng(0).normal(size=tree.reference.shape)
+  params = {'table': jnp.array(np.stack([table] * copies), jnp.float32)}
+  same = lambda x: jnp.array(np.stack([x] * copies), jnp.float32)
+  state, _ = jax.jit(
+    functools.partial(
+      steps.online_step,
+      model=model,
+      judge=play.matrix_judge,
+      loss=loss,
+      optimizer=optimizer,
+      mixture_coefs=mixture_coefs,
+      max_new_tokens=2,
+      eos_id=-1,
+    )
+  )(
+    types.TrainState(jnp.int32(0), params, optimizer.init(params)),
+    types.FrozenParams(
+      reference={'table': same(tree.reference)},
+      judge={
+        'preference': same(tree.preference),
+        'rewards': same(tree.rewards),
+      },
+    ),
+    types.Tokens(
+      jnp.arange(batch_size)[:, None] % copies,
+      jnp.ones((batch_size, 1), bool),
+    ),
+    jax.random.key(0),
+  )
+  # Each table is an independent estimate from batch_size / copies prompts.
+  found = copies * np.array(params['table'] - state.params['table'])
+  exact = play.expected_gradient(tree, loss=loss, mixture_coefs=mixture_coefs)(
+    table
+  )
+  error = found.std(axis=0, ddof=1) / np.sqrt(copies)
+  assert (np.abs(found.mean(axis=0) - exact) < 4 * error + 1e-5).all()
+  assert (np.abs(exact) > 8 * error).any()  # the test can tell them apart
+
+
+def tree_model(prompts=1):
+  return model_lib.Model(
+    functools.partial(tabular.Tabular, vocab_size=3, depth=2, prompts=prompts)
+  )
+
+
+@pytest.mark.parametrize('b', [0.125, 0.5])
+def test_the_sampler_mixes_tokens_and_not_sequences(b):
+  rng = np.random.default_rng(1)
+  policy, reference = 1.5 * rng.normal(size=(2, 4, 3))
+  token = play.token_mixture(policy, reference, b)
+  whole = games.mixture(play.policy_of(policy), play.policy_of(reference), b)
+  n = 400_000
+  model = tree_model()
+  params = [
+    {'table': jnp.array(t, jnp.float32)[None]} for t in (policy, reference)
+  ]
+  prompts = types.Tokens(jnp.zeros((n, 1), jnp.int32), jnp.ones((n, 1), bool))
+  sampled = jax.jit(
+    lambda rng: sampling.sample(
+      model,
+      *params,
+      tuple(model.encode(p, prompts) for p in params),
+      rng,
+      mixture_coefs=(b,),
+      max_new_tokens=2,
+      eos_id=-1,
+    )
+  )(jax.random.key(0))
+  ids = np.array(sampled.tokens.ids[:, 0])
+  counts = np.bincount(3 * ids[:, 0] + ids[:, 1], minlength=9)
+  error = np.sqrt(token * (1 - token) / n)
+  assert (np.abs(counts / n - token) < 4 * error).all()
+  assert (np.abs(counts / n - whole) > 4 * error).any()
+  assert np.abs(token - whole).sum() / 2 > 0.01  # total variation
+
+
+def offline(game, pairs, preference, loss, *, train_steps=500, optimizer=None):
+  """Logits [nodes, V] after full-batch updates on pairs [B, K] of actions."""
+  rate = optimizers.linear(
+    learning_rate=0.1, warmup_steps=0, decay_steps=train_steps
+  )
+  optimizer = optimizer or optimizers.adam(None, learning_rate=rate)
+  b, k = pairs.shape
+  batch = types.Labelled(
+    completions=types.Completions(
+      types.Tokens(jnp.zeros((b, 1), jnp.int32), jnp.ones((b, 1), bool)),
+      types.Tokens(jnp.array(pairs)[..., None], jnp.ones((b, k, 1), bool)),
+    ),
+    completion_mask=jnp.ones((b, k), bool),
+    preference=None if preference is None else jnp.array(preference),
+    rewards=jnp.array(game.rewards[pairs], jnp.float32),
+  )
+  v = game.vocab_size
+  model = model_lib.Model(
+    functools.partial(tabular.Tabular, vocab_size=v, depth=1)
+  )
+  params = {'table': jnp.array(game.reference, jnp.float32)[None]}
+  frozen = types.FrozenParams(reference=jax.tree.map(jnp.copy, params))
+  step = functools.partial(
+    steps.offline_step, model=model, loss=loss, optimizer=optimizer
+  )
+
+  @jax.jit
+  def run(state):
+    return jax.lax.scan(
+      lambda s, _: (step(s, frozen, batch, jax.random.key(0))[0], None),
+      state,
+      length=train_steps,
+    )[0]
+
+  state = run(types.TrainState(jnp.int32(0), params, optimizer.init(params)))
+  return np.array(state.params['table'][0])
+
+
+def test_offline_ipo_reaches_its_closed_form():
+  game, tau = FIVE[1], 0.5
+  pairs = np.random.default_rng(0).integers(5, size=(64, 2))
+  preference = game.preference[pairs[:, 0], pairs[:, 1]].astype(np.float32)
+  weights = np.zeros((5, 5))
+  np.add.at(weights, tuple(pairs.T), 1 / 64)
+  logits = offline(game, pairs, preference, bound(losses.ipo, tau=tau))
+  wanted = games.offline_ipo(
+    weights, game.preference, play.policy_of(game.reference), tau=tau
+  )
+  assert games.kl(wanted, play.policy_of(game.reference)) > 0.05
+  np.testing.assert_allclose(play.policy_of(logits), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize('tau', [0.1, 1])
+def test_ipo_stops_where_dpo_does_not(tau):
+  two = play.Game(np.array([[0.5, 1], [0, 0.5]]), np.zeros((1, 2)))
+  pair, sure = np.array([[0, 1]]), np.ones(1, np.float32)
+  policy = play.policy_of(offline(two, pair, sure, bound(losses.ipo, tau=tau)))
+  np.testing.assert_allclose(policy[0], 1 / (1 + np.exp(-0.5 / tau)), atol=1e-4)
+  dpo = play.policy_of(offline(two, pair, sure, bound(losses.dpo, beta=tau)))
+  assert dpo[0] > 0.999
+
+
+@pytest.mark.parametrize(
+  'loss, k',
+  [
+    (bound(losses.dpo, beta=0.5), 2),
+    (bound(losses.slic, beta=0.5), 2),
+    (bound(losses.nca, beta=0.5, alpha=0.1), 3),
+    (bound(losses.info_nca, beta=0.5, alpha=0), 4),
+  ],
+)
+def test_an_offline_step_is_the_gradient_of_the_loss(loss, k):
+  game = FIVE[2]
+  y = np.random.default_rng(0).integers(5, size=(16, k))
+  preference = None
+  if k == 2:
+    preference = game.preference[y[:, 0], y[:, 1]].astype(np.float32)
+  logits = offline(
+    game, y, preference, loss, train_steps=1, optimizer=optax.sgd(1.0)
+  )
+  feedback = game.rewards[y] if k > 2 else preference
+
+  def mean_loss(table):
+    rho = jax.nn.log_softmax(table) - jax.nn.log_softmax(game.reference[0])
+    return loss(rho[y], jnp.array(feedback)).mean()
+
+  wanted = jax.grad(mean_loss)(jnp.array(game.reference[0], jnp.float32))
+  np.testing.assert_allclose(
+    game.reference[0] - logits[0], np.array(wanted), atol=1e-6
+  )
