@@ -27,16 +27,16 @@ class PromptFormat:
   The prompt alone is cut where all four exceed the length.
 
   Attributes:
-    prefix: token ids; (BOS,) for Llama. Set by the model's gin file.
-    suffix: token ids; (EOS,) for T5. Set by the model's gin file.
+    prefix: token ids and texts; (BOS,) for Llama. Set by the model's gin file.
+    suffix: token ids and texts; (EOS,) for T5. Set by the model's gin file.
     closing: text that asks for the completion, such as 'TL;DR:'. Set by the
       task's gin file.
-    vocabulary: of the closing, not needed without it.
+    vocabulary: of the texts, not needed without them.
     cut_prompts: the end that long prompts lose. Set by the task's gin file.
   """
 
-  prefix: tuple[int, ...] = ()
-  suffix: tuple[int, ...] = ()
+  prefix: tuple[int | str, ...] = ()
+  suffix: tuple[int | str, ...] = ()
   closing: str = ''
   vocabulary: seqio.Vocabulary | None = None
   cut_prompts: Literal['front', 'end'] = 'end'
@@ -47,25 +47,41 @@ class PromptFormat:
         f"PromptFormat.cut_prompts is {self.cut_prompts!r}, not 'front' or "
         "'end'."
       )
-    if self.closing and self.vocabulary is None:
+    texts = [part for part in self._parts if isinstance(part, str)]
+    if texts and self.vocabulary is None:
       raise ValueError(
-        f'PromptFormat.closing, {self.closing!r}, needs a '
+        f'PromptFormat has the text {texts[0]!r} and needs a '
         'PromptFormat.vocabulary (VOCABULARY).'
       )
+
+  @property
+  def _parts(self) -> tuple[int | str, ...]:
+    closing = (self.closing,) if self.closing else ()
+    return (*self.prefix, *closing, *self.suffix)
+
+  @functools.cached_property
+  def opening(self) -> tuple[int, ...]:
+    """Token ids of the prefix."""
+    return self._encode(self.prefix)
 
   @functools.cached_property
   def ending(self) -> tuple[int, ...]:
     """Token ids of closing and suffix."""
-    closing = self.vocabulary.encode(self.closing) if self.closing else ()
-    return (*closing, *self.suffix)
+    return self._encode(self._parts[len(self.prefix) :])
+
+  def _encode(self, parts: Sequence[int | str]) -> tuple[int, ...]:
+    ids = []
+    for part in parts:
+      ids += self.vocabulary.encode(part) if isinstance(part, str) else [part]
+    return tuple(ids)
 
   def room(self, length: int) -> int:
     """Tokens of a prompt that fit into `length`."""
-    room = length - len(self.prefix) - len(self.ending)
+    room = length - len(self.opening) - len(self.ending)
     if room < 1:
       raise ValueError(
         f"TASK_FEATURE_LENGTHS['inputs'] is {length}, which leaves no room "
-        f'for a prompt between the prefix {self.prefix} and the ending '
+        f'for a prompt between the prefix {self.opening} and the ending '
         f'{self.ending} (PromptFormat).'
       )
     return room
@@ -76,14 +92,14 @@ class PromptFormat:
     rows = []
     for prompt in prompts:
       kept = prompt[-room:] if self.cut_prompts == 'front' else prompt[:room]
-      rows.append(np.concatenate([self.prefix, kept, self.ending]))
+      rows.append(np.concatenate([self.opening, kept, self.ending]))
     return _pad(rows, length)
 
   def bare(self, prompts: types.Tokens) -> types.Tokens:
     """[..., P] formatted prompts, the prompt alone unmasked; on the device."""
     position = np.arange(prompts.mask.shape[-1])
     end = prompts.mask.sum(axis=-1, keepdims=True) - len(self.ending)
-    within = (position >= len(self.prefix)) & (position < end)
+    within = (position >= len(self.opening)) & (position < end)
     return prompts.replace(mask=prompts.mask & within)
 
 
@@ -248,8 +264,19 @@ def _with_vocabulary(
   return task.replace(output_features=features)
 
 
-def vocabulary(*, mixture_or_task_name: str) -> seqio.Vocabulary:
-  """The vocabulary of a task's prompts, for a judge's template."""
+def vocabulary(
+  *,
+  mixture_or_task_name: str,
+  vocabulary: seqio.Vocabulary | None = None,
+) -> seqio.Vocabulary:
+  """What a run's prompts are made of, for judges' templates and closings.
+
+  Args:
+    mixture_or_task_name: a task of the run.
+    vocabulary: VOCABULARY, the model's; None: the task's own.
+  """
+  if vocabulary is not None:
+    return vocabulary
   features = examples_lib.find(mixture_or_task_name).output_features
   return features['inputs'].vocabulary
 
@@ -292,7 +319,7 @@ def check_vocabulary(dataset: Dataset, vocab_size: int):
       f'the model {vocab_size} (its vocab_size); MIXTURE_OR_TASK_NAME and the '
       'model do not go together.'
     )
-  ids = (*dataset.prompt_format.prefix, *dataset.prompt_format.ending)
+  ids = (*dataset.prompt_format.opening, *dataset.prompt_format.ending)
   if ids and not 0 <= min(ids) <= max(ids) < size:
     raise ValueError(
       f'PromptFormat has ids outside of the vocabulary of {size}: {ids}.'

@@ -92,6 +92,33 @@ def _key(seed: int, name: str) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
+@functools.partial(jax.jit, static_argnames=('model', 'sampler', 'k'))
+def _sample(
+  params: types.Params,
+  reference: types.Params,
+  prompts: types.Tokens,
+  rng: jax.Array,
+  *,
+  model: model_lib.Model,
+  sampler: Sampler,
+  k: int,
+) -> tuple[types.Completions, jax.Array, jax.Array]:
+  """Completions, log pi and log pi - log pi_ref of each [B, K]."""
+  drawn = sampling.sample(
+    model,
+    params,
+    None,
+    (model.encode(params, prompts), None),
+    rng,
+    mixture_coefs=(0.0,) * k,
+    **dataclasses.asdict(sampler),
+  )
+  completions = types.Completions(prompts=prompts, completions=drawn.tokens)
+  theirs, _ = sequences.log_probs(model, reference, completions)
+  ours = jnp.sum(drawn.policy_log_probs, axis=-1)
+  return completions, ours, ours - jnp.sum(theirs, axis=-1)
+
+
 def drawer(
   model: model_lib.Model,
   prompts: Prompts,
@@ -122,22 +149,6 @@ def drawer(
   )
   reference = load(reference_checkpoint_path, name='REFERENCE_CHECKPOINT_PATH')
 
-  @functools.partial(jax.jit, static_argnames=('sampler', 'k'))
-  def sample(params, reference, batch, rng, *, sampler, k):
-    drawn = sampling.sample(
-      model,
-      params,
-      None,
-      (model.encode(params, batch), None),
-      rng,
-      mixture_coefs=(0.0,) * k,
-      **dataclasses.asdict(sampler),
-    )
-    completions = types.Completions(prompts=batch, completions=drawn.tokens)
-    theirs, _ = sequences.log_probs(model, reference, completions)
-    ours = jnp.sum(drawn.policy_log_probs, axis=-1)
-    return completions, ours, ours - jnp.sum(theirs, axis=-1)
-
   def draw(name, path, sampler, *, k):
     params = load(path, name=f'POLICIES[{name!r}]')
     rows = batches.in_order(
@@ -151,7 +162,9 @@ def drawer(
     rows = telemetry.progress(rows, count, f'sampling {name}')
     for i, (batch, _) in enumerate(rows):
       key = jax.random.fold_in(rng, i)
-      out = sample(params, reference, batch, key, sampler=sampler, k=k)
+      out = _sample(
+        params, reference, batch, key, model=model, sampler=sampler, k=k
+      )
       found.append(multihost_utils.process_allgather(out, tiled=True))
     tokens, log_prob, log_ratio = jax.tree.map(
       lambda *x: np.concatenate(x)[: prompts.examples], *found

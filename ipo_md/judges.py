@@ -14,15 +14,18 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import re
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import seqio
 
 from ipo_md import sequences
 from ipo_md import types
 from ipo_md.models import model as model_lib
+
+if TYPE_CHECKING:  # importing seqio takes seconds
+  import seqio
 
 Judge = Callable[[types.Params, types.Completions], types.Labelled]
 
@@ -45,7 +48,7 @@ class Template:
       such as a BOS that the policy's format adds.
   """
 
-  vocabulary: seqio.Vocabulary
+  vocabulary: 'seqio.Vocabulary'
   prompt: str
   length: int
   special_ids: Sequence[int] = ()

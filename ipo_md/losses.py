@@ -271,8 +271,11 @@ def cross_entropy(
   return -log_probs + z_loss * jnp.square(log_z)
 
 
-def hard_label(preference: jax.Array) -> jax.Array:
-  """[B] preferences -> 1, 0, or 1/2 for a tie."""
+def hard_label(
+  preference: jax.Array, rng: jax.Array | None = None
+) -> jax.Array:
+  """[B] preferences -> 1, 0, or 1/2 for a tie. rng: as of `sampled_label`."""
+  del rng
   return (jnp.sign(preference - 0.5) + 1) / 2
 
 

@@ -160,23 +160,18 @@ class LearnedJudge:
 
   def __call__(self, samples: Samples, pairs: Pairs) -> np.ndarray:
     params = self._load(samples.vocabulary)
-    _, k, _ = samples.tokens.completions.ids.shape
     two = jax.eval_shape(self._judge, params, _columns(samples.tokens, (0, 1)))
-    first, second = np.array(pairs).T
     if two.rewards is not None:
-      rewards = self._run(params, samples.tokens, range(k), 'rewards')
-      preference = special.expit(
-        rewards[:, first].astype(np.float64) - rewards[:, second]
-      )
+      every = range(len(samples.texts[0]))
+      (rewards,) = self._run(params, samples.tokens, [every], 'rewards')
+      first, second = np.array(pairs).T
+      margin = rewards[:, first].astype(np.float64) - rewards[:, second]
+      found = special.expit(margin)
     else:
-      preference = np.stack(
-        [
-          self._run(params, samples.tokens, pair, 'preference')
-          for pair in pairs
-        ],
-        axis=1,
+      found = np.stack(
+        self._run(params, samples.tokens, pairs, 'preference'), axis=1
       )
-    return np.stack([preference, preference], axis=-1)
+    return np.stack([found, found], axis=-1)
 
   def _load(self, vocabulary: seqio.Vocabulary) -> types.Params:
     if self._params is None:
@@ -192,22 +187,26 @@ class LearnedJudge:
     self,
     params: types.Params,
     tokens: types.Completions,
-    columns: Sequence[int],
+    groups: Sequence[Sequence[int]],
     field: str,
-  ) -> np.ndarray:
-    """A field of what the judge says about some columns, [N, ...]."""
-    tokens = _columns(tokens, columns)
+  ) -> list[np.ndarray]:
+    """A field of what it says about each group of columns, [N, ...] each."""
     count = tokens.prompts.ids.shape[0]
     placed = sharding.batch(jax.sharding.get_mesh())
-    found = []
     starts = range(0, count, self._batch_size)
-    for start in telemetry.progress(starts, len(starts), self._label):
+    work = [(columns, start) for columns in groups for start in starts]
+    found = []
+    for columns, start in telemetry.progress(work, len(work), self._label):
       rows = np.arange(start, start + self._batch_size) % count
-      batch = jax.tree.map(lambda x, rows=rows: x[rows], tokens)
-      batch = jax.device_put(batch, placed)
-      found.append(getattr(self._judge(params, batch), field))
+      batch = jax.tree.map(lambda x, r=rows: x[r], _columns(tokens, columns))
+      judged = self._judge(params, jax.device_put(batch, placed))
+      found.append(getattr(judged, field))
     found = multihost_utils.process_allgather(found, tiled=True)
-    return np.concatenate(found)[:count]
+    size = len(starts)
+    return [
+      np.concatenate(found[g * size : (g + 1) * size])[:count]
+      for g in range(len(groups))
+    ]
 
 
 def preference(judge: Judge, samples: Samples, pairs: Pairs) -> np.ndarray:

@@ -203,6 +203,7 @@ def online_step(
   per_token: bool = False,
   ema_decay: float | None = None,
   truncation_reward: float | None = None,
+  label: Callable[..., jax.Array] | None = None,
 ) -> tuple[types.TrainState, Metrics]:
   """Samples, judges and updates, in one program.
 
@@ -230,12 +231,15 @@ def online_step(
     ema_decay: None, or the second player of the mixture is not the reference
       but a moving average of the policy with this decay (Nash-EMA).
     truncation_reward: None, or the reward of a completion without EOS.
+    label: None, the judge's preference is the label; or `losses.hard_label`,
+      `losses.sampled_label`.
 
   Returns:
     The next state; loss, log_ratio (sum over tokens; the KL from the reference
     if all coefficients are 0), preference or reward, length (tokens without
     EOS), eos_rate, tokens.
   """
+  rng, label_rng = jax.random.split(rng)
   player = frozen.reference if ema_decay is None else state.ema
   needs_player = any(b > 0 for b in mixture_coefs)
   sampled = sampling.sample(
@@ -256,6 +260,10 @@ def online_step(
   )
   completions = types.Completions(prompts=prompts, completions=sampled.tokens)
   labelled = judge(frozen.judge, completions)
+  if label is not None:
+    _require(labelled, 'preference', 'LABEL')
+    preference = label(labelled.preference, rng=label_rng)
+    labelled = labelled.replace(preference=preference)
   ended = jnp.any(sampled.tokens.mask & (sampled.tokens.ids == eos_id), axis=-1)
   if truncation_reward is not None:
     _require(labelled, 'rewards', 'TRUNCATION_REWARD')
@@ -422,10 +430,11 @@ def _policy_update(
 ) -> tuple[types.TrainState, Metrics]:
   """The part that online and offline steps share: from log-ratios to theta."""
   kind = feedback_of(loss)
-  _require(labelled, kind, loss.__name__)
-  if per_token and loss.__name__ in _SUM_ONLY:
+  name = getattr(loss, 'func', loss).__name__
+  _require(labelled, kind, name)
+  if per_token and name in _SUM_ONLY:
     raise ValueError(
-      f'PER_TOKEN = True with LOSS = {loss.__name__}: its gradient needs '
+      f'PER_TOKEN = True with LOSS = {name}: its gradient needs '
       'log-probabilities summed over tokens.'
     )
   feedback = getattr(labelled, kind)

@@ -9,6 +9,9 @@ lengths, other files or other code of the task have another fingerprint, hence
 another cache. Each host keeps its own, on a local disk.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import functools
@@ -67,12 +70,9 @@ def describe(
 ) -> dict[str, Any]:
   """What the tokens of a task depend on, as JSON."""
   modules = {'ipo_md.examples': sys.modules['ipo_md.examples']}
-  functions = list(task.preprocessors)
-  functions += [v for v in vars(task.source).values() if callable(v)]
-  for function in functions:
-    while isinstance(function, functools.partial):
-      function = function.func
-    module = inspect.getmodule(inspect.unwrap(function))
+  functions = [*task.preprocessors, *vars(task.source).values()]
+  for function in _with_closures(functions):
+    module = inspect.getmodule(function)
     if module is not None and not module.__name__.startswith('seqio.'):
       modules |= _reached(module)
   return {
@@ -92,6 +92,21 @@ def describe(
       if getattr(module, '__file__', None)
     },
   }
+
+
+def _with_closures(values: Iterable[Any]) -> Iterator[Callable]:
+  """The functions among some values, and those that they are made of."""
+  pending, seen = list(values), set()
+  while pending:
+    function = pending.pop()
+    if isinstance(function, functools.partial):
+      function = function.func
+    function = inspect.unwrap(function) if callable(function) else None
+    if not inspect.isfunction(function) or function in seen:
+      continue
+    seen.add(function)
+    yield function
+    pending += [cell.cell_contents for cell in function.__closure__ or ()]
 
 
 def _bound(function: Any) -> Any:

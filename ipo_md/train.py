@@ -313,13 +313,14 @@ def _means(window, done) -> tuple[dict[str, float], float]:
   """Means over the updates up to `done`, all of which must be finite."""
   window = jax.device_get(window)
   for i, metrics in enumerate(window):
-    for name, value in metrics.items():
-      if not math.isfinite(value):
-        raise FloatingPointError(
-          f'{name} is {value} at step {done - len(window) + i + 1}. The '
-          'checkpoints in MODEL_DIR are from before it; a lower learning rate '
-          'is the usual remedy.'
-        )
+    bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+    if bad:
+      values = ', '.join(f'{k} is {v}' for k, v in bad.items())
+      raise FloatingPointError(
+        f'{values} at step {done - len(window) + i + 1}. The checkpoints in '
+        'MODEL_DIR are from before it; a lower learning rate is the usual '
+        'remedy.'
+      )
   means = {k: float(np.mean([m[k] for m in window])) for k in window[0]}
   tokens = means.pop('tokens', 0.0) * len(window)
   return means, tokens

@@ -1,17 +1,14 @@
-"""Short forum posts, and summaries of them by writers of mixed quality.
+"""Posts of mini_tldr: short, and drawn from a seeded grammar.
 
 A post is a subreddit, a title, three to five facts among one to three fillers,
 and a question. A fact is a kind and one of its values; no value belongs to two
-kinds, and each is one piece of the vocabulary. A summary is clauses joined by
-commas, then the question:
+kinds, and each is one piece of the vocabulary.
 
   r/jobs title: no raise again. post: i live in denver. sorry for the long
   post. now i feel guilty. i work as a nurse. should i quit my job? tl;dr:
 
-  in denver, feel guilty, work as nurse. should i quit my job?
-
-Everything is a function of (seed, split, index) through a hash, so that it is
-the same in every process and on every version of Python and numpy.
+A post is a function of (seed, split, index) through a hash: it is the same in
+every process and on every version of Python and numpy.
 """
 
 from collections.abc import Sequence
@@ -51,78 +48,65 @@ class Post:
   question: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Writer:
-  """How often a summary of this writer goes wrong.
-
-  The first four are rates per fact of the post, the others per summary.
-  """
-
-  drop: float  # leaves the fact out
-  wrong: float  # gives it another value
-  garble: float  # breaks the clause
-  repeat: float  # says it twice
-  invent: float  # adds a fact of a kind that the post does not have
-  ramble: float  # adds fillers
-  forget: float  # leaves the question out
-  misquote: float  # asks another question
+def _kind(post: tuple[str, str], summary: str, values: str) -> Kind:
+  return Kind(post, summary, tuple(values.split()))
 
 
 KINDS = (
-  Kind(
+  _kind(
     ('i am {} years old', 'i just turned {}'),
     'i am {}',
-    ('19', '21', '23', '26', '28', '31', '34', '38'),
+    '19 21 23 26 28 31 34 38',
   ),
-  Kind(
+  _kind(
     ('i live in {}', 'we moved to {}'),
     'in {}',
-    'denver boston austin seattle chicago dallas phoenix miami'.split(),
+    'denver boston austin seattle chicago dallas phoenix miami',
   ),
-  Kind(
+  _kind(
     ('i work as a {}', 'my job is {}'),
     'work as {}',
-    'nurse teacher chef student driver lawyer waiter plumber'.split(),
+    'nurse teacher chef student driver lawyer waiter plumber',
   ),
-  Kind(
+  _kind(
     ('it is about my {}', 'the problem is my {}'),
     'about my {}',
-    'roommate sister boss neighbor cousin boyfriend landlord uncle'.split(),
+    'roommate sister boss neighbor cousin boyfriend landlord uncle',
   ),
-  Kind(
+  _kind(
     ('it cost me {} dollars', 'i lost {} dollars'),
     'lost {} dollars',
-    ('50', '80', '200', '300', '500', '900', '1500', '4000'),
+    '50 80 200 300 500 900 1500 4000',
   ),
-  Kind(
+  _kind(
     ('this started in {}', 'it goes on since {}'),
     'since {}',
-    'january march april june july august october december'.split(),
+    'january march april june july august october december',
   ),
-  Kind(
+  _kind(
     ('it got worse on {}', 'we had a fight on {}'),
     'fight on {}',
-    'monday tuesday wednesday thursday friday saturday sunday'.split(),
+    'monday tuesday wednesday thursday friday saturday sunday',
   ),
-  Kind(
+  _kind(
     ('my {} is broken now', 'somebody broke my {}'),
     'broken {}',
-    'laptop bike phone couch guitar camera car oven'.split(),
+    'laptop bike phone couch guitar camera car oven',
   ),
-  Kind(
+  _kind(
     ('there is a {} at home', 'i also have a {}'),
     'have a {}',
-    'dog cat parrot hamster rabbit ferret turtle snake'.split(),
+    'dog cat parrot hamster rabbit ferret turtle snake',
   ),
-  Kind(
+  _kind(
     ('i used to love {}', 'i gave up {}'),
     'gave up {}',
-    'running chess yoga painting poker dancing fishing skating'.split(),
+    'running chess yoga painting poker dancing fishing skating',
   ),
-  Kind(
+  _kind(
     ('now i feel {}', 'all this makes me {}'),
     'feel {}',
-    'angry sad scared jealous confused lonely guilty bored'.split(),
+    'angry sad scared jealous confused lonely guilty bored',
   ),
 )
 TOPICS = (
@@ -182,39 +166,27 @@ FILLERS = (
   'i never posted here before',
 )
 
-# Writers of the references for supervised fine-tuning: as in the real data,
-# most are neither careful nor hopeless.
-WRITERS = (
-  Writer(0.1, 0.02, 0.0, 0.02, 0.05, 0.1, 0.1, 0.02),
-  Writer(0.4, 0.15, 0.05, 0.1, 0.2, 0.3, 0.4, 0.1),
-  Writer(0.25, 0.15, 0.05, 0.2, 0.3, 0.8, 0.4, 0.05),
-)
-# Writers of the summaries that are compared: as above, with the errors of a
-# small language model, which garbles, and misses the value of a fact.
-COMPARED_WRITERS = (
-  *WRITERS,
-  Writer(0.3, 0.5, 0.1, 0.1, 0.3, 0.3, 0.3, 0.2),
-  Writer(0.1, 0.3, 0.02, 0.05, 0.1, 0.1, 0.1, 0.1),
-)
-PERFECT = Writer(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-MAX_WORDS = 31  # words and marks of a writer's summary
-
 _BUCKETS = {'train': (2, 3, 4, 5, 6, 7), 'validation': (0,), 'test': (1,)}
 
 
 class Dice:
   """Throws that are a function of the key alone.
 
-  A 512-bit hash of the key, read as a number of mixed radix.
+  A 512-bit hash of the key is read as a number of mixed radix; when it is
+  used up, the next one is.
   """
 
   def __init__(self, *key: Any):
-    digest = hashlib.blake2b(repr(key).encode()).digest()
-    self._rest = int.from_bytes(digest, 'big')
+    self._key = key
+    self._blocks = 0
+    self._rest = 0
 
   def roll(self, sides: int) -> int:
     """A number from 0 to sides - 1."""
+    if self._rest.bit_length() < 64:  # too few bits for a fair throw
+      block = repr((*self._key, self._blocks)).encode()
+      self._rest = int.from_bytes(hashlib.blake2b(block).digest(), 'big')
+      self._blocks += 1
     self._rest, face = divmod(self._rest, sides)
     return face
 
@@ -238,14 +210,14 @@ def clause(kind: int, value: int) -> str:
 
 def _draw_post(dice: Dice) -> Post:
   kinds = dice.shuffle(range(len(KINDS)), 3 + dice.roll(3))
-  facts = [(kind, dice.roll(len(KINDS[kind].values))) for kind in kinds]
-  sentences = [
-    (dice.choose(KINDS[kind].post).format(KINDS[kind].values[value]), fact)
-    for fact in facts
-    for kind, value in [fact]
-  ]
   fillers = dice.shuffle(FILLERS, 1 + dice.roll(3))
-  sentences += [(filler, None) for filler in fillers]
+  sentences = [(filler, None) for filler in fillers]
+  for kind in kinds:
+    value = dice.roll(len(KINDS[kind].values))
+    template = dice.choose(KINDS[kind].post)
+    sentences.append(
+      (template.format(KINDS[kind].values[value]), (kind, value))
+    )
   sentences = dice.shuffle(sentences, len(sentences))
   topic = dice.choose(TOPICS)
   body = ' '.join(f'{sentence}.' for sentence, _ in sentences)
@@ -277,111 +249,3 @@ def post(split: str, index: int, *, seed: int = 0) -> Post:
 def words(text: str) -> list[str]:
   """Words and marks, each of which is a piece of the vocabulary."""
   return re.findall(r'[a-z0-9]+|[^a-z0-9 ]', text)
-
-
-def join(clauses: Sequence[str], question: str | None) -> str:
-  """A summary of its parts, the last ones cut if it grows too long."""
-  said = ', '.join(clauses)
-  asked = '' if question is None else f'{question}?'
-  text = f'{said}. {asked}'.strip() if said else asked
-  if len(words(text)) > MAX_WORDS:
-    return join(clauses[:-1], question)
-  return text
-
-
-def _garble(said: str, dice: Dice) -> str:
-  """Loses a word of the clause, or takes one from another clause."""
-  words = said.split()
-  place = dice.roll(len(words))
-  if dice.chance(0.5):
-    del words[place]
-  else:
-    kind = dice.roll(len(KINDS))
-    words[place] = dice.choose(clause(kind, 0).split()[:-1] or ['in'])
-  return ' '.join(words)
-
-
-def _draft(
-  about: Post, writer: Writer, dice: Dice
-) -> tuple[list[str], str | None]:
-  """(clauses, question) of a summary."""
-  clauses = []
-  for kind, value in about.facts:
-    if dice.chance(writer.drop):
-      continue
-    if dice.chance(writer.wrong):
-      value = _other_value(kind, value, dice)
-    said = clause(kind, value)
-    if dice.chance(writer.garble):
-      said = _garble(said, dice)
-    clauses.append(said)
-    if dice.chance(writer.repeat):
-      clauses.insert(dice.roll(len(clauses) + 1), said)
-  if dice.chance(writer.invent):
-    present = [kind for kind, _ in about.facts]
-    kind = dice.choose([k for k in range(len(KINDS)) if k not in present])
-    said = clause(kind, dice.roll(len(KINDS[kind].values)))
-    clauses.insert(dice.roll(len(clauses) + 1), said)
-  while dice.chance(writer.ramble) and len(clauses) < 8:
-    clauses.insert(dice.roll(len(clauses) + 1), dice.choose(about.fillers))
-  question = about.question
-  if dice.chance(writer.forget):
-    question = None
-  elif dice.chance(writer.misquote):
-    question = dice.choose(TOPICS).question
-  return clauses, question
-
-
-def _other_value(kind: int, value: int, dice: Dice) -> int:
-  count = len(KINDS[kind].values)
-  return (value + 1 + dice.roll(count - 1)) % count
-
-
-def write(about: Post, writer: Writer, dice: Dice) -> str:
-  """A summary of the post."""
-  return join(*_draft(about, writer, dice))
-
-
-def write_pair(about: Post, dice: Dice) -> tuple[str, str]:
-  """Two summaries of the post to compare.
-
-  Two in five pairs are by two writers. The others differ in one place: a fact
-  is kept by one of them and changed or left out by the other, or a clause is
-  there twice. They teach a judge to look a fact up in the post, and to notice
-  a repetition.
-  """
-  writer = dice.choose(COMPARED_WRITERS)
-  if dice.chance(0.4):
-    other = dice.choose(COMPARED_WRITERS)
-    pair = [write(about, writer, dice), write(about, other, dice)]
-    return tuple(dice.shuffle(pair, 2))
-  kind, value = dice.choose(about.facts)
-  clauses, question = _draft(about, writer, dice)
-  kept = [clause(kind, value)]
-  clauses = [said for said in clauses if said != kept[0]]
-  edit = dice.roll(8)
-  if edit < 5:
-    changed = [clause(kind, _other_value(kind, value, dice))]
-  elif edit < 6 or not clauses:
-    changed = []
-  else:
-    kept, changed = [], [dice.choose(clauses)]
-  place = dice.roll(len(clauses) + 1)
-  pair = [
-    join([*clauses[:place], *said, *clauses[place:]], question)
-    for said in (kept, changed)
-  ]
-  return tuple(dice.shuffle(pair, 2))
-
-
-def reference(split: str, index: int, *, seed: int = 0) -> tuple[Post, str]:
-  """A post and the summary that supervised fine-tuning imitates."""
-  about = post(split, index, seed=seed)
-  dice = Dice(seed, split, index, 'reference')
-  return about, write(about, dice.choose(WRITERS), dice)
-
-
-def compared(split: str, index: int, *, seed: int = 0) -> tuple[Post, str, str]:
-  """A post and two summaries to compare."""
-  about = post(split, index, seed=seed)
-  return about, *write_pair(about, Dice(seed, split, index, 'pair'))

@@ -13,20 +13,32 @@ from tasks import mini_tldr_grammar as grammar
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-  """What a summary says, counted, and what it is worth.
+class Reading:
+  """What a summary says, whatever the post.
 
-  A fact counts once: said again it is repeated, said with another value it is
-  invented. A clause that is neither a fact, a filler nor a question is
-  malformed.
+  A clause ends at a comma, a full stop, a question mark or the end. The first
+  time that it is said it is a fact, a filler, a question or malformed; after
+  that it is repeated.
   """
+
+  facts: frozenset[tuple[int, int]]  # (kind, value)
+  questions: tuple[str, ...]
+  repeated: int
+  fillers: int
+  malformed: int
+  words: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """A summary beside its post, counted, and what it is worth."""
 
   kept: int  # facts of the post
   invented: int  # facts that the post does not state
-  repeated: int  # clauses said before
+  repeated: int
   fillers: int
-  malformed: int  # clauses
-  question: int  # 1: the post's; 0: none; -1: another
+  malformed: int
+  question: int  # 1: the post's alone; 0: none; -1: another
   words: int
 
   @property
@@ -42,78 +54,92 @@ class Score:
     )
 
 
-@functools.cache
-def _meanings() -> tuple[dict, dict]:
-  """(sentence of a post -> fact, clause of a summary -> fact)."""
-  sentences, clauses = {}, {}
-  for k, kind in enumerate(grammar.KINDS):
-    for v, value in enumerate(kind.values):
-      clauses[grammar.clause(k, v)] = (k, v)
-      for template in kind.post:
-        sentences[template.format(value)] = (k, v)
-  return sentences, clauses
-
-
 _QUESTIONS = frozenset(topic.question for topic in grammar.TOPICS)
 _FILLERS = frozenset(grammar.FILLERS)
-# A clause and the mark that ends it; the last may have none.
+_CLAUSES = {
+  grammar.clause(k, v): (k, v)
+  for k, kind in enumerate(grammar.KINDS)
+  for v in range(len(kind.values))
+}
+_SENTENCES = {
+  template.format(value): (k, v)
+  for k, kind in enumerate(grammar.KINDS)
+  for v, value in enumerate(kind.values)
+  for template in kind.post
+}
 _SEGMENT = re.compile(r'([^,.?]*)([,.?]|$)')
 
 
+def _segments(text: str) -> list[tuple[str, str]]:
+  """(clause, the mark that ends it); the last one may have none."""
+  return [(' '.join(c.split()), mark) for c, mark in _SEGMENT.findall(text)]
+
+
 @functools.lru_cache(maxsize=65536)
-def read_post(post: str) -> tuple[frozenset, str]:
+def read_post(post: str) -> tuple[frozenset[tuple[int, int]], str]:
   """(facts, question) of a post.
 
   Raises:
     ValueError: the text is not a post of mini_tldr.
   """
-  sentences, _ = _meanings()
-  _, mark, body = post.partition(' post: ')
-  parts = [part.strip() for part, _ in _SEGMENT.findall(body)]
-  facts = frozenset(sentences[part] for part in parts if part in sentences)
-  questions = [part for part in parts if part in _QUESTIONS]
-  if not mark or not facts or not questions:
+  segments = _segments(post.partition(' post: ')[2])
+  facts = frozenset(_SENTENCES[c] for c, _ in segments if c in _SENTENCES)
+  questions = [c for c, mark in segments if c in _QUESTIONS and mark == '?']
+  if not facts or not questions:
     raise ValueError(f'{post!r} is not a post of mini_tldr.')
   return facts, questions[-1]
+
+
+def read_summary(summary: str) -> Reading:
+  """Reads any text."""
+  said, facts, questions = set(), set(), []
+  repeated = fillers = malformed = 0
+  for part, mark in _segments(summary):
+    if not part:
+      malformed += bool(mark)  # a mark without a clause
+    elif part in said:
+      repeated += 1
+    elif part in _QUESTIONS and mark == '?':
+      questions.append(part)
+    elif part in _CLAUSES and mark != '?':
+      facts.add(_CLAUSES[part])
+    elif part in _FILLERS and mark != '?':
+      fillers += 1
+    else:
+      malformed += 1
+    said.add(part)
+  return Reading(
+    facts=frozenset(facts),
+    questions=tuple(questions),
+    repeated=repeated,
+    fillers=fillers,
+    malformed=malformed,
+    words=len(summary.split()),
+  )
 
 
 def score(post: str, summary: str) -> Score:
   """Scores any text as a summary of the post."""
   facts, asked = read_post(post)
-  _, clauses = _meanings()
-  said = set()
-  question = repeated = fillers = malformed = 0
-  for part, mark in _SEGMENT.findall(summary):
-    part = ' '.join(part.split())
-    if not part:
-      malformed += bool(mark)
-      continue
-    is_question = mark == '?' and part in _QUESTIONS
-    if part in said:
-      repeated += 1
-    elif is_question:
-      question = 1 if part == asked and question >= 0 else -1
-    elif part in _FILLERS:
-      fillers += 1
-    elif mark == '?' or part not in clauses:
-      malformed += 1
-    said.add(part)
-  stated = {clauses[part] for part in said if part in clauses}
+  read = read_summary(summary)
+  question = 0
+  if read.questions:
+    question = 1 if read.questions == (asked,) else -1
   return Score(
-    kept=len(stated & facts),
-    invented=len(stated - facts),
-    repeated=repeated,
-    fillers=fillers,
-    malformed=malformed,
+    kept=len(read.facts & facts),
+    invented=len(read.facts - facts),
+    repeated=read.repeated,
+    fillers=read.fillers,
+    malformed=read.malformed,
     question=question,
-    words=len(summary.split()),
+    words=read.words,
   )
 
 
 def preference(post: str, y_1: str, y_2: str) -> float:
   """1 if y_1 is the better summary, 0 if y_2 is, 0.5 if they tie."""
-  # Totals are sums of multiples of 1/20: differences below 1e-6 are rounding.
   difference = score(post, y_1).total - score(post, y_2).total
+  # Totals are multiples of 1/20: a smaller difference is rounding.
   if abs(difference) < 1e-6:
     return 0.5
   return float(difference > 0)

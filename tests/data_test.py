@@ -194,6 +194,14 @@ class TestRows:
     np.testing.assert_array_equal(bare.mask, [[0, 1, 1, 0, 0], [0, 1, 0, 0, 0]])
     assert dataset.counts['prompts_cut'] == 1
 
+  def test_texts_around_the_prompt(self):
+    chat = data.PromptFormat(
+      prefix=(2, '<'), suffix=('>', 1), vocabulary=_VOCABULARY
+    )
+    opening, ending = ord('<') + 3, ord('>') + 3
+    tokens = chat.tokens([np.array([5, 6, 7])], 6)
+    assert tokens.ids.tolist() == [[2, opening, 5, 6, ending, 1]]
+
   def test_pairs(self):
     dataset = _load(_pairs())
     batch = dataset.rows([(0, 0), (0, 1), (0, 2)])
@@ -459,6 +467,13 @@ class TestErrors:
     outside = data.PromptFormat(suffix=(300,))
     with pytest.raises(ValueError, match='outside of the vocabulary'):
       data.check_vocabulary(_load(_supervised(), prompt_format=outside), 1000)
+
+  def test_the_vocabulary_of_a_run(self):
+    other = seqio.ByteVocabulary(7)
+    name = _supervised()
+    assert data.vocabulary(mixture_or_task_name=name) is _VOCABULARY
+    found = data.vocabulary(mixture_or_task_name=name, vocabulary=other)
+    assert found is other
 
   def test_cut_prompts(self):
     with pytest.raises(ValueError, match='cut_prompts'):

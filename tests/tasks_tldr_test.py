@@ -2,11 +2,16 @@
 
 import json
 import logging
+import pathlib
+import shutil
+import tempfile
 
 import pytest
 import tensorflow_datasets as tfds
 
 from ipo_md import data
+from ipo_md import examples
+from ipo_md import token_cache
 from tasks import build
 from tasks import mini_tldr
 from tasks import tldr  # noqa: F401, registers the tasks
@@ -226,6 +231,13 @@ class TestTasks:
       1,
     ]
 
+  def test_a_change_of_the_task_is_seen(self, built):
+    del built
+    task = examples.find('tldr_sft')
+    task = task.replace(output_features={})
+    code = token_cache.describe(task, 'train', {'inputs': 8})['code']
+    assert {'tasks.tldr', 'tasks.tldr_builder', 'tasks.segments'} <= code.keys()
+
   def test_not_built(self, monkeypatch, tmp_path):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
     monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
@@ -240,9 +252,10 @@ class TldrSummariesTest(tfds.testing.DatasetBuilderTestCase):
 
   @classmethod
   def setUpClass(cls):
-    cls.EXAMPLE_DIR = cls.create_tempdir('original')
+    cls.EXAMPLE_DIR = tempfile.mkdtemp()
     for split, rows in SUMMARIES.items():
-      write_rows(tfds.core.Path(cls.EXAMPLE_DIR) / f'{split}.jsonl', rows)
+      write_rows(pathlib.Path(cls.EXAMPLE_DIR, f'{split}.jsonl'), rows)
+    cls.addClassCleanup(shutil.rmtree, cls.EXAMPLE_DIR)
     super().setUpClass()
 
 
@@ -253,6 +266,7 @@ class TldrComparisonsTest(tfds.testing.DatasetBuilderTestCase):
 
   @classmethod
   def setUpClass(cls):
-    cls.EXAMPLE_DIR = cls.create_tempdir('original')
-    write_comparisons(tfds.core.Path(cls.EXAMPLE_DIR))
+    cls.EXAMPLE_DIR = tempfile.mkdtemp()
+    write_comparisons(pathlib.Path(cls.EXAMPLE_DIR))
+    cls.addClassCleanup(shutil.rmtree, cls.EXAMPLE_DIR)
     super().setUpClass()

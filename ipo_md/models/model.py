@@ -45,7 +45,8 @@ class Model:
   def logical_axes(self) -> Any:
     """For each parameter the tuple of its axes' names, for `sharding`."""
     axes = {
-      path: variable.axes for path, variable in self._abstract.flat_state()
+      path: variable.axes
+      for path, variable in nnx.to_flat_state(self._abstract)
     }
     return nnx.traversals.unflatten_mapping(axes)
 

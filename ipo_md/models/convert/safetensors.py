@@ -1,0 +1,159 @@
+"""Reading and writing of safetensors, one array in memory at a time.
+
+https://huggingface.co/docs/safetensors: eight bytes with the length of the
+header, a JSON header of name -> dtype, shape and offsets, then the arrays.
+Files are read by seeking, not mapped, on any path that etils opens.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import json
+import math
+
+from etils import epath
+import ml_dtypes
+import numpy as np
+
+from ipo_md.models.convert import arrays
+
+_DTYPES = {
+  'F64': np.dtype(np.float64),
+  'F32': np.dtype(np.float32),
+  'F16': np.dtype(np.float16),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+  'I64': np.dtype(np.int64),
+  'I32': np.dtype(np.int32),
+}
+_PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle')
+_INDEX = 'model.safetensors.index.json'
+
+
+def read(directory: epath.Path) -> dict[str, arrays.Stored]:
+  """The arrays of model.safetensors, or of the files that its index names.
+
+  Raises:
+    ValueError: neither is there, a file is truncated, or the files hold other
+      arrays than the index says.
+  """
+  index = directory / _INDEX
+  if not index.exists():
+    if not (directory / 'model.safetensors').exists():
+      raise ValueError(_nothing(directory))
+    return _read_file(directory / 'model.safetensors')
+  weight_map = json.loads(index.read_text())['weight_map']
+  stored: dict[str, arrays.Stored] = {}
+  for file in sorted(set(weight_map.values())):
+    if not (directory / file).exists():
+      raise ValueError(f'{directory / file} is not there; {index} names it.')
+    stored |= _read_file(directory / file)
+  if stored.keys() != weight_map.keys():
+    differing = sorted(stored.keys() ^ weight_map.keys())
+    raise ValueError(f'{index} and its files differ in {differing[:5]}.')
+  return stored
+
+
+def _nothing(directory: epath.Path) -> str:
+  pickles = sorted(p.name for p in directory.iterdir() if p.suffix in _PICKLES)
+  if pickles:
+    return (
+      f'{directory} holds {pickles[0]}: pickles can run code and are not read. '
+      'Save the model as safetensors.'
+    )
+  return f'{directory} has no model.safetensors and no {_INDEX}.'
+
+
+def _read_file(path: epath.Path) -> dict[str, arrays.Stored]:
+  size = path.stat().length
+  with path.open('rb') as file:
+    length = int.from_bytes(file.read(8), 'little')
+    if size < 8 or 8 + length > size:
+      raise ValueError(f'{path} is truncated: {size} bytes.')
+    try:
+      header = json.loads(file.read(length))
+    except ValueError as error:
+      raise ValueError(f'{path} has no JSON header: {error}.') from error
+  header.pop('__metadata__', None)
+  return {
+    name: _stored(path, name, entry, 8 + length, size)
+    for name, entry in header.items()
+  }
+
+
+def _stored(path, name, entry, data, size) -> arrays.Stored:
+  if entry['dtype'] not in _DTYPES:
+    raise ValueError(f'{path}: {name} has dtype {entry["dtype"]}.')
+  dtype, shape = _DTYPES[entry['dtype']], tuple(entry['shape'])
+  first, last = entry['data_offsets']
+  if data + last > size:
+    raise ValueError(
+      f'{path} is truncated: {name} ends at byte {data + last} of {size}.'
+    )
+  if last - first != math.prod(shape) * dtype.itemsize:
+    raise ValueError(f'{path}: {name} {shape} has {last - first} bytes.')
+
+  def read_part(index: tuple[int, ...]) -> np.ndarray:
+    rest = shape[len(index) :]
+    rows = int(np.ravel_multi_index(index, shape[: len(index)])) if index else 0
+    part = math.prod(rest) * dtype.itemsize
+    with path.open('rb') as file:
+      file.seek(data + first + rows * part)
+      return np.frombuffer(file.read(part), dtype).reshape(rest)
+
+  return arrays.Stored(shape, dtype, read_part)
+
+
+def write(
+  directory: epath.Path,
+  shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+  array: Callable[[str], np.ndarray],
+  *,
+  shard_bytes: int = 5 * 10**9,
+) -> None:
+  """Writes model.safetensors, or shards of it with an index.
+
+  Args:
+    directory: exists.
+    shapes: name -> shape and dtype.
+    array: name -> the array, called once each.
+    shard_bytes: at most this much in a file.
+  """
+  files, sizes = [[]], [0]
+  for name, (shape, dtype) in shapes.items():
+    size = math.prod(shape) * dtype.itemsize
+    if sizes[-1] and sizes[-1] + size > shard_bytes:
+      files.append([])
+      sizes.append(0)
+    files[-1].append(name)
+    sizes[-1] += size
+  n = len(files)
+  paths = ['model.safetensors']
+  if n > 1:
+    paths = [f'model-{i + 1:05}-of-{n:05}.safetensors' for i in range(n)]
+    weight_map = {
+      name: path
+      for path, names in zip(paths, files, strict=True)
+      for name in names
+    }
+    index = {'metadata': {'total_size': sum(sizes)}, 'weight_map': weight_map}
+    (directory / _INDEX).write_text(json.dumps(index, indent=2))
+  for path, names in zip(paths, files, strict=True):
+    _write_file(directory / path, {k: shapes[k] for k in names}, array)
+
+
+def _write_file(path, shapes, array) -> None:
+  codes = {dtype: code for code, dtype in _DTYPES.items()}
+  header, end = {'__metadata__': {'format': 'pt'}}, 0
+  for name, (shape, dtype) in shapes.items():
+    start, end = end, end + math.prod(shape) * dtype.itemsize
+    header[name] = {
+      'dtype': codes[dtype],
+      'shape': list(shape),
+      'data_offsets': [start, end],
+    }
+  encoded = json.dumps(header).encode()
+  encoded += b' ' * (-len(encoded) % 8)  # arrays start at a multiple of 8
+  with path.open('wb') as file:
+    file.write(len(encoded).to_bytes(8, 'little'))
+    file.write(encoded)
+    for name in shapes:
+      file.write(np.ascontiguousarray(array(name)).tobytes())

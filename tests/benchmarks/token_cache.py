@@ -1,0 +1,122 @@
+"""How fast the cache of tokens is made and read.
+
+  python tests/benchmarks/token_cache.py --vocabulary=spm.model --examples=1000000
+
+Examples are random words, prompts of about 128 tokens and one target. Prints
+the tokenizer's own rate on one thread, the rate at which the cache is made,
+the time of a start from it, the time of a batch of 32 and the peak memory.
+"""
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+
+import jax
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from ipo_md import batches
+from ipo_md import data
+
+_WORDS = 90  # about 128 tokens
+
+
+def _write(path: str, examples: int, words: list[str]):
+  rng = np.random.default_rng(0)
+  with open(path, 'w') as file:
+    for first in range(0, examples, 10_000):
+      chosen = rng.integers(len(words), size=(10_000, _WORDS + 20))
+      for row in chosen[: examples - first]:
+        text = [words[i] for i in row]
+        file.write(f'{" ".join(text[20:])}|{" ".join(text[:20])}\n')
+
+
+@seqio.map_over_dataset
+def _split(line):
+  parts = tf.strings.split(line, '|')
+  return {'inputs': parts[0], 'targets': parts[1]}
+
+
+def _add_task(path: str, vocabulary: seqio.Vocabulary, examples: int):
+  seqio.TaskRegistry.add(
+    'benchmark',
+    source=seqio.TextLineDataSource(
+      {'train': path}, num_input_examples={'train': examples}
+    ),
+    preprocessors=[
+      _split,
+      seqio.preprocessors.tokenize,
+      seqio.preprocessors.append_eos_after_trim,
+    ],
+    output_features={
+      'inputs': seqio.Feature(vocabulary, add_eos=False),
+      'targets': seqio.Feature(vocabulary),
+    },
+  )
+
+
+def _load(cache_dir: str) -> data.Dataset:
+  return data.load(
+    mixture_or_task_name='benchmark',
+    task_feature_lengths={'inputs': 256, 'targets': 64},
+    split='train',
+    prompt_format=data.PromptFormat(suffix=(1,)),
+    cache_dir=cache_dir,
+  )
+
+
+def _memory() -> float:
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--vocabulary', required=True)
+  parser.add_argument('--examples', type=int, default=1_000_000)
+  args = parser.parse_args()
+  vocabulary = seqio.SentencePieceVocabulary(args.vocabulary)
+  pieces = [vocabulary.tokenizer.id_to_piece(i) for i in range(1000, 20_000)]
+  words = [p.strip('\u2581') for p in pieces]
+  words = [w for w in words if len(w) > 2 and w.isascii() and w.isalpha()]
+  with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, 'lines.txt')
+    _write(path, args.examples, words)
+    with open(path) as file:
+      lines = [next(file).replace('|', ' ') for _ in range(2000)]
+    start = time.time()
+    tokens = [vocabulary.tokenizer.encode(line) for line in lines]
+    rate = len(lines) / (time.time() - start)
+    mean = np.mean([len(t) for t in tokens])
+    print(f'tokenizer, one thread: {rate:,.0f} examples/s of {mean:.0f} tokens')
+    _add_task(path, vocabulary, args.examples)
+    before = _memory()
+    start = time.time()
+    _load(os.path.join(folder, 'cache'))
+    seconds = time.time() - start
+    print(f'cache made: {args.examples / seconds:,.0f} examples/s')
+    print(f'peak memory: {_memory():.2f} GiB, before it {before:.2f} GiB')
+    start = time.time()
+    dataset = _load(os.path.join(folder, 'cache'))
+    print(f'start from the cache: {time.time() - start:.2f} s')
+    print(f'prompts: {dataset.examples[0].prompts.lengths.mean():.0f} tokens')
+    mesh = jax.make_mesh((1,), ('data',))
+    batch = batches.Batches(
+      dataset,
+      batch_size=32,
+      seed=0,
+      sharding=jax.sharding.NamedSharding(
+        mesh, jax.sharding.PartitionSpec('data')
+      ),
+    )
+    batch(0)
+    start = time.time()
+    for step in range(1, 101):
+      batch(step)
+    print(f'batch of 32: {(time.time() - start) * 10:.1f} ms')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,203 @@
+"""python tests/mutants.py [NAME ...]: breaks the code on purpose.
+
+Each mutation of an objective or of the sampler is applied to a copy of the
+package, and the tests named beside it run on the copy. Prints the first test
+that fails. Mutations that change nothing are applied too, with the reason.
+Exits 1 if one is not noticed, or if one that changes nothing is.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+  """`old` -> `new` in `file`, at each of its places.
+
+  Attributes:
+    file: below ipo_md.
+    old: what the code says.
+    new: what it says instead.
+    tests: arguments of pytest.
+    harmless: why it changes nothing; None: it does.
+  """
+
+  file: str
+  old: str
+  new: str
+  tests: str
+  harmless: str | None = None
+
+
+MUTANTS = {
+  'policy_gradient: advantage without stop-gradient': Mutant(
+    'losses.py',
+    'jax.lax.stop_gradient(preference - 0.5 - tau * rho_1)',
+    '(preference - 0.5 - tau * rho_1)',
+    'tests/losses_test.py -k by_hand',
+  ),
+  'reinforce: advantage without stop-gradient': Mutant(
+    'losses.py',
+    'jax.lax.stop_gradient(advantage)',
+    'advantage',
+    'tests/losses_test.py -k by_hand',
+  ),
+  'ipo: 1/(2 tau) -> 1/tau': Mutant(
+    'losses.py',
+    'margin = 1 / (2 * tau)',
+    'margin = 1 / tau',
+    'tests/games_test.py -k online_ipo',
+  ),
+  'pairwise losses: p -> 1 - p': Mutant(
+    'losses.py',
+    'preference * loss(h) + (1 - preference) * loss(-h)',
+    '(1 - preference) * loss(h) + preference * loss(-h)',
+    'tests/games_test.py -k online_ipo',
+  ),
+  'policy_gradient: p -> 1 - p': Mutant(
+    'losses.py',
+    'stop_gradient(preference - 0.5',
+    'stop_gradient(0.5 - preference',
+    'tests/games_test.py -k climbs_against',
+  ),
+  'sampler: b -> 1 - b': Mutant(
+    'sampling.py',
+    '(1 - weight) * scores[0][:, mixed] + weight * scores[1]',
+    'weight * scores[0][:, mixed] + (1 - weight) * scores[1]',
+    'tests/truth_test.py -k "cyclic and IPO-MD"',
+  ),
+  'sampler: one cache for both models': Mutant(
+    'sampling.py',
+    'caches=tuple(caches)',
+    'caches=(caches[0],) * len(caches)',
+    'tests/truth_test.py -k own_cache',
+  ),
+  'policy_gradient: the 1/2 dropped': Mutant(
+    'losses.py',
+    'preference - 0.5 - tau * rho_1',
+    'preference - tau * rho_1',
+    'tests/losses_test.py -k by_hand',
+  ),
+  'nca: 1/K dropped': Mutant(
+    'losses.py',
+    ' / jnp.maximum(count, 1)',
+    '',
+    'tests/losses_test.py -k by_hand',
+  ),
+  'reinforce: each is in its own baseline': Mutant(
+    'losses.py',
+    'axis=1, keepdims=True) - advantage',
+    'axis=1, keepdims=True)',
+    'tests/losses_test.py -k by_hand',
+  ),
+  'nca, info_nca: the first of a tie takes it all': Mutant(
+    'losses.py',
+    'jnp.where(mask & (gap == 0), 1.0, 0.0)',
+    'jax.nn.one_hot(jnp.argmax(gap, axis=1), gap.shape[1])',
+    'tests/losses_test.py -k by_hand',
+  ),
+  'hard_label: a tie goes to the first': Mutant(
+    'losses.py',
+    '(jnp.sign(preference - 0.5) + 1) / 2',
+    'jnp.where(preference >= 0.5, 1.0, 0.0)',
+    'tests/losses_test.py -k labels',
+  ),
+  'step: the reference is the moving policy': Mutant(
+    'steps.py',
+    'model, frozen.reference, completions',
+    'model, state.params, completions',
+    'tests/truth_test.py -k "mean_gradient and RL"',
+  ),
+  'expectation, policy_gradient: the 1/2 dropped': Mutant(
+    'losses.py',
+    'preference - 0.5 - tau * rho_1',
+    'preference - tau * rho_1',
+    'tests/games_test.py -k climbs_against',
+    harmless='E grad log pi(y_1) = 0 for y_1 ~ pi: a constant in the advantage'
+    ' changes the variance alone.',
+  ),
+  'expectation, reinforce: no baseline': Mutant(
+    'losses.py',
+    'advantage -= others / (k - 1)',
+    'pass',
+    'tests/games_test.py -k climbs_the_regularised',
+    harmless='the baseline of y_i does not depend on y_i: as before.',
+  ),
+  'sampler: no stop-gradient on the models': Mutant(
+    'sampling.py',
+    'models = jax.lax.stop_gradient(models)',
+    'pass',
+    'tests/truth_test.py -k mean_gradient',
+    harmless='the step differentiates a function of the parameters that'
+    ' takes samples and log-probabilities as constants; the line serves other'
+    ' callers (sampling_test).',
+  ),
+  'policy_gradient: log pi(y_1) for rho_1 in front': Mutant(
+    'losses.py',
+    '-rho_1 * jax.lax.stop_gradient(',
+    '-(rho_1 + 1) * jax.lax.stop_gradient(',
+    'tests/games_test.py -k climbs_against',
+    harmless='log pi_ref has no gradient: they differ by a constant, and the'
+    ' value of the surrogate means nothing.',
+  ),
+}
+
+
+def first_failure(mutant: Mutant, copy: pathlib.Path) -> str | None:
+  """The test that notices a mutant, None if none does."""
+  path = copy / 'ipo_md' / mutant.file
+  code = path.read_text()
+  if mutant.old not in code:
+    raise ValueError(f'{mutant.file} no longer says {mutant.old!r}.')
+  path.write_text(code.replace(mutant.old, mutant.new))
+  try:
+    done = subprocess.run(
+      f'{sys.executable} -m pytest -x -q --tb=no {mutant.tests}',
+      shell=True,
+      cwd=copy,
+      env=os.environ | {'PYTHONPATH': str(copy), 'JAX_PLATFORMS': 'cpu'},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+  finally:
+    path.write_text(code)
+  if done.returncode == 0:
+    return None
+  failed = re.search(r'^FAILED (\S+)', done.stdout, re.MULTILINE)
+  if done.returncode != 1 or failed is None:
+    raise RuntimeError(f'The tests did not run:\n{done.stdout}{done.stderr}')
+  return failed.group(1)
+
+
+def main(wanted: list[str]) -> int:
+  wrong = 0
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder)
+    for name in ('ipo_md', 'tests'):
+      shutil.copytree(ROOT / name, copy / name)
+    shutil.copy(ROOT / 'pyproject.toml', copy)
+    for name, mutant in MUTANTS.items():
+      if wanted and not any(w in name for w in wanted):
+        continue
+      test = first_failure(mutant, copy)
+      wrong += (test is None) != (mutant.harmless is not None)
+      if test is not None:
+        print(f'{name}\n    fails {test}', flush=True)
+      elif mutant.harmless is not None:
+        print(f'{name}\n    changes nothing: {mutant.harmless}', flush=True)
+      else:
+        print(f'{name}\n    NOT NOTICED by {mutant.tests}', flush=True)
+  return int(wrong > 0)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,274 @@
+"""The loop: resume, stop, errors, metrics, on a micro T5 and real tasks."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ipo_md import checkpoints
+from ipo_md import data
+from ipo_md import judges
+from ipo_md import losses
+from ipo_md import optimizers
+from ipo_md import steps
+from ipo_md import telemetry
+from ipo_md import train
+from ipo_md.models import model as model_lib
+from ipo_md.models import t5
+from tasks import mini_tldr
+
+LENGTHS = {'inputs': 74, 'targets': 36}
+SIZES = {
+  'vocab_size': 320,
+  'emb_dim': 16,
+  'num_heads': 2,
+  'head_dim': 8,
+  'num_encoder_layers': 1,
+  'num_decoder_layers': 1,
+  'mlp_dim': 16,
+  'mlp_activations': ('gelu', 'linear'),
+  'logits_via_embedding': False,
+  'dropout_rate': 0.1,
+  'scan': False,
+}
+
+
+@functools.cache
+def micro(**changes) -> model_lib.Model:
+  return model_lib.Model(functools.partial(t5.T5, **SIZES | changes))
+
+
+@functools.cache
+def dataset(name: str, prompts_only: bool = False) -> data.Dataset:
+  return data.load(
+    mixture_or_task_name=name,
+    task_feature_lengths=LENGTHS,
+    split='validation',
+    prompt_format=data.PromptFormat(suffix=(1,)),
+    prompts_only=prompts_only,
+  )
+
+
+def supervised(model_dir, steps_=4, **changes):
+  arguments = {
+    'model_dir': str(model_dir),
+    'seed': 0,
+    'mesh_shape': (1, -1, 1),
+    'batch_size': 8,
+    'model': micro(),
+    'optimizer': functools.partial(optimizers.adafactor, learning_rate=1e-2),
+    'step': functools.partial(steps.supervised_step, z_loss=1e-4),
+    'dataset': lambda: dataset('mini_tldr_sft'),
+    'schedule': train.Schedule(
+      train_steps=steps_, log_period=1, eval_period=2, checkpoint_period=2
+    ),
+    'start': train.Start(),
+    'evaluation': train.Evaluation(
+      metrics=steps.supervised_metrics,
+      dataset=lambda: dataset('mini_tldr_sft'),
+      batch_size=8,
+      examples=16,
+    ),
+  }
+  train.train(**arguments | changes)
+
+
+def online(model_dir, start, judge, steps_=4, **changes):
+  judge_fn = functools.partial(judges.likelihood, model=micro())
+  supervised(
+    model_dir,
+    steps_,
+    step=functools.partial(
+      steps.online_step,
+      judge=judge_fn,
+      loss=functools.partial(losses.ipo, tau=0.1),
+      mixture_coefs=(0.125, 0.125),
+      max_new_tokens=6,
+      eos_id=1,
+    ),
+    dataset=lambda: dataset('mini_tldr_prompts', True),
+    start=train.Start(
+      initial_checkpoint_path=str(start),
+      reference_checkpoint_path=str(start),
+      judge_checkpoint_path=str(judge),
+      judge_model=micro(),
+    ),
+    evaluation=train.Evaluation(
+      metrics=functools.partial(
+        steps.win_rate_metrics, judge=judge_fn, max_new_tokens=6, eos_id=1
+      ),
+      dataset=lambda: dataset('mini_tldr_prompts', True),
+      batch_size=8,
+      examples=16,
+    ),
+    **changes,
+  )
+
+
+def params_of(path) -> dict:
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape,
+      x.dtype,
+      sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    ),
+    micro().abstract_params,
+  )
+  return checkpoints.load_params(
+    str(path),
+    abstract,
+    name='INITIAL_CHECKPOINT_PATH',
+    vocabulary=mini_tldr.VOCABULARY,
+  )
+
+
+def assert_equal(one, other):
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope='module', name='trained')
+def trained_fixture(tmp_path_factory) -> pathlib.Path:
+  path = tmp_path_factory.mktemp('trained')
+  supervised(path)
+  return path
+
+
+def test_a_finished_run_says_so_and_leaves_what_a_user_expects(trained, capsys):
+  assert (trained / 'COMPLETED').read_text() == '4\n'
+  assert 'jax' in json.loads((trained / 'versions.json').read_text())
+  metrics = telemetry.read_metrics(str(trained))
+  assert sorted(metrics) == [0, 1, 2, 3, 4]
+  assert metrics[0]['data_examples'] == 4096
+  assert {'loss', 'grad_norm', 'eval_loss'} <= set(metrics[4])
+  capsys.readouterr()
+  supervised(trained)
+  assert 'is complete: 4 steps' in capsys.readouterr().out
+
+
+def test_supervised_resume_is_the_uninterrupted_run(trained, tmp_path):
+  """Two steps, then two more, are four: with dropout, bit for bit."""
+  supervised(tmp_path, 2)
+  supervised(tmp_path, 4)
+  assert_equal(params_of(tmp_path), params_of(trained))
+  resumed = telemetry.read_metrics(str(tmp_path))
+  straight = telemetry.read_metrics(str(trained))
+  for step in straight:
+    assert resumed[step] == straight[step]
+
+
+def test_online_resume_is_the_uninterrupted_run(trained, tmp_path):
+  online(tmp_path / 'a', trained, trained)
+  online(tmp_path / 'b', trained, trained, 2)
+  online(tmp_path / 'b', trained, trained, 4)
+  assert_equal(params_of(tmp_path / 'a'), params_of(tmp_path / 'b'))
+  metrics = telemetry.read_metrics(str(tmp_path / 'a'))
+  assert metrics[0]['eval_kl'] == pytest.approx(0, abs=1e-5)
+  assert 0 <= metrics[4]['win_rate'] <= 1
+  assert telemetry.read_metrics(str(tmp_path / 'b')) == metrics
+
+
+def test_seed_changes_everything(trained, tmp_path):
+  supervised(tmp_path, seed=1)
+  one = telemetry.read_metrics(str(trained))
+  other = telemetry.read_metrics(str(tmp_path))
+  assert one[1]['loss'] != other[1]['loss']
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_checkpoints(
+  tmp_path, monkeypatch
+):
+  explode = steps.supervised_step
+
+  def step(state, *args, **kwargs):
+    state, metrics = explode(state, *args, z_loss=0.0, **kwargs)
+    bad = jnp.where(state.step == 4, jnp.nan, 0.0)
+    return state, {k: v + bad for k, v in metrics.items()}
+
+  with pytest.raises(FloatingPointError, match='loss is nan.* at step 4'):
+    supervised(tmp_path, 6, step=step)
+  assert not (tmp_path / 'COMPLETED').exists()
+  assert [d.name for d in (tmp_path / 'checkpoints').iterdir()] == ['2']
+  params_of(tmp_path)
+
+
+def test_a_judge_of_another_shape_names_the_arrays(trained, tmp_path):
+  with pytest.raises(
+    ValueError, match='INITIAL_CHECKPOINT_PATH.*another model'
+  ):
+    supervised(
+      tmp_path,
+      model=micro(emb_dim=24),
+      start=train.Start(initial_checkpoint_path=str(trained)),
+    )
+
+
+def test_fresh_modules_may_be_missing_and_others_may_not(trained, tmp_path):
+  head = micro(reward_head=True)
+  start = train.Start(initial_checkpoint_path=str(trained))
+  with pytest.raises(ValueError, match='reward_head.*missing'):
+    supervised(tmp_path / 'a', 0, model=head, start=start)
+  supervised(
+    tmp_path / 'b',
+    1,
+    model=head,
+    start=train.Start(
+      initial_checkpoint_path=str(trained), fresh=('reward_head',)
+    ),
+  )
+
+
+def test_a_missing_checkpoint_names_the_parameter(tmp_path):
+  with pytest.raises(
+    ValueError, match='INITIAL_CHECKPOINT_PATH .*no checkpoint'
+  ):
+    supervised(tmp_path, start=train.Start(initial_checkpoint_path='/nowhere'))
+
+
+def test_another_vocabulary_names_both(trained):
+  import seqio
+
+  with pytest.raises(ValueError, match='SentencePiece.*this run has Byte'):
+    checkpoints.load_params(
+      str(trained),
+      micro().abstract_params,
+      name='JUDGE_CHECKPOINT_PATH',
+      vocabulary=seqio.ByteVocabulary(),
+    )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'batch_size': 12}, 'BATCH_SIZE 12 is not divisible by 8'),
+    ({'mesh_shape': (3, 1, 1)}, 'MESH_SHAPE = .3, 1, 1.'),
+    ({'mesh_shape': (1, 1, 8)}, "axis 'joined_kv' .* not divisible|heads"),
+    ({'batch_size': 8192}, 'BATCH_SIZE 8192 is more than'),
+    ({'model': micro(vocab_size=64)}, 'has 320 ids and the model 64'),
+  ],
+)
+def test_what_does_not_fit_is_said_before_anything_runs(
+  tmp_path, changes, message
+):
+  with pytest.raises(ValueError, match=message):
+    supervised(tmp_path, **changes)
+
+
+def test_a_directory_of_another_run_is_refused_and_left_alone(tmp_path):
+  first = 'SEED = 0\nTAU = 0.1\nTRAIN_STEPS = 10\n'
+  checkpoints.claim(str(tmp_path), first)
+  checkpoints.claim(str(tmp_path), first.replace('10', '20'))
+  with pytest.raises(ValueError, match=r'(?s)-TAU = 0.1.*\+TAU = 0.2'):
+    checkpoints.claim(str(tmp_path), first.replace('0.1', '0.2'))
+  assert (tmp_path / 'config.gin').read_text() == first
+
+
+def test_an_unwritable_directory_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(
+    ValueError, match='MODEL_DIR .*file/run cannot be written'
+  ):
+    checkpoints.claim(str(tmp_path / 'file' / 'run'), '')
