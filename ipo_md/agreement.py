@@ -67,6 +67,7 @@ def table(
       columns = zip(*policy.samples.texts, strict=True)
       scores = [measure(policy.samples.prompts, column) for column in columns]
       scores = list(zip(*scores, strict=True))
+      _check_names((*agreement.facts, *agreement.form), scores[0][0])
       said['blind'] = blind_preference(scores, truth, agreement.form)
       subsets[f'samples_of_{name}_with_other_facts'] = np.array(
         [any(a[f] != b[f] for f in agreement.facts) for a, b in scores]
@@ -77,6 +78,15 @@ def table(
           judge: _estimate(p[mask], truth[mask]) for judge, p in said.items()
         }
   return found
+
+
+def _check_names(names: Sequence[str], measures: Mapping[str, Any]) -> None:
+  for name in names:
+    if name not in measures:
+      raise ValueError(
+        f'Agreement.facts or Agreement.form names {name!r}; the measures are '
+        f'{sorted(measures)}.'
+      )
 
 
 def _estimate(judged: np.ndarray, truth: np.ndarray) -> list[float]:

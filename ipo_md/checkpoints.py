@@ -19,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 import seqio
 
+from ipo_md import telemetry
 from ipo_md import types
 
 # Bindings that a resumed run may change: they leave its trajectory as it is.
@@ -26,6 +27,7 @@ _MAY_CHANGE = (
   'MODEL_DIR',
   'TRAIN_STEPS',
   'MESH_SHAPE',
+  'CACHE_DIR',
   'LOG_PERIOD',
   'EVAL_PERIOD',
   'CHECKPOINT_PERIOD',
@@ -169,8 +171,8 @@ def load_params(
   """Reads the parameters of a checkpoint straight onto the mesh.
 
   Args:
-    path: a MODEL_DIR, whose latest checkpoint is taken, or
-      MODEL_DIR/checkpoints/N.
+    path: a MODEL_DIR, whose latest checkpoint is taken; MODEL_DIR:best, for
+      the one of the highest win rate; or MODEL_DIR/checkpoints/N.
     abstract: `jax.ShapeDtypeStruct`s with shardings.
     name: of the gin parameter that holds the path, for messages.
     vocabulary: of the run; the checkpoint must have been made with it.
@@ -212,12 +214,23 @@ def load_params(
 def _step_dir(path: str, name: str) -> epath.Path:
   if not path:
     raise ValueError(f'{name} is not set: the path of a checkpoint is needed.')
+  path, best, _ = path.partition(':best')
   directory = epath.Path(path)
   if directory.name.isdigit() and directory.exists():
     return directory
   for folder in (directory / 'checkpoints', directory):
     if folder.exists():
       steps = [int(d.name) for d in folder.iterdir() if d.name.isdigit()]
+      if steps and best:
+        metrics = telemetry.read_metrics(str(directory))
+        rates = {s: metrics.get(s, {}).get('win_rate') for s in steps}
+        rates = {s: rate for s, rate in rates.items() if rate is not None}
+        if not rates:
+          raise ValueError(
+            f'{name} {path}:best: no win rate was measured at the steps '
+            f'{sorted(steps)} of its checkpoints (EVAL_PERIOD).'
+          )
+        return folder / str(max(rates, key=rates.get))
       if steps:
         return folder / str(max(steps))
   raise ValueError(

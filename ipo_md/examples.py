@@ -187,9 +187,8 @@ def _flatten(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   """Removes the padding of [K, *] targets and notes their lengths."""
   out = {'inputs': tf.cast(example['inputs'], tf.int32)}
   if 'targets' in example:
-    targets = tf.cast(example['targets'], tf.int32)
-    if targets.shape.rank == 1:
-      targets = targets[None]
+    out['targets'] = targets = tf.cast(example['targets'], tf.int32)
+  if 'targets' in example and targets.shape.rank == 2:
     width = tf.shape(targets)[1]
     ends = tf.where(targets != 0, tf.range(1, width + 1), 0)
     lengths = tf.maximum(tf.reduce_max(ends, axis=1), 0)
@@ -208,7 +207,8 @@ def _columns(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
   }
   if 'targets' in batch:
     columns['targets'] = batch['targets'].flat_values.numpy()
-    columns['targets_lengths'] = _values(batch['targets_lengths'])
+    lengths = batch.get('targets_lengths', batch['targets'].row_lengths())
+    columns['targets_lengths'] = _values(lengths)
   rows = len(columns['inputs_lengths'])
   for score in SCORES:
     if score in batch:
@@ -229,6 +229,8 @@ def _check_k(
   """K of these examples, which is the same for every row."""
   if 'targets' not in batch:
     return 0
+  if 'targets_lengths' not in batch:
+    return 1
   lengths = batch['targets_lengths']
   if isinstance(lengths, tf.RaggedTensor):
     sizes = lengths.row_lengths().numpy()

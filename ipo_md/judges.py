@@ -14,18 +14,16 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import re
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import seqio
 
+from ipo_md import data
 from ipo_md import sequences
 from ipo_md import types
 from ipo_md.models import model as model_lib
-
-if TYPE_CHECKING:  # importing seqio takes seconds
-  import seqio
 
 Judge = Callable[[types.Params, types.Completions], types.Labelled]
 
@@ -44,14 +42,13 @@ class Template:
     vocabulary: of policy and judge alike.
     prompt: constants around {text}, {first} and, for a comparator, {second}.
     length: JUDGE_LENGTH, tokens of the joined prompt, EOS included.
-    special_ids: dropped from the policy's prompt and completions besides EOS,
-      such as a BOS that the policy's format adds.
+    prompt_format: of the policy; what it adds to a prompt is taken off again.
   """
 
-  vocabulary: 'seqio.Vocabulary'
+  vocabulary: seqio.Vocabulary
   prompt: str
   length: int
-  special_ids: Sequence[int] = ()
+  prompt_format: data.PromptFormat
 
   def __post_init__(self):
     names = re.findall(r'{(\w+)}', self.prompt)
@@ -67,10 +64,11 @@ class Template:
     segments = []
     for part in re.split(r'({\w+})', self.prompt):
       if part.startswith('{'):
+        tokens = fields[part[1:-1]]
         if part == '{text}':
           text = len(segments)
-        tokens = fields[part[1:-1]]
-        segments.append(sequences.without(tokens, (*self.special_ids, eos)))
+          tokens = self.prompt_format.bare(tokens)
+        segments.append(sequences.without(tokens, (eos,)))
       elif part.strip():
         segments.append(_constant(self.vocabulary.encode(part.strip())))
     segments.append(_constant([eos]))

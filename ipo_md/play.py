@@ -309,7 +309,8 @@ def play(
     ema_decay: EMA_DECAY of that step.
   """
   # At rest a moving average of the policy is the policy.
-  players = (0.0,) * len(mixture_coefs) if ema_decay else mixture_coefs
+  ema = ema_decay is not None
+  players = (0.0,) * len(mixture_coefs) if ema else mixture_coefs
   end = limit(game, loss=loss, mixture_coefs=players)
   measured = functools.partial(
     measure, game=game, tau=tau, mixture_coef=max(players)
@@ -321,7 +322,7 @@ def play(
     train_steps=train_steps,
     batch_size=batch_size,
     start_stddev=start_stddev,
-    ema=ema_decay is not None,
+    ema=ema,
     rng=jax.random.key(seed),
   )
   rows = []

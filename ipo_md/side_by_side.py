@@ -203,7 +203,7 @@ def _runs(
       paths[name] = judge.checkpoint_path
   found = {}
   for name, path in paths.items():
-    folder = pathlib.Path(path)
+    folder = pathlib.Path(path.removesuffix(':best'))
     if folder.name.isdigit():
       folder = folder.parent
     if folder.name == 'checkpoints':

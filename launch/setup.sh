@@ -1,4 +1,4 @@
-# Makes or reuses .venv with the tested versions: source launch/setup.sh [EXTRAS]
+# Makes or reuses .venv with the tested versions: EXTRAS=... source launch/setup.sh
 #
 # Needs python3.11 or python3.12 and bash, nothing else. Takes two to five
 # minutes the first time and nothing later, until setup.py, constraints.txt or
@@ -38,4 +38,4 @@ _setup() {
   export TF_CPP_MIN_LOG_LEVEL=3
 }
 
-_setup "$@"
+_setup "${EXTRAS:-}"

@@ -83,7 +83,7 @@ def read(
         if len(bad) > max_bad_rows:
           listed = '\n  '.join(bad[-_LISTED:])
           raise ValueError(
-            f'{len(bad)} bad rows, {max_bad_rows} allowed (MAX_BAD_ROWS):\n'
+            f'Bad rows: {len(bad)}, allowed: {max_bad_rows} (MAX_BAD_ROWS).\n'
             f'  {listed}'
           ) from None
       else:
@@ -91,7 +91,7 @@ def read(
           yield f'{name}:{number_}', parsed
   if bad:
     logging.warning(
-      '%d bad rows left out:\n  %s', len(bad), '\n  '.join(bad[:_LISTED])
+      'Bad rows left out: %d\n  %s', len(bad), '\n  '.join(bad[:_LISTED])
     )
 
 

@@ -5,6 +5,7 @@ preferences of the data set and evaluates policies; training on line sees the
 preference model that was learnt from them.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import re
@@ -45,11 +46,11 @@ class Score:
   def total(self) -> float:
     return (
       self.kept
-      - 1.25 * self.invented
-      - self.repeated
+      - 1.5 * self.invented
+      - 0.75 * self.repeated
       - 0.5 * self.fillers
-      - self.malformed
-      + self.question
+      - 0.75 * self.malformed
+      + 0.75 * self.question
       - 0.05 * self.words
     )
 
@@ -143,3 +144,32 @@ def preference(post: str, y_1: str, y_2: str) -> float:
   if abs(difference) < 1e-6:
     return 0.5
   return float(difference > 0)
+
+
+def measures(
+  posts: Sequence[str], summaries: Sequence[str]
+) -> list[dict[str, float]]:
+  """What is reported of each summary.
+
+  A reader of the summary alone can count all but facts_kept, facts_invented
+  and score: `clauses` are facts stated, right or wrong, and `questions` are
+  asked, right or wrong.
+  """
+  return [
+    _measures(score(post, summary), read_summary(summary))
+    for post, summary in zip(posts, summaries, strict=True)
+  ]
+
+
+def _measures(scored: Score, read: Reading) -> dict[str, float]:
+  return {
+    'facts_kept': scored.kept,
+    'facts_invented': scored.invented,
+    'score': scored.total,
+    'clauses': len(read.facts),
+    'questions': len(read.questions),
+    'repeated': read.repeated,
+    'fillers': read.fillers,
+    'malformed': read.malformed,
+    'words': read.words,
+  }

@@ -1,7 +1,8 @@
 """Ready-made preference files: JSON lines, one prompt a row.
 
-  pairs    prompt, chosen, rejected            -> targets [2, T], preference 1
-  rewards  prompt, completions[], scores[]     -> targets [K, T], rewards [K]
+  pairs       prompt, chosen, rejected         -> targets [2, T], preference 1
+  rewards     prompt, completions[], scores[]  -> targets [K, T], rewards [K]
+  supervised  either                           -> targets [T], the best one
 
 `chosen` and `rejected` may be lists of messages, of which the last one counts
 (as in ultrafeedback_binarized). A gin file binds one of them as the task:
@@ -35,6 +36,7 @@ def pairs(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
     f'preference_pairs_{_digest(files, max_bad_rows)}',
     _source(files, _pair, segments.PREFERENCE, max_bad_rows),
     scores=['preference'],
+    targets_rank=2,
   )
 
 
@@ -54,7 +56,23 @@ def rewards(*, files: Mapping[str, str], k: int, max_bad_rows: int = 0) -> str:
     _source(files, lambda row: _scored(row, k), segments.REWARDS, max_bad_rows),
     preprocessors=[segments.exactly(k)],
     scores=['rewards'],
+    targets_rank=2,
   )
+
+
+def supervised(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
+  """Registers a task of the chosen completions, or of those scored best.
+
+  Args:
+    files: split -> path, in either format.
+    max_bad_rows: MAX_BAD_ROWS of a split, left out and listed.
+
+  Returns:
+    The name of the task.
+  """
+  name = f'preference_supervised_{_digest(files, max_bad_rows)}'
+  source = _source(files, _best, segments.SUMMARY, max_bad_rows)
+  return _add(name, source, targets_rank=1)
 
 
 def _source(
@@ -77,7 +95,7 @@ def _source(
 
 def _add(name: str, source: segments.Source, **kwargs: Any) -> str:
   if name not in seqio.TaskRegistry.names():
-    segments.add_task(name, source, targets_rank=2, **kwargs)
+    segments.add_task(name, source, **kwargs)
   return name
 
 
@@ -94,12 +112,22 @@ def _pair(row: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _scored(row: dict[str, Any], k: int) -> dict[str, Any]:
+def _best(row: dict[str, Any]) -> dict[str, Any]:
+  if 'chosen' in row:
+    return {'inputs': _prompt(row), 'targets': _text(row, 'chosen')}
+  scored = _scored(row)
+  best = scored['rewards'].index(max(scored['rewards']))
+  return {'inputs': scored['inputs'], 'targets': scored['completions'][best]}
+
+
+def _scored(row: dict[str, Any], k: int | None = None) -> dict[str, Any]:
   completions = json_lines.field(row, 'completions', list)
   scores = json_lines.field(row, 'scores', list)
-  if not 0 < len(completions) <= k:
+  if not completions:
+    raise json_lines.BadRow("field 'completions' is empty")
+  if k is not None and len(completions) > k:
     raise json_lines.BadRow(
-      f"field 'completions' has {len(completions)}, not 1 to {k} (k)"
+      f"field 'completions' has {len(completions)}, more than k = {k}"
     )
   if len(scores) != len(completions):
     raise json_lines.BadRow(

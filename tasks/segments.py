@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
 from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -27,6 +29,8 @@ PREFERENCE = COMPLETIONS | {'preference': tf.TensorSpec([], tf.float32)}
 REWARDS = COMPLETIONS | {'rewards': tf.TensorSpec([None], tf.float32)}
 
 Rows = Iterator[dict[str, Any]]
+
+_BATCH = 256  # examples that are converted and tokenised at a time
 
 
 class Source(seqio.DataSource):
@@ -66,9 +70,34 @@ class Source(seqio.DataSource):
     """In the order of the files; a loader shuffles the examples."""
     del shuffle, unused
     self._list_files(split)  # raises if they are not there
-    return tf.data.Dataset.from_generator(
-      lambda: self._rows(split), output_signature=self._signature
+    batches = tf.data.Dataset.from_generator(
+      lambda: self._batches(split),
+      output_signature={
+        name: tf.RaggedTensorSpec([None, None], spec.dtype)
+        if spec.shape.rank
+        else tf.TensorSpec([None], spec.dtype)
+        for name, spec in self._signature.items()
+      },
     )
+    return batches.unbatch()
+
+  def _batches(self, split: str) -> Iterator[dict[str, Any]]:
+    """Many rows at a time, for TensorFlow takes long over each."""
+    rows = self._rows(split)
+    while batch := list(itertools.islice(rows, _BATCH)):
+      yield {
+        name: _ragged([row[name] for row in batch], spec.dtype)
+        if spec.shape.rank
+        else np.array([row[name] for row in batch], spec.dtype.as_numpy_dtype)
+        for name, spec in self._signature.items()
+      }
+
+
+def _ragged(rows: list[Sequence[Any]], dtype: tf.DType) -> tf.RaggedTensor:
+  return tf.RaggedTensor.from_row_lengths(
+    tf.constant([value for row in rows for value in row], dtype),
+    tf.constant([len(row) for row in rows], tf.int64),
+  )
 
 
 def tfds_source(
@@ -109,23 +138,57 @@ def tfds_source(
   return Source(rows, files=files, signature=signature, splits=theirs)
 
 
-@seqio.map_over_dataset
 def tokenise(
-  example: Mapping[str, tf.Tensor],
-  output_features: Mapping[str, seqio.Feature],
-) -> dict[str, tf.Tensor]:
+  dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
   """Text -> tokens: `inputs` bare, `targets` [*] or [K, *] with EOS."""
   vocabulary = output_features['inputs'].vocabulary
-  out = dict(example)
-  out['inputs'] = vocabulary.encode_tf(example['inputs'])
-  if 'targets' in example:
-    tokens = vocabulary.encode_tf(example['targets'])
-    out['targets'] = tf.concat([tokens, [vocabulary.eos_id]], axis=0)
-  if 'completions' in example:
-    tokens = vocabulary.encode_tf(out.pop('completions'))
+
+  def with_eos(texts: tf.Tensor) -> tf.RaggedTensor:
+    tokens = _encode(texts, vocabulary)
     end = tf.fill([tokens.nrows(), 1], vocabulary.eos_id)
-    out['targets'] = tf.concat([tokens, end], axis=1).to_tensor()
-  return out
+    return tf.concat([tokens, end], axis=1)
+
+  def tokenise_batch(batch):
+    out = dict(batch)
+    out['inputs'] = _encode(batch['inputs'], vocabulary)
+    if 'targets' in batch:
+      out['targets'] = with_eos(batch['targets'])
+    if 'completions' in batch:
+      completions = out.pop('completions')
+      out['targets'] = completions.with_values(with_eos(completions.values))
+    return out
+
+  ragged = 'completions' in dataset.element_spec
+  dataset = dataset.ragged_batch(_BATCH)
+  dataset = dataset.map(tokenise_batch, num_parallel_calls=2).unbatch()
+  if not ragged:
+    return dataset
+  return dataset.map(lambda x: dict(x) | {'targets': x['targets'].to_tensor()})
+
+
+def _encode(texts: tf.Tensor, vocabulary: seqio.Vocabulary) -> tf.RaggedTensor:
+  """[n] texts -> [n, *] tokens, SentencePiece on all cores.
+
+  The Python tokenizer takes half the time of TensorFlow's operation.
+  """
+
+  def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    texts = [text.decode() for text in texts]
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+      rows = vocabulary.tokenizer.encode(texts)
+    else:
+      rows = [vocabulary.encode(text) for text in texts]
+    lengths = np.array([len(row) for row in rows], np.int64)
+    ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
+    return ids, lengths
+
+  ids, lengths = tf.numpy_function(
+    encode, [texts], (tf.int32, tf.int64), stateful=False
+  )
+  return tf.RaggedTensor.from_row_lengths(
+    tf.ensure_shape(ids, [None]), tf.ensure_shape(lengths, [None])
+  )
 
 
 def exactly(k: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:

@@ -1,4 +1,5 @@
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,19 @@ def test_cross_entropy_by_hand():
   np.testing.assert_allclose(
     grad, probs * (1 + 0.2 * np.log(8)) - [0, 0, 1], atol=1e-6
   )
+
+
+@pytest.mark.parametrize('z_loss, name', [(1e-4, 'loss'), (0, 'loss_noz')])
+def test_cross_entropy_is_t5x_s(z_loss, name):
+  path = pathlib.Path(__file__).parent / 'testdata/t5x/t5_1_1_tiny.npz'
+  golden = np.load(path)
+  logits = jnp.array(golden['logits'])
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  targets = golden['batch/decoder_target_tokens'][..., None]
+  log_probs = jnp.take_along_axis(logits, targets, axis=-1)[..., 0] - log_z
+  each = losses.cross_entropy(log_probs, log_z, z_loss=z_loss)
+  total = (each * golden['batch/decoder_loss_weights']).sum()
+  np.testing.assert_allclose(total, golden[name], rtol=1e-6)
 
 
 PAIRWISE = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import seqio
 
+from ipo_md import agreement
+from ipo_md import statistics
 from tasks import mini_tldr
-from tasks import mini_tldr_blind as blind
 from tasks import mini_tldr_grammar as grammar
 from tasks import mini_tldr_truth as truth
 from tasks import mini_tldr_vocabulary as vocabulary
@@ -38,12 +39,16 @@ def test_data_are_the_same_for_ever():
 
 
 def test_data_do_not_depend_on_the_process():
-  code = 'from tests import mini_tldr_test as t; print(t._digest(20))'
+  code = (
+    'from tasks import mini_tldr_writers as writers;'
+    'print([writers.compared("train", i) for i in range(20)])'
+  )
   env = {'PYTHONHASHSEED': '7', 'PYTHONPATH': ':'.join(sys.path)}
   out = subprocess.run(
     [sys.executable, '-c', code], env=env, capture_output=True, check=True
   )
-  assert out.stdout.decode().split()[-1] == _digest(20)
+  expected = [writers.compared('train', index) for index in range(20)]
+  assert out.stdout.decode().strip() == repr(expected)
 
 
 def test_no_post_is_there_twice():
@@ -145,7 +150,7 @@ def test_scores_by_hand(summary, expected):
     score.question,
     score.words,
   ) == expected
-  weights = (1, -1.25, -1, -0.5, -1, 1, -0.05)
+  weights = (1, -1.5, -0.75, -0.5, -0.75, 0.75, -0.05)
   assert score.total == pytest.approx(np.dot(weights, expected))
 
 
@@ -184,19 +189,32 @@ def test_preference_is_antisymmetric():
 
 
 def test_a_judge_that_cannot_see_the_post_falls_short():
-  def labelled(split, count):
-    rows = [writers.compared(split, index) for index in range(count)]
-    labels = [truth.preference(p.text, y_1, y_2) for p, y_1, y_2 in rows]
-    return [row[1:] for row in rows], np.array(labels)
-
-  pairs, labels = labelled('train', 3000)
+  rows = [writers.compared('validation', index) for index in range(3000)]
+  posts, *summaries = zip(*((p.text, *pair) for p, *pair in rows), strict=True)
+  labels = np.array([truth.preference(p.text, *pair) for p, *pair in rows])
   assert np.mean(labels) == pytest.approx(0.5, abs=0.02)
   assert np.mean(labels == 0.5) < 0.06
-  weights = blind.fit(pairs, labels)
-  pairs, labels = labelled('validation', 3000)
-  judged = np.array([blind.preference(weights, *pair) for pair in pairs])
-  agreement = 0.5 + 2 * (np.sign(judged - 0.5) / 2) * (labels - 0.5)
-  assert 0.64 < np.mean(agreement) < 0.74
+  measured = [truth.measures(posts, column) for column in summaries]
+  form = ('clauses', 'questions', 'repeated', 'fillers', 'malformed', 'words')
+  judged = agreement.blind_preference(
+    list(zip(*measured, strict=True)), labels, form
+  )
+  assert 0.64 < statistics.agreement(judged, labels)[0] < 0.74
+
+
+def test_measures():
+  (measured,) = truth.measures([POST], ['in denver, in boston. in denver.'])
+  assert measured == {
+    'facts_kept': 1,
+    'facts_invented': 1,
+    'score': pytest.approx(1 - 1.5 - 0.75 - 0.3),
+    'clauses': 2,
+    'questions': 0,
+    'repeated': 1,
+    'fillers': 0,
+    'malformed': 0,
+    'words': 6,
+  }
 
 
 def test_references_leave_room_to_improve():

@@ -172,7 +172,7 @@ def first_failure(mutant: Mutant, copy: pathlib.Path) -> str | None:
     path.write_text(code)
   if done.returncode == 0:
     return None
-  failed = re.search(r'^FAILED (\S+)', done.stdout, re.MULTILINE)
+  failed = re.search(r'^FAILED (.+?)( - |$)', done.stdout, re.MULTILINE)
   if done.returncode != 1 or failed is None:
     raise RuntimeError(f'The tests did not run:\n{done.stdout}{done.stderr}')
   return failed.group(1)

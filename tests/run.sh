@@ -2,7 +2,7 @@
 # Runs the tests, after installing what they need: bash tests/run.sh [PYTEST ARGS]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/setup.sh test
+EXTRAS=test source launch/setup.sh
 export JAX_PLATFORMS=cpu
 echo "Checking format and lint with ruff ..."
 ruff format --check --quiet . && ruff check --quiet .

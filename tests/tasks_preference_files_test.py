@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import seqio
 
 from ipo_md import data
 from tasks import mini_tldr
@@ -123,13 +124,40 @@ class TestRewards:
     [
       (SCORED[0] | {'scores': [1, 2]}, "'scores' has 2 for 3"),
       (SCORED[0] | {'scores': [1, 2, 'x']}, "'scores.2' is 'x', not a number"),
-      (SCORED[0] | {'completions': ['a'] * 5}, "'completions' has 5, not 1 to"),
+      (
+        SCORED[0] | {'completions': ['a'] * 5},
+        "'completions' has 5, more than k = 4",
+      ),
     ],
   )
   def test_bad_rows(self, tmp_path, row, match):
     files = _write(tmp_path / 'scored.jsonl', [row])
     with pytest.raises(ValueError, match=match):
       _load(preference_files.rewards(files=files, k=4))
+
+
+class TestSupervised:
+  def test_both_formats(self, tmp_path):
+    files = _write(tmp_path / 'mixed.jsonl', [PAIRS[0], SCORED[0]])
+    dataset = _load(preference_files.supervised(files=files))
+    assert _texts(dataset.rows([(0, 0)])) == ['a dog']
+    assert _texts(dataset.rows([(0, 1)])) == ['b']
+
+
+def test_the_vocabulary_of_bytes(tmp_path):
+  files = _write(tmp_path / 'pairs.jsonl', PAIRS)
+  dataset = data.load(
+    mixture_or_task_name=preference_files.pairs(files=files),
+    task_feature_lengths={'inputs': 16, 'targets': 8},
+    split='train',
+    prompt_format=data.PromptFormat(),
+    vocabulary=seqio.ByteVocabulary(),
+  )
+  rows = dataset.rows([(0, 0)])
+  assert rows.completions.completions.ids[0, 0, :6].tolist() == [
+    *(b + 3 for b in b'a dog'),
+    1,
+  ]
 
 
 class TestXsum:

@@ -172,7 +172,7 @@ class TestBuilder:
         max_bad_rows=2,
       )
     assert builder.info.splits['train'].num_examples == 2
-    assert '2 bad rows left out' in caplog.text
+    assert 'Bad rows left out: 2' in caplog.text
     assert "row 4: field 'subreddit' is missing" in caplog.text
 
   def test_missing_and_wrong_files(self, tmp_path):

@@ -1,7 +1,10 @@
 """Algorithms arrive where the theory says, through the real training step."""
 
 import functools
+import json
+import pathlib
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -384,3 +387,29 @@ def test_an_offline_step_is_the_gradient_of_the_loss(loss, k):
   np.testing.assert_allclose(
     game.reference[0] - logits[0], np.array(wanted), atol=1e-6
   )
+
+
+@pytest.mark.parametrize('algorithm', ['ipo_md', 'nash_ema', 'rl'])
+def test_the_run_file_plays(algorithm, tmp_path, capsys):
+  root = pathlib.Path(__file__).parent.parent / 'gin'
+  gin.clear_config()
+  gin.parse_config_files_and_bindings(
+    [root / 'runs/game.gin', root / f'algorithms/{algorithm}.gin'],
+    [
+      f"MODEL_DIR = '{tmp_path}'",
+      'TRAIN_STEPS = 4',
+      'BATCH_SIZE = 64',
+      'STARTS = 2',
+    ],
+  )
+  gin.query_parameter('RUN/gin.macro.value').scoped_configurable_fn()
+  gin.clear_config()
+  rows = [json.loads(r) for r in (tmp_path / 'game.jsonl').open()]
+  assert [(r['start'], r['step']) for r in rows] == [
+    (start, n) for start in range(2) for n in range(5)
+  ]
+  for row in rows:
+    assert row['exploitability'] > 0 and row['kl_limit'] > -1e-12
+    assert ('mixture_kl' in row) == (algorithm == 'ipo_md')
+  assert (tmp_path / 'game.png').stat().st_size > 10_000
+  assert 'start 1 step 4 exploitability' in capsys.readouterr().out

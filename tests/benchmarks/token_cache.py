@@ -1,6 +1,6 @@
 """How fast the cache of tokens is made and read.
 
-  python tests/benchmarks/token_cache.py --vocabulary=spm.model --examples=1000000
+  python tests/benchmarks/token_cache.py --vocabulary=spm.model
 
 Examples are random words, prompts of about 128 tokens and one target. Prints
 the tokenizer's own rate on one thread, the rate at which the cache is made,
@@ -16,10 +16,10 @@ import time
 import jax
 import numpy as np
 import seqio
-import tensorflow as tf
 
 from ipo_md import batches
 from ipo_md import data
+from tasks import segments
 
 _WORDS = 90  # about 128 tokens
 
@@ -34,36 +34,30 @@ def _write(path: str, examples: int, words: list[str]):
         file.write(f'{" ".join(text[20:])}|{" ".join(text[:20])}\n')
 
 
-@seqio.map_over_dataset
-def _split(line):
-  parts = tf.strings.split(line, '|')
-  return {'inputs': parts[0], 'targets': parts[1]}
+def _add_task(path: str):
+  def rows(split):
+    del split
+    with open(path) as file:
+      for line in file:
+        prompt, target = line.rstrip().split('|')
+        yield {'inputs': prompt, 'targets': target}
 
-
-def _add_task(path: str, vocabulary: seqio.Vocabulary, examples: int):
-  seqio.TaskRegistry.add(
-    'benchmark',
-    source=seqio.TextLineDataSource(
-      {'train': path}, num_input_examples={'train': examples}
-    ),
-    preprocessors=[
-      _split,
-      seqio.preprocessors.tokenize,
-      seqio.preprocessors.append_eos_after_trim,
-    ],
-    output_features={
-      'inputs': seqio.Feature(vocabulary, add_eos=False),
-      'targets': seqio.Feature(vocabulary),
-    },
+  source = segments.Source(
+    rows,
+    files=lambda split: [path],
+    signature=segments.SUMMARY,
+    splits=['train'],
   )
+  segments.add_task('benchmark', source, targets_rank=1)
 
 
-def _load(cache_dir: str) -> data.Dataset:
+def _load(cache_dir: str, vocabulary: seqio.Vocabulary) -> data.Dataset:
   return data.load(
     mixture_or_task_name='benchmark',
     task_feature_lengths={'inputs': 256, 'targets': 64},
     split='train',
     prompt_format=data.PromptFormat(suffix=(1,)),
+    vocabulary=vocabulary,
     cache_dir=cache_dir,
   )
 
@@ -91,15 +85,15 @@ def main():
     rate = len(lines) / (time.time() - start)
     mean = np.mean([len(t) for t in tokens])
     print(f'tokenizer, one thread: {rate:,.0f} examples/s of {mean:.0f} tokens')
-    _add_task(path, vocabulary, args.examples)
+    _add_task(path)
     before = _memory()
     start = time.time()
-    _load(os.path.join(folder, 'cache'))
+    _load(os.path.join(folder, 'cache'), vocabulary)
     seconds = time.time() - start
     print(f'cache made: {args.examples / seconds:,.0f} examples/s')
     print(f'peak memory: {_memory():.2f} GiB, before it {before:.2f} GiB')
     start = time.time()
-    dataset = _load(os.path.join(folder, 'cache'))
+    dataset = _load(os.path.join(folder, 'cache'), vocabulary)
     print(f'start from the cache: {time.time() - start:.2f} s')
     print(f'prompts: {dataset.examples[0].prompts.lengths.mean():.0f} tokens')
     mesh = jax.make_mesh((1,), ('data',))

@@ -138,6 +138,17 @@ class Checkpoint:
       bounds: np.empty([stop - start for start, stop in bounds], leaf.dtype)
       for bounds in set(places.values())
     }
+    self._fill(path, shards)
+    return jax.make_array_from_single_device_arrays(
+      leaf.shape,
+      sharding,
+      [jax.device_put(shards[bounds], d) for d, bounds in places.items()],
+    )
+
+  def _fill(
+    self, path: str, shards: Mapping[tuple[tuple[int, int], ...], np.ndarray]
+  ) -> None:
+    """Reads each piece that a shard needs, once. shards: bounds to array."""
     for piece in self.layout[path]:
       n = len(piece.index)
       here = {
@@ -158,11 +169,6 @@ class Checkpoint:
           for i, (start, _) in zip(piece.index, bounds[:n], strict=True)
         )
         shard[at] = array[tuple(slice(*b) for b in bounds[n:])]
-    return jax.make_array_from_single_device_arrays(
-      leaf.shape,
-      sharding,
-      [jax.device_put(shards[bounds], d) for d, bounds in places.items()],
-    )
 
 
 def _bounds(index, shape) -> tuple[tuple[int, int], ...]:

@@ -150,7 +150,7 @@ def write_native(
       metadata = {
         'shape': list(array.shape),
         'chunks': list(array.shape),
-        'compressor': {'id': 'gzip', 'level': 1},
+        'compressor': {'id': 'zstd', 'level': 1},
       }
       spec = {
         'driver': 'zarr',

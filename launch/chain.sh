@@ -1,0 +1,122 @@
+# The stages of the embedded chain, for smoke.sh and smoke_proof.sh.
+#
+# Every stage is a run of python -m ipo_md, resumed if it was stopped, done if
+# it is done. Its output is in DIR/logs; its progress is shown.
+
+SEED=${SEED:-0}
+SMOKE=${SMOKE:-full}
+case $SMOKE in
+  full) sft=1200 judge=400 comparator=300 policy=120 prompts=1024 ;;
+  quick) sft=60 judge=20 comparator=10 policy=10 prompts=64 ;;
+  *) echo "SMOKE=$SMOKE is neither full nor quick." >&2; exit 1 ;;
+esac
+
+# One thread a stage: two stages run at a time, and results do not depend on
+# how a sum is split between threads.
+export JAX_PLATFORMS=cpu
+export XLA_FLAGS='--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
+export OMP_NUM_THREADS=1
+
+say() { printf '%s\n' "$*"; }
+
+# stage DIR NAME RUN_FILE ARGUMENTS: one run; its progress prefixed by its name.
+stage() {
+  local dir=$1 name=$2 run=$3 start=$SECONDS status=0
+  shift 3
+  export JAX_COMPILATION_CACHE_DIR=$dir/cache/jax
+  python -u -m ipo_md --gin_file="gin/runs/$run.gin" \
+    --gin_file=gin/models/t5_tiny.gin --gin_file=gin/tasks/mini_tldr.gin "$@" \
+    --gin.MODEL_DIR="'$dir/$name'" --gin.CACHE_DIR="'$dir/cache'" \
+    --gin.SEED="$SEED" 2>&1 | tee -a "$dir/logs/$name.log" |
+    { grep --line-buffered -E '^(step|policy|sampling|judging|tokenis|Resumed|Stopped|ipo_md:|.* is complete)' || true; } |
+    sed -u "s/^/  $name: /" || status=$?
+  if [ "$status" != 0 ]; then
+    say "$name failed; the end of $dir/logs/$name.log:" >&2
+    tail -n 5 "$dir/logs/$name.log" >&2
+    return 1
+  fi
+  if [ -d "$dir/$name" ] && [ ! -f "$dir/$name/COMPLETED" ]; then
+    say "$name stopped before its end; run the command again to go on." >&2
+    return 1
+  fi
+  say "$name took $((SECONDS - start)) s."
+}
+
+# train DIR NAME RUN_FILE STEPS ARGUMENTS: a stage that trains.
+train() {
+  local dir=$1 name=$2 run=$3 steps=$4
+  shift 4
+  stage "$dir" "$name" "$run" "$@" --gin_file=gin/smoke.gin \
+    --gin.TRAIN_STEPS="$steps" --gin.CHECKPOINT_PERIOD=$((steps / 5)) \
+    --gin.EVAL_PERIOD=$((steps / 5)) --gin.LOG_PERIOD=$((steps / 10)) \
+    --gin.EVAL_EXAMPLES=512
+}
+
+supervised() {
+  train "$1" supervised supervised "$sft" --gin.LEARNING_RATE=3e-3
+}
+
+# judge DIR NAME JUDGE STEPS: trains gin/judges/JUDGE.gin from the policy.
+judge() {
+  train "$1" "$2" judge "$4" --gin_file="gin/judges/$3.gin" \
+    --gin.INITIAL_CHECKPOINT_PATH="'$1/supervised'" --gin.LEARNING_RATE=1e-3
+}
+
+# policy DIR NAME RUN ALGORITHM ARGUMENTS: online or offline, from supervised.
+policy() {
+  local dir=$1 name=$2 run=$3 algorithm=$4
+  shift 4
+  train "$dir" "$name" "$run" "$policy" \
+    --gin_file="gin/algorithms/$algorithm.gin" \
+    --gin_file=gin/judges/likelihood.gin \
+    --gin.INITIAL_CHECKPOINT_PATH="'$dir/supervised'" \
+    --gin.JUDGE_CHECKPOINT_PATH="'$dir/reward_model'" \
+    --gin.LEARNING_RATE=1e-3 --gin.TAU=0.03 --gin.KEEP_CHECKPOINTS=None "$@"
+}
+
+side_by_side() {
+  stage "$1" report side_by_side_mini_tldr \
+    --gin.POLICIES="{'supervised': '$1/supervised', 'offline_ipo': '$1/offline_ipo:best', 'ipo': '$1/ipo', 'ipo_md': '$1/ipo_md'}" \
+    --gin.REFERENCE_CHECKPOINT_PATH="'$1/supervised'" \
+    --gin.PREFERENCE_MODEL_CHECKPOINT_PATH="'$1/preference_model'" \
+    --gin.REWARD_MODEL_CHECKPOINT_PATH="'$1/reward_model'" \
+    --gin.EVAL_EXAMPLES="$prompts" --gin.EVAL_BATCH_SIZE=64
+}
+
+# both 'COMMAND' 'COMMAND': at the same time; fails if one of them does.
+both() {
+  local first status=0
+  bash -c "set -euo pipefail; source launch/chain.sh; $1" & first=$!
+  bash -c "set -euo pipefail; source launch/chain.sh; $2" || status=1
+  wait "$first" || status=1
+  return $status
+}
+
+chain() {
+  mkdir -p "$1/logs"
+  export SEED SMOKE
+  supervised "$1"
+  both "judge $1 reward_model likelihood $judge" \
+    "judge $1 preference_model comparator $comparator"
+  both "policy $1 ipo online ipo" "policy $1 ipo_md online ipo_md"
+  policy "$1" offline_ipo offline ipo
+  side_by_side "$1"
+}
+
+# The win rates of a report against the supervised policy, as text.
+summary() {
+  python - "$1/results.json" <<'PYTHON'
+import json
+import sys
+
+found = json.load(open(sys.argv[1]))
+base = found['policies'].index('supervised')
+for judge in found['judges']:
+  print(f'Win rate against the supervised policy by {judge}:')
+  for i, policy in enumerate(found['policies']):
+    if i != base:
+      low, high = found['interval'][judge][i][base]
+      rate = found['win_rate'][judge][i][base]
+      print(f'  {policy:12s} {rate:.3f}  [{low:.3f}, {high:.3f}]')
+PYTHON
+}
