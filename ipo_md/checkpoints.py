@@ -12,15 +12,17 @@ import difflib
 import hashlib
 import json
 import re
-from typing import Any
 
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
 import seqio
 
+from ipo_md import sharding
 from ipo_md import telemetry
 from ipo_md import types
+from ipo_md.models import model as model_lib
+from ipo_md.models.convert import formats
 
 # Bindings that a resumed run may change: they leave its trajectory as it is.
 _MAY_CHANGE = (
@@ -162,7 +164,8 @@ def restore(
 
 def load_params(
   path: str,
-  abstract: types.Params,
+  model: model_lib.Model,
+  mesh: jax.sharding.Mesh,
   *,
   name: str,
   vocabulary: seqio.Vocabulary | None = None,
@@ -172,117 +175,56 @@ def load_params(
 
   Args:
     path: a MODEL_DIR, whose latest checkpoint is taken; MODEL_DIR:best, for
-      the one of the highest win rate; or MODEL_DIR/checkpoints/N.
-    abstract: `jax.ShapeDtypeStruct`s with shardings.
+      the one of the highest win rate; MODEL_DIR/checkpoints/N; or a checkpoint
+      of T5X or Hugging Face (`models.convert.formats`).
+    model: whose parameters they are.
+    mesh: of all devices.
     name: of the gin parameter that holds the path, for messages.
-    vocabulary: of the run; the checkpoint must have been made with it.
+    vocabulary: of the run; a checkpoint of ours must have been made with it.
     fresh: names of modules that the checkpoint may lack, such as a reward
       head; they are left out of the result then.
-
-  Returns:
-    A tree like `abstract`.
 
   Raises:
     ValueError: there is no checkpoint, or it is of another model or vocabulary.
   """
-  step_dir = _step_dir(path, name)
-  if vocabulary is not None:
-    metadata = json.loads((step_dir / '_CHECKPOINT_METADATA').read_text())
-    theirs = metadata['custom_metadata'].get('vocabulary')
-    if theirs not in (None, describe(vocabulary)):
-      raise ValueError(
-        f'{name} {step_dir} was trained with vocabulary {theirs}, and this '
-        f'run has {describe(vocabulary)} (MIXTURE_OR_TASK_NAME).'
-      )
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    stored = checkpointer.metadata(step_dir / 'default').item_metadata.tree
-    stored = _shapes(stored['params'])
-    wanted = _drop_fresh(abstract, stored, fresh)
-    _check_shapes(step_dir, name, stored, _shapes(wanted))
-    wanted = {'params': wanted}
-    restored = checkpointer.restore(
-      step_dir / 'default',
-      args=ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-        partial_restore=True,
-      ),
-    )
-  return restored['params']
-
-
-def _step_dir(path: str, name: str) -> epath.Path:
   if not path:
     raise ValueError(f'{name} is not set: the path of a checkpoint is needed.')
   path, best, _ = path.partition(':best')
-  directory = epath.Path(path)
-  if directory.name.isdigit() and directory.exists():
-    return directory
-  for folder in (directory / 'checkpoints', directory):
-    if folder.exists():
-      steps = [int(d.name) for d in folder.iterdir() if d.name.isdigit()]
-      if steps and best:
-        metrics = telemetry.read_metrics(str(directory))
-        rates = {s: metrics.get(s, {}).get('win_rate') for s in steps}
-        rates = {s: rate for s, rate in rates.items() if rate is not None}
-        if not rates:
-          raise ValueError(
-            f'{name} {path}:best: no win rate was measured at the steps '
-            f'{sorted(steps)} of its checkpoints (EVAL_PERIOD).'
-          )
-        return folder / str(max(rates, key=rates.get))
-      if steps:
-        return folder / str(max(steps))
-  raise ValueError(
-    f'{name} {path} holds no checkpoint: neither {path}/checkpoints/N nor '
-    f'{path}/N is there.'
+  if best:
+    path = _best(path, name)
+  kind, directory = formats.detect(path, name)
+  if kind == 'orbax' and vocabulary is not None:
+    metadata = directory.parent / '_CHECKPOINT_METADATA'
+    theirs = json.loads(metadata.read_text())['custom_metadata']
+    if theirs.get('vocabulary') not in (None, describe(vocabulary)):
+      raise ValueError(
+        f'{name} {path} was trained with vocabulary {theirs["vocabulary"]}, '
+        f'and this run has {describe(vocabulary)} (MIXTURE_OR_TASK_NAME).'
+      )
+  abstract = sharding.abstract_params(
+    mesh, model.abstract_params, model.logical_axes
+  )
+  return formats.load_params(
+    path, abstract, model.config, name=name, fresh=fresh
   )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+def _best(path: str, name: str) -> str:
+  """The checkpoint of a MODEL_DIR whose measured win rate is highest."""
+  folder = epath.Path(path) / 'checkpoints'
+  steps = [int(d.name) for d in folder.iterdir() if d.name.isdigit()]
+  metrics = telemetry.read_metrics(path)
+  rates = {
+    step: metrics[step]['win_rate']
+    for step in sorted(steps)
+    if 'win_rate' in metrics.get(step, {})
   }
-
-
-def _drop_fresh(
-  abstract: types.Params, stored: dict[str, Any], fresh: Sequence[str]
-) -> types.Params:
-  def drop(tree, prefix):
-    kept = {}
-    for key, value in tree.items():
-      place = f'{prefix}{key}'
-      missing = not any(s.startswith(f'{place}/') for s in stored)
-      if key in fresh and missing:
-        continue
-      kept[key] = drop(value, f'{place}/') if isinstance(value, dict) else value
-    return kept
-
-  return drop(abstract, '')
-
-
-def _check_shapes(
-  directory: epath.Path,
-  name: str,
-  stored: dict[str, tuple[int, ...]],
-  wanted: dict[str, tuple[int, ...]],
-) -> None:
-  problems = [
-    f'{key}: {stored.get(key, "missing")} there, {shape} in the model'
-    for key, shape in wanted.items()
-    if stored.get(key) != shape
-  ]
-  problems += [
-    f'{key}: {shape} there, not in the model'
-    for key, shape in stored.items()
-    if key not in wanted and 'reward_head' not in key
-  ]
-  if problems:
+  if not rates:
     raise ValueError(
-      f'{name} {directory} is of another model than the gin file of this run '
-      f'({len(problems)} arrays differ):\n  ' + '\n  '.join(problems[:5])
+      f'{name} {path}:best: no win rate was measured at the steps '
+      f'{sorted(steps)} of its checkpoints (EVAL_PERIOD).'
     )
+  return str(folder / str(max(rates, key=rates.get)))
 
 
 def describe(vocabulary: seqio.Vocabulary) -> str:

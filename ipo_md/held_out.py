@@ -19,7 +19,6 @@ from ipo_md import sampling
 from ipo_md import sequences
 from ipo_md import sharding
 from ipo_md import telemetry
-from ipo_md import train
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
@@ -144,7 +143,8 @@ def drawer(
   data.check_vocabulary(dataset, model.config.vocab_size)
   load = functools.partial(
     checkpoints.load_params,
-    abstract=train.abstract_params(mesh, model),
+    model=model,
+    mesh=mesh,
     vocabulary=dataset.vocabulary,
   )
   reference = load(reference_checkpoint_path, name='REFERENCE_CHECKPOINT_PATH')

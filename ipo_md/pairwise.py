@@ -24,7 +24,6 @@ from ipo_md import checkpoints
 from ipo_md import judges
 from ipo_md import sharding
 from ipo_md import telemetry
-from ipo_md import train
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
@@ -177,7 +176,8 @@ class LearnedJudge:
     if self._params is None:
       self._params = checkpoints.load_params(
         self.checkpoint_path,
-        train.abstract_params(jax.sharding.get_mesh(), self._model),
+        self._model,
+        jax.sharding.get_mesh(),
         name='the checkpoint path of a judge',
         vocabulary=vocabulary,
       )

@@ -106,6 +106,22 @@ def params(
   return jax.tree_util.tree_map_with_path(one, abstract, logical_axes)
 
 
+def abstract_params(
+  mesh: jax.sharding.Mesh, abstract: types.Params, logical_axes: Any
+) -> types.Params:
+  """ShapeDtypeStructs with the shardings of `params`."""
+  return with_shardings(abstract, params(mesh, abstract, logical_axes))
+
+
+def with_shardings(abstract: Any, shardings: Any) -> Any:
+  """A tree of ShapeDtypeStructs with a tree of shardings in them."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    shardings,
+  )
+
+
 def like_params(
   mesh: jax.sharding.Mesh, abstract: Any, param_shardings: Any
 ) -> Any:

@@ -213,26 +213,20 @@ def load_frozen(
   if start.reference_checkpoint_path is not None:
     reference = checkpoints.load_params(
       start.reference_checkpoint_path,
-      abstract_params(mesh, model),
+      model,
+      mesh,
       name='REFERENCE_CHECKPOINT_PATH',
       vocabulary=vocabulary,
     )
   if start.judge_checkpoint_path is not None:
     judge = checkpoints.load_params(
       start.judge_checkpoint_path,
-      abstract_params(mesh, start.judge_model),
+      start.judge_model,
+      mesh,
       name='JUDGE_CHECKPOINT_PATH',
       vocabulary=vocabulary,
     )
   return types.FrozenParams(reference=reference, judge=judge)
-
-
-def abstract_params(
-  mesh: jax.sharding.Mesh, model: model_lib.Model
-) -> types.Params:
-  """The model's parameters as ShapeDtypeStructs with shardings."""
-  shardings = sharding.params(mesh, model.abstract_params, model.logical_axes)
-  return _with_shardings(model.abstract_params, shardings)
 
 
 def _initial_state(
@@ -255,14 +249,17 @@ def _initial_state(
     sharding.params(mesh, model.abstract_params, model.logical_axes),
   )
   if saved.latest_step() is not None:
-    state = checkpoints.restore(saved, _with_shardings(abstract, shardings))
+    state = checkpoints.restore(
+      saved, sharding.with_shardings(abstract, shardings)
+    )
     _say(f'Resumed from step {int(state.step):,}.')
     return state, shardings
   params = jax.jit(model.init, out_shardings=shardings.params)(rng)
   if start.initial_checkpoint_path is not None:
     loaded = checkpoints.load_params(
       start.initial_checkpoint_path,
-      abstract_params(mesh, model),
+      model,
+      mesh,
       name='INITIAL_CHECKPOINT_PATH',
       vocabulary=vocabulary,
       fresh=start.fresh,
@@ -353,14 +350,6 @@ def _commit() -> str | None:
     return None
   ref = head.read_text().strip().removeprefix('ref: ')
   return (git / ref).read_text().strip() if (git / ref).exists() else ref
-
-
-def _with_shardings(abstract: Any, shardings: Any) -> Any:
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    abstract,
-    shardings,
-  )
 
 
 def _overlay(params: types.Params, loaded: types.Params) -> types.Params:

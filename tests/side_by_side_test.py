@@ -195,7 +195,9 @@ def test_policies_do_not_share_noise(paths):
     (paths['ipo'], one.log_prob),
     (paths['supervised'], one.log_prob - one.log_ratio),
   ):
-    params = checkpoints.load_params(path, MODEL.abstract_params, name='')
+    params = checkpoints.load_params(
+      path, MODEL, sharding.make_mesh((1, -1, 1)), name=''
+    )
     found, _ = jax.jit(functools.partial(sequences.log_probs, MODEL))(
       params, tokens
     )
@@ -248,7 +250,7 @@ def test_learned_judges_by_completion_and_by_pair(samples, paths):
     )(three, pairs)
     chosen = pairwise.best_of(learned_judge(paths['judge']), three)
   params = checkpoints.load_params(
-    paths['judge'], MODEL.abstract_params, name=''
+    paths['judge'], MODEL, sharding.make_mesh((1, -1, 1)), name=''
   )
   judged = jax.jit(by_pairs)(params, samples.tokens)
   np.testing.assert_allclose(found[:, 0, 0], judged.preference, atol=1e-5)
