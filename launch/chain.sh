@@ -6,8 +6,8 @@
 SEED=${SEED:-0}
 SMOKE=${SMOKE:-full}
 case $SMOKE in
-  full) sft=1200 judge=400 comparator=300 policy=120 prompts=1024 ;;
-  quick) sft=60 judge=20 comparator=10 policy=10 prompts=64 ;;
+  full) sft=1200 judge=400 comparator=300 policy=120 prompts=1024 evaluated=256 ;;
+  quick) sft=60 judge=20 comparator=10 policy=10 prompts=64 evaluated=128 ;;
   *) echo "SMOKE=$SMOKE is neither full nor quick." >&2; exit 1 ;;
 esac
 
@@ -23,6 +23,10 @@ say() { printf '%s\n' "$*"; }
 stage() {
   local dir=$1 name=$2 run=$3 start=$SECONDS status=0
   shift 3
+  if [ -f "$dir/$name/COMPLETED" ]; then
+    say "$name was done already."
+    return
+  fi
   export JAX_COMPILATION_CACHE_DIR=$dir/cache/jax
   python -u -m ipo_md --gin_file="gin/runs/$run.gin" \
     --gin_file=gin/models/t5_tiny.gin --gin_file=gin/tasks/mini_tldr.gin "$@" \
@@ -49,7 +53,7 @@ train() {
   stage "$dir" "$name" "$run" "$@" --gin_file=gin/smoke.gin \
     --gin.TRAIN_STEPS="$steps" --gin.CHECKPOINT_PERIOD=$((steps / 5)) \
     --gin.EVAL_PERIOD=$((steps / 5)) --gin.LOG_PERIOD=$((steps / 10)) \
-    --gin.EVAL_EXAMPLES=512
+    --gin.EVAL_EXAMPLES=$evaluated
 }
 
 supervised() {

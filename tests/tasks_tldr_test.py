@@ -55,7 +55,7 @@ CNN_DM = {
 BATCHES = {
   'batch3': [
     comparison(0),
-    comparison(1, choice=1, extra={}),
+    comparison(1, choice=1, post='my bike.', extra={}),
     comparison(2, post='\u00fcber \u4f60\u597d \U0001f600', extra=None),
     comparison(3, post='very long ' * 3000),
   ],
@@ -197,22 +197,23 @@ class TestTasks:
     rows = dataset.rows([(0, i) for i in range(4)])
     prompts, tokens = rows.completions.prompts, rows.completions.completions
     closing = [*VOCABULARY.encode('tl;dr:'), 1]
-    expected = VOCABULARY.encode(
-      'SUBREDDIT: r/relationships\nTITLE: my oven\nPOST: i broke it.'
-    )
-    found = []
+    head = 'SUBREDDIT: r/relationships\nTITLE: my oven\nPOST: '
+    expected = {
+      (*VOCABULARY.encode(head + 'i broke it.'), *closing): 1,  # choice 0
+      (*VOCABULARY.encode(head + 'my bike.'), *closing): 0,
+    }
     for i in range(4):
       ids = prompts.ids[i][prompts.mask[i]].tolist()
       # The long post is cut, not its closing.
       assert ids[-len(closing) :] == closing
-      if ids == [*expected, *closing]:
-        found.append(rows.preference[i])
+      if tuple(ids) in expected:
+        assert rows.preference[i] == expected.pop(tuple(ids))
       for k, summary in enumerate(['the first', 'the second one']):
         assert tokens.ids[i, k][tokens.mask[i, k]].tolist() == [
           *VOCABULARY.encode(summary),
           1,
         ]
-    assert sorted(found) == [0, 1]  # choice 1 and 0
+    assert not expected
     assert dataset.counts['prompts_cut'] == 1
 
   def test_summaries(self, built):
