@@ -78,12 +78,14 @@ def _bindings(config: str) -> list[str]:
   config = re.sub(r'\\\n\s*', '', config)
   config = re.sub(r'\n\s+', ' ', config)
   lines = [re.sub(r'\s+', ' ', line).strip() for line in config.splitlines()]
+  # A schedule may refer to TRAIN_STEPS as well: then it may not change.
+  fixed = {'TRAIN_STEPS'} if config.count('%TRAIN_STEPS') > 1 else set()
   return [
     line
     for line in lines
     if line
     and not line.startswith('#')
-    and line.split(' = ')[0] not in _MAY_CHANGE
+    and line.split(' = ')[0] not in set(_MAY_CHANGE) - fixed
   ]
 
 

@@ -33,6 +33,7 @@ class PromptFormat:
       task's gin file.
     vocabulary: of the texts, not needed without them.
     cut_prompts: the end that long prompts lose. Set by the task's gin file.
+    eos_id: EOS_ID, at which the model stops; None: not checked.
   """
 
   prefix: tuple[int | str, ...] = ()
@@ -40,6 +41,7 @@ class PromptFormat:
   closing: str = ''
   vocabulary: seqio.Vocabulary | None = None
   cut_prompts: Literal['front', 'end'] = 'end'
+  eos_id: int | None = None
 
   def __post_init__(self):
     if self.cut_prompts not in ('front', 'end'):
@@ -316,8 +318,15 @@ def check_vocabulary(dataset: Dataset, vocab_size: int):
   if size > vocab_size:
     raise ValueError(
       f'The vocabulary of the task, {dataset.vocabulary}, has {size} ids and '
-      f'the model {vocab_size} (its vocab_size); MIXTURE_OR_TASK_NAME and the '
-      'model do not go together.'
+      f'the model {vocab_size} (its vocab_size); they do not go together: '
+      'change MIXTURE_OR_TASK_NAME or VOCABULARY.'
+    )
+  ours, theirs = dataset.prompt_format.eos_id, dataset.vocabulary.eos_id
+  if ours is not None and ours != theirs:
+    raise ValueError(
+      f'The model stops at EOS_ID {ours}, but the vocabulary of the task, '
+      f'{dataset.vocabulary}, ends texts with {theirs}: set VOCABULARY to that '
+      'of the model, or take another MIXTURE_OR_TASK_NAME.'
     )
   ids = (*dataset.prompt_format.opening, *dataset.prompt_format.ending)
   if ids and not 0 <= min(ids) <= max(ids) < size:

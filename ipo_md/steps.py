@@ -23,8 +23,8 @@ from ipo_md.models import model as model_lib
 Metrics = Mapping[str, jax.Array]
 Loss = Callable[..., jax.Array]
 
-# Their gradient needs log-probabilities summed over tokens.
-_SUM_ONLY = ('policy_gradient', 'reinforce')
+# Their gradient needs samples of the policy, and sums over their tokens.
+_POLICY_GRADIENTS = ('policy_gradient', 'reinforce')
 
 
 def supervised_step(
@@ -41,7 +41,7 @@ def supervised_step(
 
   Args:
     state: donated.
-    frozen: unused.
+    frozen: unused, but for what `Model.policy` takes of it.
     batch: K completions of each prompt, usually one.
     rng: key for dropout, consumed.
     model: policy.
@@ -51,12 +51,11 @@ def supervised_step(
   Returns:
     The next state; loss, accuracy, tokens.
   """
-  del frozen
 
   def objective(params):
     return _likelihood(model, params, batch, rng, z_loss)
 
-  return _update(state, objective, optimizer)
+  return _update(state, frozen, objective, model, optimizer)
 
 
 def supervised_metrics(
@@ -68,8 +67,9 @@ def supervised_metrics(
   model: model_lib.Model,
 ) -> Metrics:
   """The supervised loss on held-out examples, without dropout and z-loss."""
-  del frozen, rng
-  return _likelihood(model, state.params, batch, None, 0.0)[1]
+  del rng
+  policy = model.policy(state.params, frozen)
+  return _likelihood(model, policy, batch, None, 0.0)[1]
 
 
 def reward_step(
@@ -86,7 +86,7 @@ def reward_step(
 
   Args:
     state: donated.
-    frozen: unused.
+    frozen: unused, but for what `Model.policy` takes of it.
     batch: pairs with their preference.
     rng: key for dropout, consumed.
     model: of the judge.
@@ -96,7 +96,6 @@ def reward_step(
   Returns:
     The next state; loss, accuracy, tokens.
   """
-  del frozen
   _require(batch, 'preference', 'reward_step')
 
   def objective(params):
@@ -109,7 +108,7 @@ def reward_step(
       'tokens': jnp.sum(batch.completions.completions.mask),
     }
 
-  return _update(state, objective, optimizer)
+  return _update(state, frozen, objective, model, optimizer)
 
 
 def comparator_step(
@@ -132,7 +131,7 @@ def comparator_step(
 
   Args:
     state: donated.
-    frozen: unused.
+    frozen: unused, but for what `Model.policy` takes of it.
     batch: pairs with their preference.
     rng: key for dropout, consumed.
     model: a language model.
@@ -143,7 +142,6 @@ def comparator_step(
   Returns:
     The next state; loss, accuracy (of both orders averaged), tokens.
   """
-  del frozen
   _require(batch, 'preference', 'comparator_step')
 
   def objective(params):
@@ -166,7 +164,7 @@ def comparator_step(
       'tokens': jnp.sum(batch.completions.completions.mask),
     }
 
-  return _update(state, objective, optimizer)
+  return _update(state, frozen, objective, model, optimizer)
 
 
 def judge_metrics(
@@ -179,8 +177,9 @@ def judge_metrics(
   judge: judges.Judge,
 ) -> Metrics:
   """Agreement of the judge in training with held-out preferences."""
-  del frozen, rng
-  judged = judge(state.params, batch.completions, model=model)
+  del rng
+  policy = model.policy(state.params, frozen)
+  judged = judge(policy, batch.completions, model=model)
   return {'accuracy': jnp.mean(agreement(judged.preference, batch.preference))}
 
 
@@ -240,14 +239,17 @@ def online_step(
     EOS), eos_rate, tokens.
   """
   rng, label_rng = jax.random.split(rng)
-  player = frozen.reference if ema_decay is None else state.ema
+  policy = model.policy(state.params, frozen)
+  player = frozen.reference
+  if ema_decay is not None:
+    player = model.policy(state.ema, frozen)
   needs_player = any(b > 0 for b in mixture_coefs)
   sampled = sampling.sample(
     model,
-    state.params,
+    policy,
     player if needs_player else None,
     (
-      model.encode(state.params, prompts),
+      model.encode(policy, prompts),
       model.encode(player, prompts) if needs_player else None,
     ),
     rng,
@@ -282,6 +284,7 @@ def online_step(
   )
   state, metrics = _policy_update(
     state,
+    frozen,
     labelled,
     model=model,
     loss=loss,
@@ -328,6 +331,12 @@ def offline_step(
   Returns:
     The next state; loss, log_ratio, preference or reward.
   """
+  name = getattr(loss, 'func', loss).__name__
+  if name in _POLICY_GRADIENTS:
+    raise ValueError(
+      f'LOSS = {name} needs samples of the policy, which an offline run does '
+      'not draw: take gin/runs/online.gin or another LOSS.'
+    )
   if batch.reference_log_prob is None:
     log_probs, _ = sequences.log_probs(
       model, frozen.reference, batch.completions
@@ -339,6 +348,7 @@ def offline_step(
     )
   return _policy_update(
     state,
+    frozen,
     batch,
     model=model,
     loss=loss,
@@ -369,6 +379,7 @@ def win_rate_metrics(
     win_rate (mean of [p > 1/2] + 1/2 [p = 1/2]), mean_preference, kl (KL(pi,
     pi_ref) in nats per completion, Monte Carlo), length, eos_rate.
   """
+  players = (model.policy(state.params, frozen), frozen.reference)
   policy, reference = (
     sampling.sample(
       model,
@@ -381,7 +392,7 @@ def win_rate_metrics(
       eos_id=eos_id,
       temperature=temperature,
     )
-    for player, params in enumerate((state.params, frozen.reference))
+    for player, params in enumerate(players)
   )
   pair = types.Completions(
     prompts=prompts,
@@ -420,6 +431,7 @@ def feedback_of(loss: Loss) -> str:
 
 def _policy_update(
   state: types.TrainState,
+  frozen: types.FrozenParams,
   labelled: types.Labelled,
   *,
   model: model_lib.Model,
@@ -432,7 +444,7 @@ def _policy_update(
   kind = feedback_of(loss)
   name = getattr(loss, 'func', loss).__name__
   _require(labelled, kind, name)
-  if per_token and name in _SUM_ONLY:
+  if per_token and name in _POLICY_GRADIENTS:
     raise ValueError(
       f'PER_TOKEN = True with LOSS = {name}: its gradient needs '
       'log-probabilities summed over tokens.'
@@ -457,7 +469,7 @@ def _policy_update(
       kind: jnp.mean(feedback, where=real if feedback.ndim == 2 else None),
     }
 
-  return _update(state, objective, optimizer)
+  return _update(state, frozen, objective, model, optimizer)
 
 
 def _likelihood(
@@ -488,10 +500,13 @@ def _likelihood(
 
 def _update(
   state: types.TrainState,
+  frozen: types.FrozenParams,
   objective: Callable[[types.Params], tuple[jax.Array, Metrics]],
+  model: model_lib.Model,
   optimizer: optax.GradientTransformation,
 ) -> tuple[types.TrainState, Metrics]:
-  grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+  of_state = lambda params: objective(model.policy(params, frozen))
+  grads, metrics = jax.grad(of_state, has_aux=True)(state.params)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   return state.replace(
     step=state.step + 1,

@@ -213,7 +213,7 @@ def load_frozen(
   if start.reference_checkpoint_path is not None:
     reference = checkpoints.load_params(
       start.reference_checkpoint_path,
-      model,
+      model.base,
       mesh,
       name='REFERENCE_CHECKPOINT_PATH',
       vocabulary=vocabulary,

@@ -6,7 +6,7 @@
 SEED=${SEED:-0}
 SMOKE=${SMOKE:-full}
 case $SMOKE in
-  full) sft=1200 judge=400 comparator=300 policy=120 prompts=1024 evaluated=256 ;;
+  full) sft=1200 judge=600 comparator=300 policy=120 prompts=1024 evaluated=256 ;;
   quick) sft=60 judge=20 comparator=10 policy=10 prompts=64 evaluated=128 ;;
   *) echo "SMOKE=$SMOKE is neither full nor quick." >&2; exit 1 ;;
 esac
@@ -57,13 +57,15 @@ train() {
 }
 
 supervised() {
-  train "$1" supervised supervised "$sft" --gin.LEARNING_RATE=3e-3
+  train "$1" supervised supervised "$sft" \
+    --gin.LEARNING_RATE=3e-3 --gin.WARMUP_STEPS=$((sft / 12))
 }
 
 # judge DIR NAME JUDGE STEPS: trains gin/judges/JUDGE.gin from the policy.
 judge() {
   train "$1" "$2" judge "$4" --gin_file="gin/judges/$3.gin" \
-    --gin.INITIAL_CHECKPOINT_PATH="'$1/supervised'" --gin.LEARNING_RATE=1e-3
+    --gin.INITIAL_CHECKPOINT_PATH="'$1/supervised'" \
+    --gin.LEARNING_RATE=1e-3 --gin.WARMUP_STEPS=$(($4 / 12))
 }
 
 # policy DIR NAME RUN ALGORITHM ARGUMENTS: online or offline, from supervised.
@@ -75,12 +77,14 @@ policy() {
     --gin_file=gin/judges/likelihood.gin \
     --gin.INITIAL_CHECKPOINT_PATH="'$dir/supervised'" \
     --gin.JUDGE_CHECKPOINT_PATH="'$dir/reward_model'" \
-    --gin.LEARNING_RATE=1e-3 --gin.TAU=0.03 --gin.KEEP_CHECKPOINTS=None "$@"
+    --gin.LEARNING_RATE=1e-3 --gin.WARMUP_STEPS=$((policy / 12)) \
+    --gin.TAU=0.03 --gin.KEEP_CHECKPOINTS=None "$@"
 }
 
+# side_by_side DIR OFFLINE [MORE]: MORE is a gin dictionary's further entries.
 side_by_side() {
   stage "$1" report side_by_side_mini_tldr \
-    --gin.POLICIES="{'supervised': '$1/supervised', 'offline_ipo': '$1/offline_ipo:best', 'ipo': '$1/ipo', 'ipo_md': '$1/ipo_md'}" \
+    --gin.POLICIES="{'supervised': '$1/supervised', 'offline_ipo': '$1/$2:best', 'ipo': '$1/ipo', 'ipo_md': '$1/ipo_md'${3:-}}" \
     --gin.REFERENCE_CHECKPOINT_PATH="'$1/supervised'" \
     --gin.PREFERENCE_MODEL_CHECKPOINT_PATH="'$1/preference_model'" \
     --gin.REWARD_MODEL_CHECKPOINT_PATH="'$1/reward_model'" \
@@ -90,21 +94,26 @@ side_by_side() {
 # both 'COMMAND' 'COMMAND': at the same time; fails if one of them does.
 both() {
   local first status=0
-  bash -c "set -euo pipefail; source launch/chain.sh; $1" & first=$!
-  bash -c "set -euo pipefail; source launch/chain.sh; $2" || status=1
+  eval "$1" & first=$!
+  eval "$2" || status=1
   wait "$first" || status=1
   return $status
 }
 
-chain() {
+# policies DIR: the chain up to the online policies.
+policies() {
   mkdir -p "$1/logs"
   export SEED SMOKE
   supervised "$1"
-  both "judge $1 reward_model likelihood $judge" \
-    "judge $1 preference_model comparator $comparator"
-  both "policy $1 ipo online ipo" "policy $1 ipo_md online ipo_md"
+  both "judge ${1@Q} reward_model likelihood $judge" \
+    "judge ${1@Q} preference_model comparator $comparator"
+  both "policy ${1@Q} ipo online ipo" "policy ${1@Q} ipo_md online ipo_md"
+}
+
+chain() {
+  policies "$1"
   policy "$1" offline_ipo offline ipo
-  side_by_side "$1"
+  side_by_side "$1" offline_ipo
 }
 
 # The win rates of a report against the supervised policy, as text.

@@ -23,6 +23,13 @@ from tasks import preference_files
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LENGTHS = {'inputs': 96, 'targets': 64}
+_SIZES = {
+  'TRAIN_STEPS': 4,
+  'BATCH_SIZE': 8,
+  'EVAL_BATCH_SIZE': 8,
+  'EVAL_EXAMPLES': 8,
+  'TASK_FEATURE_LENGTHS': _LENGTHS,
+}
 _GIN = """
 from __gin__ import dynamic_registration
 import seqio
@@ -117,7 +124,14 @@ def test_examples(files):
 
 
 def _train(folder, run, task, *gin_files, **macros):
-  """Four updates of a tiny model; returns MODEL_DIR."""
+  """Four updates of a tiny model in folder/task; returns MODEL_DIR."""
+  macros = _SIZES | {'MODEL_DIR': repr(str(folder / task))} | macros
+  _run(folder, run, *gin_files, **macros)
+  assert (folder / task / 'COMPLETED').exists()
+  return macros['MODEL_DIR']
+
+
+def _run(folder, run, *gin_files, **macros):
   vocabulary = folder / 'vocabulary.gin'
   vocabulary.write_text(_GIN)
   gin_files = [
@@ -127,28 +141,18 @@ def _train(folder, run, task, *gin_files, **macros):
     *gin_files,
     str(vocabulary),
   ]
-  macros = {
-    'MODEL_DIR': repr(str(folder / task)),
-    'TRAIN_STEPS': 4,
-    'BATCH_SIZE': 8,
-    'EVAL_BATCH_SIZE': 8,
-    'EVAL_EXAMPLES': 8,
-    'TASK_FEATURE_LENGTHS': _LENGTHS,
-  } | macros
   subprocess.run(
     [
       sys.executable,
       '-m',
       'ipo_md',
       *(f'--gin_file={path}' for path in gin_files),
-      *(f'--gin.{name}={value}' for name, value in macros.items()),
+      *(f'--gin.{n}={v}' for n, v in macros.items() if v is not None),
     ],
     cwd=_ROOT,
     check=True,
     env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
   )
-  assert (folder / task / 'COMPLETED').exists()
-  return repr(str(folder / task))
 
 
 def test_the_chain(files, tmp_path):
@@ -163,9 +167,9 @@ def test_the_chain(files, tmp_path):
   }
   judge_gin = 'gin/judges/reward_model.gin'
   policy = _train(tmp_path, 'supervised', 'supervised', **pairs)
-  length = {'JUDGE_LENGTH': 512}
-  judge = _train(tmp_path, 'judge', 'judge', judge_gin, **pairs, **length)
-  start = length | {
+  judge_length = {'JUDGE_LENGTH': 512}
+  judge = _train(tmp_path, 'judge', 'judge', judge_gin, **pairs, **judge_length)
+  start = judge_length | {
     'INITIAL_CHECKPOINT_PATH': policy,
     'JUDGE_CHECKPOINT_PATH': judge,
     'MAX_NEW_TOKENS': 16,
@@ -173,3 +177,31 @@ def test_the_chain(files, tmp_path):
   for name, rows in (('ipo', pairs), ('dpo', pairs), ('nca', scored)):
     algorithm = f'gin/algorithms/{name}.gin'
     _train(tmp_path, 'offline', name, judge_gin, algorithm, **rows, **start)
+
+
+def test_precomputed_log_probs(files, tmp_path):
+  """The reference's log-probabilities once, then IPO without a reference."""
+  pairs = {'TRAIN_FILE': repr(files['pairs'])}
+  pairs['VALIDATION_FILE'] = pairs['TRAIN_FILE']
+  policy = _train(tmp_path, 'supervised', 'supervised', **pairs)
+  written = {'REFERENCE_LOG_PROBS': repr(str(tmp_path / 'log_probs.npz'))}
+  _run(
+    tmp_path,
+    'reference_log_probs',
+    BATCH_SIZE=16,
+    TASK_FEATURE_LENGTHS=_LENGTHS,
+    REFERENCE_CHECKPOINT_PATH=policy,
+    **pairs,
+    **written,
+  )
+  _train(
+    tmp_path,
+    'offline_precomputed',
+    'ipo',
+    'gin/algorithms/ipo.gin',
+    INITIAL_CHECKPOINT_PATH=policy,
+    EVAL_BATCH_SIZE=None,
+    EVAL_EXAMPLES=None,
+    **pairs,
+    **written,
+  )

@@ -55,6 +55,22 @@ class Model:
     """The network's configuration, a frozen dataclass."""
     return self.bind(self.abstract_params).config
 
+  @property
+  def base(self) -> 'Model':
+    """The model of the reference, whose parameters are whole."""
+    return self
+
+  def policy(
+    self, params: types.Params, frozen: types.FrozenParams
+  ) -> types.Params:
+    """What the methods below take, of what a step trains.
+
+    Here it is that; `lora.Lora` trains adapters and finds the rest in
+    `frozen.reference`.
+    """
+    del frozen
+    return params
+
   def init(self, rng: jax.Array) -> types.Params:
     """Fresh parameters. rng: key, consumed."""
     return nnx.to_pure_dict(nnx.state(self._network(nnx.Rngs(rng)), nnx.Param))

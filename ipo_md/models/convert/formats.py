@@ -8,13 +8,14 @@
 A checkpoint that does not fit the model is one error, before anything is read.
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import json
 from typing import Any
 from typing import Literal
 
-from absl import logging
 from etils import epath
 import numpy as np
 import orbax.checkpoint as ocp
@@ -96,18 +97,21 @@ def load_params(
   Raises:
     ValueError: there is no checkpoint, it is damaged or of another model.
   """
-  checkpoint, flat = _open(path, abstract, config, name, fresh)
+  checkpoint, flat = open_checkpoint(path, abstract, config, name, fresh)
   return arrays.unflatten(checkpoint.load(flat))
 
 
-def _open(
+def open_checkpoint(
   path: str,
   abstract: types.Params,
   config: Any,
   name: str,
   fresh: Sequence[str] = (),
 ) -> tuple[arrays.Checkpoint, Mapping[str, Any]]:
-  """The checkpoint, and those of the parameters that it has."""
+  """The checkpoint, and path -> shape of the parameters that it has.
+
+  Arguments and errors are those of `load_params`; no array is read yet.
+  """
   kind, directory = detect(path, name)
   flat = arrays.flatten(abstract)
   fields, ignored = {}, lambda array: 'reward_head' in array
@@ -177,29 +181,47 @@ def convert(
     output_format: as above.
     step: number of the checkpoint that is written.
   """
-  output = epath.Path(output_dir)
-  if output.exists():
-    raise ValueError(f'OUTPUT_DIR {output_dir} exists already.')
-  checkpoint, flat = _open(
+  checkpoint, flat = open_checkpoint(
     initial_checkpoint_path,
     model.abstract_params,
     model.config,
     'INITIAL_CHECKPOINT_PATH',
   )
+  with new_directory(output_dir) as directory:
+    write(directory, checkpoint, flat, model.config, output_format, step)
+
+
+@contextlib.contextmanager
+def new_directory(output_dir: str) -> Iterator[epath.Path]:
+  """A folder that becomes `output_dir` once the block has ended well.
+
+  Raises:
+    ValueError: it exists already.
+  """
+  output = epath.Path(output_dir)
+  if output.exists():
+    raise ValueError(f'OUTPUT_DIR {output_dir} exists already.')
   partial = output.parent / f'{output.name}.partial'
   if partial.exists():
     partial.rmtree()
   partial.mkdir(parents=True)
   try:
-    _write(partial, checkpoint, flat, model.config, output_format, step)
+    yield partial
     partial.rename(output)
   except BaseException:
     partial.rmtree()
     raise
-  logging.info('Wrote %s, %d parameters.', output, len(flat))
 
 
-def _write(directory, checkpoint, flat, config, output_format, step) -> None:
+def write(
+  directory: epath.Path,
+  checkpoint: arrays.Checkpoint,
+  flat: Mapping[str, Any],
+  config: Any,
+  output_format: Format,
+  step: int,
+) -> None:
+  """Writes a checkpoint in a format; arguments as from `open_checkpoint`."""
   if output_format == 't5x':
     t5x.write_native(directory, checkpoint, flat, step=step)
   elif output_format == 't5x_orbax':
@@ -216,7 +238,7 @@ def _write(directory, checkpoint, flat, config, output_format, step) -> None:
       )
   else:
     raise ValueError(
-      f'convert.output_format {output_format!r} is not among '
+      f'OUTPUT_FORMAT {output_format!r} is not among '
       "'orbax', 't5x', 't5x_orbax', 'hf'."
     )
 

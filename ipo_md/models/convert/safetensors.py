@@ -107,6 +107,7 @@ def write(
   shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
   array: Callable[[str], np.ndarray],
   *,
+  file_name: str = 'model.safetensors',
   shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes model.safetensors, or shards of it with an index.
@@ -115,6 +116,7 @@ def write(
     directory: exists.
     shapes: name -> shape and dtype.
     array: name -> the array, called once each.
+    file_name: of a file that holds them all.
     shard_bytes: at most this much in a file.
   """
   files, sizes = [[]], [0]
@@ -126,7 +128,7 @@ def write(
     files[-1].append(name)
     sizes[-1] += size
   n = len(files)
-  paths = ['model.safetensors']
+  paths = [file_name]
   if n > 1:
     paths = [f'model-{i + 1:05}-of-{n:05}.safetensors' for i in range(n)]
     weight_map = {

@@ -1,0 +1,162 @@
+"""LoRA: a policy that is the reference plus adapters of low rank.
+
+  y = x W + (alpha / r) (x A) B,   A [in, r], B [r, out]
+
+https://arxiv.org/abs/2106.09685. W is the reference's own array: the two share
+one copy, no sum of W and A B is ever made, and an optimizer state, a gradient
+or a checkpoint holds A and B alone. B starts at 0, so the policy starts as the
+reference.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from ipo_md import types
+from ipo_md.models import model as model_lib
+
+_RANK_AXIS = 'lora_rank'
+
+
+@flax.struct.dataclass
+class AdaptedKernel:
+  """Stands for W + scale A B where `layers.Dense` has a kernel."""
+
+  kernel: jax.Array  # [..., in, out]
+  a: jax.Array  # [..., in, r]
+  b: jax.Array  # [..., r, out]
+  scale: float = flax.struct.field(pytree_node=False)
+
+  def __getitem__(self, index: Any) -> 'AdaptedKernel':
+    return jax.tree.map(lambda x: x[index], self)
+
+  def astype(self, dtype: Any) -> 'AdaptedKernel':
+    return jax.tree.map(lambda x: x.astype(dtype), self)
+
+  def __rmatmul__(self, x: jax.Array) -> jax.Array:
+    return x @ self.kernel + (x @ self.a) @ self.b * self.scale
+
+
+class Lora(model_lib.Model):
+  """A model whose parameters are adapters of a base model's kernels.
+
+  `policy` joins them to `frozen.reference`. All other methods take parameters
+  of the base, with adapters (the policy) or without (the reference).
+
+  Args:
+    base: the network of the reference.
+    rank: LORA_RANK, r.
+    alpha: LORA_ALPHA; alpha / r multiplies A B.
+    targets: LORA_TARGETS, names of the modules whose kernels are adapted.
+
+  Raises:
+    ValueError: a rank below 1, or a target that the network does not have or
+      whose kernels are those of experts.
+  """
+
+  def __init__(
+    self,
+    base: model_lib.Model,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+  ):
+    if rank < 1:
+      raise ValueError(f'LORA_RANK = {rank}: it is at least 1.')
+    self._base = base
+    self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
+    self._axes = flax.traverse_util.flatten_dict(base.logical_axes, sep='/')
+    self._kernels = {
+      path: leaf
+      for path, leaf in flax.traverse_util.flatten_dict(
+        base.abstract_params, sep='/'
+      ).items()
+      if path.split('/')[-2] in self.targets
+    }
+    self._check(base)
+
+  def _check(self, base: model_lib.Model) -> None:
+    modules = {p.split('/')[-2] for p in self._axes if p.endswith('/kernel')}
+    # A head is not multiplied by `layers.Dense`, nor are experts' kernels.
+    modules -= {'logits_dense', 'reward_head'}
+    modules -= {p.split('/')[-2] for p, a in self._axes.items() if 'expert' in a}
+    unknown = sorted(set(self.targets) - modules)
+    if unknown or not self.targets:
+      raise ValueError(
+        f'LORA_TARGETS = {self.targets} is to name modules of '
+        f'{type(base.config).__name__} among {sorted(modules)}.'
+      )
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank
+
+  @property
+  def base(self) -> model_lib.Model:
+    return self._base
+
+  @property
+  def config(self) -> Any:
+    return self._base.config
+
+  @property
+  def abstract_params(self) -> types.Params:
+    return jax.eval_shape(self.init, jax.random.key(0))
+
+  @property
+  def logical_axes(self) -> Any:
+    axes = {}
+    for path in self._kernels:
+      *lead, rows, columns = self._axes[path]
+      axes[f'{path}/a'] = (*lead, rows, _RANK_AXIS)
+      axes[f'{path}/b'] = (*lead, _RANK_AXIS, columns)
+    return flax.traverse_util.unflatten_dict(axes, sep='/')
+
+  def init(self, rng: jax.Array) -> types.Params:
+    """Fresh adapters {..., 'kernel': {'a', 'b'}}, float32. rng: key, consumed.
+
+    A is uniform in +- 1 / sqrt(in), as in the PEFT library, and B is 0.
+    """
+    adapters = {}
+    for i, (path, leaf) in enumerate(self._kernels.items()):
+      *lead, rows, columns = leaf.shape
+      bound = 1 / math.sqrt(rows)
+      adapters[f'{path}/a'] = jax.random.uniform(
+        jax.random.fold_in(rng, i),
+        (*lead, rows, self.rank),
+        minval=-bound,
+        maxval=bound,
+      )
+      adapters[f'{path}/b'] = jnp.zeros((*lead, self.rank, columns))
+    return flax.traverse_util.unflatten_dict(adapters, sep='/')
+
+  def policy(
+    self, params: types.Params, frozen: types.FrozenParams
+  ) -> types.Params:
+    """The reference's parameters with the adapters `params`; no copies."""
+    if frozen.reference is None:
+      raise ValueError(
+        'LoRA adapts the reference: set REFERENCE_CHECKPOINT_PATH.'
+      )
+    flat = flax.traverse_util.flatten_dict(frozen.reference, sep='/')
+    adapters = flax.traverse_util.flatten_dict(params, sep='/')
+    for path in self._kernels:
+      flat[path] = AdaptedKernel(
+        kernel=flat[path],
+        a=adapters[f'{path}/a'],
+        b=adapters[f'{path}/b'],
+        scale=self.scale,
+      )
+    return flax.traverse_util.unflatten_dict(flat, sep='/')
+
+  def bind(self, params: types.Params) -> Any:
+    return self._base.bind(params)
+
+  def init_cache(self, context: types.Context, k: int, length: int) -> Any:
+    return self._base.init_cache(context, k, length)
