@@ -85,7 +85,9 @@ class Lora(model_lib.Model):
     modules = {p.split('/')[-2] for p in self._axes if p.endswith('/kernel')}
     # A head is not multiplied by `layers.Dense`, nor are experts' kernels.
     modules -= {'logits_dense', 'reward_head'}
-    modules -= {p.split('/')[-2] for p, a in self._axes.items() if 'expert' in a}
+    modules -= {
+      p.split('/')[-2] for p, a in self._axes.items() if 'expert' in a
+    }
     unknown = sorted(set(self.targets) - modules)
     if unknown or not self.targets:
       raise ValueError(

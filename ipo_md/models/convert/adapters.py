@@ -81,9 +81,7 @@ def _merged(
     if f'{path}/a' in adapters.layout:
       names = [f'{path}[{i}]' for i in range(leaf.shape[0])]
       stored |= {name: layer(path, i) for i, name in enumerate(names)}
-      layout[path] = [
-        arrays.Piece(name, (i,)) for i, name in enumerate(names)
-      ]
+      layout[path] = [arrays.Piece(name, (i,)) for i, name in enumerate(names)]
   return arrays.Checkpoint(stored, layout)
 
 

@@ -1,0 +1,253 @@
+"""Steps as a whole: meshes agree, samples are constants, errors are early."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ipo_md import judges
+from ipo_md import losses
+from ipo_md import sequences
+from ipo_md import sharding
+from ipo_md import steps
+from ipo_md import types
+from ipo_md.models import model as model_lib
+from ipo_md.models import t5
+
+B, P, T, EOS = 8, 6, 5, 1
+MODEL = model_lib.Model(
+  functools.partial(
+    t5.T5,
+    vocab_size=16,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    num_encoder_layers=1,
+    num_decoder_layers=2,
+    mlp_dim=16,
+    mlp_activations=('gelu', 'linear'),
+    logits_via_embedding=False,
+    dropout_rate=0.0,
+    scan=False,
+  )
+)
+OPTIMIZER = optax.adam(1e-2, eps=1e-3)
+
+
+def prompts() -> types.Tokens:
+  rng = np.random.default_rng(0)
+  mask = np.arange(P) < rng.integers(2, P + 1, (B, 1))
+  ids = np.where(mask, rng.integers(2, 16, (B, P)), 0).astype(np.int32)
+  return types.Tokens(ids=jnp.array(ids), mask=jnp.array(mask))
+
+
+def labelled(k: int = 2) -> types.Labelled:
+  rng = np.random.default_rng(1)
+  mask = np.arange(T) < rng.integers(1, T + 1, (B, k, 1))
+  ids = np.where(mask, rng.integers(1, 16, (B, k, T)), 0).astype(np.int32)
+  tokens = types.Tokens(ids=jnp.array(ids), mask=jnp.array(mask))
+  return types.Labelled(
+    completions=types.Completions(prompts=prompts(), completions=tokens),
+    completion_mask=jnp.ones((B, k), bool),
+    preference=jnp.array(rng.random(B), jnp.float32),
+    rewards=jnp.array(rng.normal(size=(B, k)), jnp.float32),
+  )
+
+
+def state_and_frozen() -> tuple[types.TrainState, types.FrozenParams]:
+  params, reference, judge = (
+    MODEL.init(jax.random.key(seed)) for seed in range(3)
+  )
+  state = types.TrainState(
+    step=jnp.int32(0), params=params, opt_state=OPTIMIZER.init(params)
+  )
+  return state, types.FrozenParams(reference=reference, judge=judge)
+
+
+def online(coefs=(0.125, 0.125), **changes):
+  arguments = {
+    'model': MODEL,
+    'optimizer': OPTIMIZER,
+    'judge': functools.partial(judges.likelihood, model=MODEL),
+    'loss': functools.partial(losses.ipo, tau=0.1),
+    'mixture_coefs': coefs,
+    'max_new_tokens': T,
+    'eos_id': EOS,
+  }
+  return functools.partial(steps.online_step, **arguments | changes)
+
+
+def offline(loss, **changes):
+  return functools.partial(
+    steps.offline_step, model=MODEL, optimizer=OPTIMIZER, loss=loss, **changes
+  )
+
+
+@pytest.mark.parametrize('mesh_shape', [(2, 2, 2), (8, 1, 1), (1, 8, 1)])
+def test_meshes_agree_with_one_device(mesh_shape):
+  """Same samples, same metrics, same parameters after one online update."""
+  state, frozen = state_and_frozen()
+  step = online()
+  rng = jax.random.key(7)
+  expected, metrics = jax.jit(step)(state, frozen, prompts(), rng)
+  mesh = sharding.make_mesh(mesh_shape)
+  placed = sharding.params(mesh, state.params, MODEL.logical_axes)
+  with jax.set_mesh(mesh):
+    put = lambda tree: jax.device_put(
+      tree, sharding.like_params(mesh, tree, placed)
+    )
+    batch = jax.device_put(prompts(), sharding.batch(mesh))
+    sharded = types.FrozenParams(
+      reference=put(frozen.reference), judge=put(frozen.judge)
+    )
+    found, other = jax.jit(step)(put(state), sharded, batch, rng)
+  assert other['length'] == metrics['length']
+  for name in metrics:
+    np.testing.assert_allclose(other[name], metrics[name], rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
+    jax.device_get(found.params),
+    jax.device_get(expected.params),
+  )
+
+
+def test_online_is_offline_on_what_was_sampled(monkeypatch):
+  """One loss, one update: sampling adds nothing to the gradient."""
+  seen = {}
+  inner = steps._policy_update
+
+  def record(state, given, **kwargs):
+    seen['labelled'] = given
+    return inner(state, given, **kwargs)
+
+  monkeypatch.setattr(steps, '_policy_update', record)
+  state, frozen = state_and_frozen()
+  one, _ = online()(state, frozen, prompts(), jax.random.key(3))
+  batch = seen['labelled'].replace(reference_log_prob=None)
+  monkeypatch.undo()
+  other, _ = offline(functools.partial(losses.ipo, tau=0.1))(
+    state, frozen, batch, None
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    one.params,
+    other.params,
+  )
+  assert one.step == 1
+
+
+def test_precomputed_reference_log_probs_replace_the_reference():
+  state, frozen = state_and_frozen()
+  batch = labelled()
+  step = offline(functools.partial(losses.ipo, tau=0.1))
+  expected, _ = step(state, frozen, batch, None)
+  log_probs, _ = sequences.log_probs(MODEL, frozen.reference, batch.completions)
+  given = batch.replace(reference_log_prob=log_probs.sum(-1))
+  found, _ = step(state, types.FrozenParams(), given, None)
+  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_ema_follows_the_policy():
+  state, frozen = state_and_frozen()
+  state = state.replace(ema=frozen.reference)
+  step = online(
+    (0.0, 1.0),
+    loss=functools.partial(losses.policy_gradient, tau=0.1),
+    ema_decay=0.75,
+  )
+  after, _ = step(state, frozen, prompts(), jax.random.key(3))
+  jax.tree.map(
+    lambda new, old, params: np.testing.assert_allclose(
+      new, 0.75 * old + 0.25 * params, atol=1e-6
+    ),
+    after.ema,
+    state.ema,
+    after.params,
+  )
+
+
+def test_an_indifferent_judge_and_equal_policies_give_no_gradient():
+  """The control: at pi = pi_ref every step of IPO against 1/2 is zero."""
+  state, frozen = state_and_frozen()
+  frozen = frozen.replace(reference=jax.tree.map(jnp.copy, state.params))
+  for coefs in ((0.0, 0.0), (0.125, 0.125)):
+    _, metrics = online(coefs, judge=judges.indifferent)(
+      state, frozen, prompts(), jax.random.key(3)
+    )
+    assert metrics['grad_norm'] < 1e-4
+    assert abs(metrics['log_ratio']) < 1e-5
+
+
+def test_truncation_reward_replaces_rewards_of_cut_completions():
+  state, frozen = state_and_frozen()
+  step = online(
+    (0.0,),
+    loss=functools.partial(losses.reinforce, tau=0.1),
+    eos_id=99,
+    truncation_reward=-3.0,
+  )
+  _, metrics = step(state, frozen, prompts(), jax.random.key(3))
+  assert metrics['rewards'] == -3.0
+  assert metrics['eos_rate'] == 0
+  assert metrics['length'] == T
+
+
+def test_labels_are_made_of_the_preference():
+  """The mean preference that the loss saw, for p = .2, .5 and .9."""
+  p = jnp.array([0.2] * 3 + [0.5] * 2 + [0.9] * 3)
+
+  def judge(params, completions):
+    return judges.indifferent(params, completions).replace(preference=p)
+
+  def mean_label(label):
+    state, frozen = state_and_frozen()
+    _, metrics = online(judge=judge, label=label)(
+      state, frozen, prompts(), jax.random.key(3)
+    )
+    return float(metrics['preference'])
+
+  assert mean_label(None) == pytest.approx(float(p.mean()))
+  assert mean_label(losses.hard_label) == (2 * 0.5 + 3) / 8
+  assert mean_label(losses.sampled_label) * 8 in range(9)
+
+
+@pytest.mark.parametrize(
+  ('step', 'batch', 'message'),
+  [
+    (
+      offline(functools.partial(losses.ipo, tau=0.1)),
+      labelled().replace(preference=None),
+      'ipo needs preference',
+    ),
+    (
+      offline(functools.partial(losses.nca, beta=0.1, alpha=0.0)),
+      labelled().replace(rewards=None),
+      'nca needs rewards',
+    ),
+    (offline(functools.partial(losses.ipo, tau=-1.0)), labelled(), 'TAU'),
+    (
+      offline(functools.partial(losses.dpo, beta=0.1)),
+      labelled(3),
+      'compares 2 completions',
+    ),
+    (
+      offline(functools.partial(losses.reinforce, tau=0.1), per_token=True),
+      labelled(),
+      'PER_TOKEN = True with LOSS = reinforce',
+    ),
+    (online((0.5, 1.5)), prompts(), 'MIXTURE_COEFS'),
+    (online(temperature=-1.0), prompts(), 'TEMPERATURE'),
+    (
+      online((0.0,), truncation_reward=0.0, judge=lambda p, c: labelled(1)),
+      prompts(),
+      'MIXTURE_COEFS|compares 2',
+    ),
+  ],
+)
+def test_errors_come_when_the_step_is_traced(step, batch, message):
+  state, frozen = state_and_frozen()
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(step, state, frozen, batch, jax.random.key(0))
