@@ -168,6 +168,7 @@ def infer(
   data.check_vocabulary(dataset, model.config.vocab_size)
   output = epath.Path(model_dir) / COMPLETIONS_FILE
   done = _whole_lines(output)
+  bare = [e.prompts.row(i) for e in dataset.examples for i in range(len(e))]
   with jax.set_mesh(mesh):
     load = functools.partial(
       checkpoints.load_params, mesh=mesh, vocabulary=dataset.vocabulary
@@ -189,7 +190,9 @@ def infer(
       key = jax.random.fold_in(jax.random.key(seed), i * batch_size)
       drawn = draw(params, reference, batch, key)
       drawn = multihost_utils.process_allgather(drawn, tiled=True)
-      lines = _lines(drawn, dataset, i * batch_size, sampler.eos_id)
+      lines = _lines(
+        drawn, bare, i * batch_size, dataset.vocabulary, sampler.eos_id
+      )
       if jax.process_index() == 0:
         with output.open('a') as file:
           file.writelines(lines[max(done - i * batch_size, 0) :])
@@ -233,13 +236,18 @@ def _draw(
   return drawn.tokens, ours, None if theirs is None else total(theirs)
 
 
-def _lines(drawn, dataset: data.Dataset, first: int, eos_id: int) -> list[str]:
-  """The lines of the prompts from number `first` on."""
+def _lines(
+  drawn: tuple[types.Tokens, np.ndarray, np.ndarray | None],
+  bare: Sequence[np.ndarray],
+  first: int,
+  vocabulary: seqio.Vocabulary,
+  eos_id: int,
+) -> list[str]:
+  """The lines of what `_draw` made of the prompts from number `first` on."""
   tokens, log_prob, reference_log_prob = drawn
-  decode = lambda ids: dataset.vocabulary.decode(ids.tolist())
-  prompts = [e.prompts.row(i) for e in dataset.examples for i in range(len(e))]
+  decode = lambda ids: vocabulary.decode(ids.tolist())
   lines = []
-  for row, prompt in enumerate(prompts[first : first + len(log_prob)]):
+  for row, prompt in enumerate(bare[first : first + len(log_prob)]):
     completions = []
     for k, mask in enumerate(tokens.mask[row]):
       ids = tokens.ids[row, k][mask]

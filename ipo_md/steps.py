@@ -55,7 +55,7 @@ def supervised_step(
   def objective(params):
     return _likelihood(model, params, batch, rng, z_loss)
 
-  return _update(state, frozen, objective, model, optimizer)
+  return update(state, frozen, objective, model, optimizer)
 
 
 def supervised_metrics(
@@ -70,117 +70,6 @@ def supervised_metrics(
   del rng
   policy = model.policy(state.params, frozen)
   return _likelihood(model, policy, batch, None, 0.0)[1]
-
-
-def reward_step(
-  state: types.TrainState,
-  frozen: types.FrozenParams,
-  batch: types.Labelled,
-  rng: jax.Array,
-  *,
-  model: model_lib.Model,
-  optimizer: optax.GradientTransformation,
-  judge: judges.Judge,
-) -> tuple[types.TrainState, Metrics]:
-  """Bradley-Terry likelihood of preferences under a judge's rewards.
-
-  Args:
-    state: donated.
-    frozen: unused, but for what `Model.policy` takes of it.
-    batch: pairs with their preference.
-    rng: key for dropout, consumed.
-    model: of the judge.
-    optimizer: of its parameters.
-    judge: one that gives rewards, with `model` and `rng` still open.
-
-  Returns:
-    The next state; loss, accuracy, tokens.
-  """
-  _require(batch, 'preference', 'reward_step')
-
-  def objective(params):
-    judged = judge(params, batch.completions, model=model, rng=rng)
-    _require(judged, 'rewards', 'reward_step')
-    loss = jnp.mean(losses.bradley_terry(judged.rewards, batch.preference))
-    return loss, {
-      'loss': loss,
-      'accuracy': jnp.mean(agreement(judged.preference, batch.preference)),
-      'tokens': jnp.sum(batch.completions.completions.mask),
-    }
-
-  return _update(state, frozen, objective, model, optimizer)
-
-
-def comparator_step(
-  state: types.TrainState,
-  frozen: types.FrozenParams,
-  batch: types.Labelled,
-  rng: jax.Array,
-  *,
-  model: model_lib.Model,
-  optimizer: optax.GradientTransformation,
-  template: judges.Template,
-  answers: tuple[str, str],
-) -> tuple[types.TrainState, Metrics]:
-  """Cross-entropy of a comparator's answer, on both orders of each pair.
-
-    L = -1/2 [p log P('1' | y_1, y_2) + (1 - p) log P('2' | y_1, y_2)
-              + p log P('2' | y_2, y_1) + (1 - p) log P('1' | y_2, y_1)]
-
-  The prompts are joined here, on the device, by the function that judges too.
-
-  Args:
-    state: donated.
-    frozen: unused, but for what `Model.policy` takes of it.
-    batch: pairs with their preference.
-    rng: key for dropout, consumed.
-    model: a language model.
-    optimizer: of its parameters.
-    template: its prompt.
-    answers: see `judges.comparator_log_probs`.
-
-  Returns:
-    The next state; loss, accuracy (of both orders averaged), tokens.
-  """
-  _require(batch, 'preference', 'comparator_step')
-
-  def objective(params):
-    log_probs = judges.comparator_log_probs(
-      params,
-      batch.completions,
-      model=model,
-      template=template,
-      answers=answers,
-      rng=rng,
-    )
-    straight = jnp.stack([batch.preference, 1 - batch.preference], axis=-1)
-    labels = jnp.stack([straight, straight[:, ::-1]], axis=1)
-    loss = -jnp.mean(jnp.sum(labels * log_probs, axis=-1))
-    p = jax.nn.sigmoid(log_probs[..., 0] - log_probs[..., 1])
-    judged = (p[:, 0] + 1 - p[:, 1]) / 2
-    return loss, {
-      'loss': loss,
-      'accuracy': jnp.mean(agreement(judged, batch.preference)),
-      'tokens': jnp.sum(batch.completions.completions.mask),
-    }
-
-  return _update(state, frozen, objective, model, optimizer)
-
-
-def judge_metrics(
-  state: types.TrainState,
-  frozen: types.FrozenParams,
-  batch: types.Labelled,
-  rng: jax.Array,
-  *,
-  model: model_lib.Model,
-  judge: judges.Judge,
-) -> Metrics:
-  """Agreement of the judge in training with held-out preferences."""
-  del rng
-  policy = model.policy(state.params, frozen)
-  judged = judge(policy, batch.completions, model=model)
-  return {'accuracy': jnp.mean(agreement(judged.preference, batch.preference))}
 
 
 def online_step(
@@ -263,12 +152,12 @@ def online_step(
   completions = types.Completions(prompts=prompts, completions=sampled.tokens)
   labelled = judge(frozen.judge, completions)
   if label is not None:
-    _require(labelled, 'preference', 'LABEL')
+    require(labelled, 'preference', 'LABEL')
     preference = label(labelled.preference, rng=label_rng)
     labelled = labelled.replace(preference=preference)
   ended = jnp.any(sampled.tokens.mask & (sampled.tokens.ids == eos_id), axis=-1)
   if truncation_reward is not None:
-    _require(labelled, 'rewards', 'TRUNCATION_REWARD')
+    require(labelled, 'rewards', 'TRUNCATION_REWARD')
     labelled = labelled.replace(
       rewards=jnp.where(ended, labelled.rewards, truncation_reward)
     )
@@ -300,7 +189,6 @@ def online_step(
   return state, metrics | {
     'length': jnp.mean(lengths - ended),
     'eos_rate': jnp.mean(ended),
-    'tokens': jnp.sum(lengths),
   }
 
 
@@ -417,13 +305,6 @@ def win_rate_metrics(
   }
 
 
-def agreement(judged: jax.Array, label: jax.Array) -> jax.Array:
-  """[B] 1 where two preferences name the same winner, 1/2 where one ties."""
-  return 0.5 + 2 * (losses.hard_label(judged) - 0.5) * (
-    losses.hard_label(label) - 0.5
-  )
-
-
 def feedback_of(loss: Loss) -> str:
   """'preference' or 'rewards': the name of a loss's second parameter."""
   return list(inspect.signature(loss).parameters)[1]
@@ -443,7 +324,7 @@ def _policy_update(
   """The part that online and offline steps share: from log-ratios to theta."""
   kind = feedback_of(loss)
   name = getattr(loss, 'func', loss).__name__
-  _require(labelled, kind, name)
+  require(labelled, kind, name)
   if per_token and name in _POLICY_GRADIENTS:
     raise ValueError(
       f'PER_TOKEN = True with LOSS = {name}: its gradient needs '
@@ -465,11 +346,12 @@ def _policy_update(
     real = labelled.completion_mask
     return value + aux, {
       'loss': value,
+      'tokens': jnp.sum(mask),
       'log_ratio': jnp.mean(log_ratios, where=real),
       kind: jnp.mean(feedback, where=real if feedback.ndim == 2 else None),
     }
 
-  return _update(state, frozen, objective, model, optimizer)
+  return update(state, frozen, objective, model, optimizer)
 
 
 def _likelihood(
@@ -498,7 +380,7 @@ def _likelihood(
   }
 
 
-def _update(
+def update(
   state: types.TrainState,
   frozen: types.FrozenParams,
   objective: Callable[[types.Params], tuple[jax.Array, Metrics]],
@@ -512,10 +394,11 @@ def _update(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,
-  ), metrics | {'grad_norm': optax.global_norm(grads)}
+  ), metrics | {'grad_norm': optax.tree.norm(grads)}
 
 
-def _require(labelled: types.Labelled, field: str, who: str):
+def require(labelled: types.Labelled, field: str, who: str) -> None:
+  """Raises ValueError if a loss's feedback is not there."""
   if getattr(labelled, field) is None:
     other = {'preference': 'rewards', 'rewards': 'preference'}[field]
     raise ValueError(

@@ -6,7 +6,7 @@
 SEED=${SEED:-0}
 SMOKE=${SMOKE:-full}
 case $SMOKE in
-  full) sft=1200 judge=600 comparator=300 policy=120 prompts=1024 evaluated=256 ;;
+  full) sft=1200 judge=600 comparator=300 policy=200 prompts=1024 evaluated=256 ;;
   quick) sft=60 judge=20 comparator=10 policy=10 prompts=64 evaluated=128 ;;
   *) echo "SMOKE=$SMOKE is neither full nor quick." >&2; exit 1 ;;
 esac
@@ -77,7 +77,7 @@ policy() {
     --gin_file=gin/judges/likelihood.gin \
     --gin.INITIAL_CHECKPOINT_PATH="'$dir/supervised'" \
     --gin.JUDGE_CHECKPOINT_PATH="'$dir/reward_model'" \
-    --gin.LEARNING_RATE=1e-3 --gin.WARMUP_STEPS=$((policy / 12)) \
+    --gin.LEARNING_RATE=4e-4 --gin.WARMUP_STEPS=$((policy / 20)) \
     --gin.TAU=0.03 --gin.KEEP_CHECKPOINTS=None "$@"
 }
 

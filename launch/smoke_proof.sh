@@ -45,8 +45,8 @@ for SEED in ${SEEDS:-101 102 103}; do
   mkdir -p "$dir"
   say "Seed $SEED into $dir."
   policies "$dir"
-  both "offline ${dir@Q} 0.03 1e-3" "offline ${dir@Q} 0.1 1e-3"
-  both "offline ${dir@Q} 0.3 1e-3" "offline ${dir@Q} 0.1 3e-4"
+  both "offline ${dir@Q} 0.03 4e-4" "offline ${dir@Q} 0.1 4e-4"
+  both "offline ${dir@Q} 0.3 4e-4" "offline ${dir@Q} 0.1 1e-4"
   control "$dir"
   side_by_side "$dir" "$(best "$dir")" ", 'control': '$dir/control'"
 done

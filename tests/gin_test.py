@@ -115,9 +115,14 @@ class Choice:
   @property
   def given(self) -> list[str]:
     """What a user of this run binds: what nothing refers to is an error."""
-    names = {'supervised': list(GIVEN)[:3], 'judge': list(GIVEN)[:4]}
-    names = names.get(self.run, [n for n in GIVEN if n != 'JUDGE_CHECKPOINT_PATH' or self.judge not in ('', 'indifferent')])
-    return [f'{name} = {GIVEN[name]}' for name in names]
+    bound = dict(GIVEN)
+    if self.judge == 'indifferent':
+      bound['JUDGE_CHECKPOINT_PATH'] = 'None'
+    elif not self.judge or self.run == 'judge':
+      del bound['JUDGE_CHECKPOINT_PATH']
+    if self.run == 'supervised':
+      del bound['INITIAL_CHECKPOINT_PATH']
+    return [f'{name} = {value}' for name, value in bound.items()]
 
 
 def large(run, judge='', algorithm='', task='tldr') -> Choice:
@@ -355,7 +360,9 @@ def one_example(task: seqio.Task, *, split: str, feature_lengths):
     k = many if features['targets'].rank == 2 else 1
 
   def ragged(rows):
-    return examples.Ragged(ids=np.ones(rows, np.int32), starts=np.arange(rows + 1))
+    return examples.Ragged(
+      ids=np.ones(rows, np.int32), starts=np.arange(rows + 1)
+    )
 
   scores = {'preference': np.ones(1, np.float32)}
   scores['rewards'] = np.ones((1, k), np.float32)
@@ -587,7 +594,9 @@ def test_side_by_side():
       bound['judge'], bound['model'].abstract_params, drawn
     )
     assert judged.preference.shape == (prompts.batch_size,)
-  assert arguments['agreement'].dataset().rows([(0, 0)]).preference.shape == (1,)
+  assert arguments['agreement'].dataset().rows([(0, 0)]).preference.shape == (
+    1,
+  )
 
 
 @pytest.mark.parametrize(

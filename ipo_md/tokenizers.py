@@ -1,0 +1,121 @@
+"""Hugging Face's tokenizer.json as a vocabulary of seqio."""
+
+from collections.abc import Sequence
+import functools
+import hashlib
+
+from etils import epath
+import seqio
+import tensorflow as tf
+import tokenizers
+
+
+class TokenizerVocabulary(seqio.Vocabulary):
+  """A byte-level tokenizer, such as Llama 3's.
+
+  Texts become their tokens alone: no BOS, no EOS, which the model's prompt
+  format and the task add. Llama 3 has no padding token; id 0 pads, as
+  everywhere here, and masks tell it from the token of that id.
+
+  Args:
+    path: TOKENIZER_PATH, of tokenizer.json.
+    eos_id: EOS_ID.
+    bos_id: BOS_ID, or None.
+
+  Raises:
+    ValueError: there is no such file, it is no tokenizer, or it does not have
+      these ids.
+  """
+
+  def __init__(self, path: str, *, eos_id: int, bos_id: int | None = None):
+    super().__init__()
+    self.path, self._eos_id, self._bos_id = str(path), eos_id, bos_id
+    self._digest = hashlib.sha256(self.sp_model).hexdigest()[:12]
+    for name, value in (('EOS_ID', eos_id), ('BOS_ID', bos_id)):
+      if value is not None and self._tokenizer.id_to_token(value) is None:
+        raise ValueError(
+          f'{name} = {value} is no token of {path} (TOKENIZER_PATH), which has '
+          f'{self.vocab_size}.'
+        )
+
+  @property
+  def _tokenizer(self) -> tokenizers.Tokenizer:
+    return _load(self.path)[1]
+
+  @property
+  def sp_model(self) -> bytes:
+    """What tells this vocabulary from others, under SentencePiece's name."""
+    return _load(self.path)[0]
+
+  @property
+  def bos_id(self) -> int | None:
+    return self._bos_id
+
+  @property
+  def eos_id(self) -> int:
+    return self._eos_id
+
+  @property
+  def unk_id(self) -> None:
+    return None
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+  def _encode(self, s: str) -> Sequence[int]:
+    return self._tokenizer.encode(s, add_special_tokens=False).ids
+
+  def _decode(self, ids: Sequence[int]) -> str:
+    """Special tokens, such as EOS, leave no trace."""
+    return self._tokenizer.decode([int(i) for i in ids])
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    """A string -> [*] ids; [n] strings -> ragged [n, *]."""
+    if s.shape.rank == 0:
+      ids = tf.py_function(
+        lambda text: tf.constant(self._encode(text.numpy().decode()), tf.int32),
+        [s],
+        tf.int32,
+      )
+      return tf.ensure_shape(ids, [None])
+    return tf.map_fn(
+      self._encode_tf,
+      s,
+      fn_output_signature=tf.RaggedTensorSpec([None], tf.int32, 0),
+    )
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    """[T] ids -> a string."""
+    text = tf.py_function(
+      lambda row: tf.constant(self._decode(row.numpy().tolist())),
+      [ids],
+      tf.string,
+    )
+    return tf.ensure_shape(text, [])
+
+  def __eq__(self, other: object) -> bool:
+    return (
+      isinstance(other, TokenizerVocabulary)
+      and self._digest == other._digest
+      and self.eos_id == other.eos_id
+      and self.bos_id == other.bos_id
+    )
+
+  def __str__(self) -> str:
+    return f'TokenizerVocabulary({self.path}, {self.vocab_size})'
+
+
+@functools.cache
+def _load(path: str) -> tuple[bytes, tokenizers.Tokenizer]:
+  """The file and what it makes."""
+  file = epath.Path(path)
+  if not file.exists():
+    raise ValueError(f'There is no file {path} (TOKENIZER_PATH).')
+  content = file.read_bytes()
+  try:
+    return content, tokenizers.Tokenizer.from_buffer(content)
+  except Exception as error:  # the package raises nothing more specific
+    raise ValueError(
+      f'{path} (TOKENIZER_PATH) is not a tokenizer.json: {error}.'
+    ) from error

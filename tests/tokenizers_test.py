@@ -1,0 +1,116 @@
+"""A small byte-level tokenizer.json, made here, as a vocabulary."""
+
+import pathlib
+
+import pytest
+import seqio
+import tensorflow as tf
+import tokenizers as hf
+
+from ipo_md import checkpoints
+from ipo_md import data
+from ipo_md import tokenizers
+
+SPECIAL = ('<|begin_of_text|>', '<|end_of_text|>', '<|user|>', '<|eot_id|>')
+TEXTS = ['the cat sat on the mat', ' two  spaces,\nline', 'naïve 日本 🙂', '']
+
+
+@pytest.fixture(scope='module', name='path')
+def path_fixture(tmp_path_factory) -> pathlib.Path:
+  """Byte-level BPE, as Llama 3's."""
+  tokenizer = hf.Tokenizer(hf.models.BPE())
+  tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = hf.decoders.ByteLevel()
+  trainer = hf.trainers.BpeTrainer(
+    vocab_size=300,
+    initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(TEXTS * 3, trainer)
+  tokenizer.add_special_tokens(list(SPECIAL))
+  tokenizer.post_processor = hf.processors.TemplateProcessing(
+    single=f'{SPECIAL[0]} $A',
+    special_tokens=[(SPECIAL[0], tokenizer.token_to_id(SPECIAL[0]))],
+  )
+  path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.json'
+  tokenizer.save(str(path))
+  return path
+
+
+def ids_of(path) -> list[int]:
+  tokenizer = hf.Tokenizer.from_file(str(path))
+  return [tokenizer.token_to_id(token) for token in SPECIAL]
+
+
+@pytest.fixture(name='vocabulary')
+def vocabulary_fixture(path) -> tokenizers.TokenizerVocabulary:
+  bos, eos, _, _ = ids_of(path)
+  return tokenizers.TokenizerVocabulary(path, eos_id=eos, bos_id=bos)
+
+
+@pytest.mark.parametrize('text', TEXTS)
+def test_text_goes_there_and_back_without_bos(vocabulary, path, text):
+  ids = vocabulary.encode(text)
+  assert not set(ids) & set(ids_of(path))
+  assert vocabulary.decode(ids) == text
+  assert vocabulary.decode([*ids, vocabulary.eos_id, 5, 7]) == text
+  assert len(ids) <= len(text.encode())
+
+
+def test_tensorflow_gives_the_same(vocabulary):
+  dataset = tf.data.Dataset.from_tensor_slices(TEXTS)
+  rows = list(dataset.map(vocabulary.encode_tf).as_numpy_iterator())
+  assert [row.tolist() for row in rows] == [
+    list(vocabulary.encode(text)) for text in TEXTS
+  ]
+  batch = vocabulary.encode_tf(tf.constant(TEXTS[:2]))
+  assert batch.to_list() == [row.tolist() for row in rows[:2]]
+  text = vocabulary.decode_tf(tf.constant(rows[0]))
+  assert text.numpy().decode() == TEXTS[0]
+
+
+def test_ids_and_sizes(vocabulary, path):
+  bos, eos, _, eot = ids_of(path)
+  assert (vocabulary.bos_id, vocabulary.eos_id) == (bos, eos)
+  assert vocabulary.pad_id == 0
+  assert vocabulary.unk_id is None
+  assert vocabulary.vocab_size == eot + 1
+
+
+def test_equality_and_what_a_checkpoint_remembers(vocabulary, path, tmp_path):
+  same = tokenizers.TokenizerVocabulary(
+    path, eos_id=vocabulary.eos_id, bos_id=vocabulary.bos_id
+  )
+  assert same == vocabulary
+  other = tmp_path / 'tokenizer.json'
+  other.write_text(path.read_text().replace('<|user|>', '<|tool|>'))
+  other = tokenizers.TokenizerVocabulary(
+    other, eos_id=vocabulary.eos_id, bos_id=vocabulary.bos_id
+  )
+  assert other != vocabulary != seqio.ByteVocabulary()
+  describe = checkpoints.describe
+  assert describe(same) == describe(vocabulary) != describe(other)
+  assert describe(vocabulary).startswith('TokenizerVocabulary(')
+
+
+def test_a_chat_template_is_a_prefix_and_a_suffix(vocabulary, path):
+  """Special tokens in the texts are tokens of their own."""
+  bos, _, user, eot = ids_of(path)
+  prompt_format = data.PromptFormat(
+    prefix=('<|begin_of_text|><|user|>\n\n',),
+    suffix=('<|eot_id|>',),
+    vocabulary=vocabulary,
+  )
+  line = vocabulary.encode('\n\n')
+  assert prompt_format.opening == (bos, user, *line)
+  assert prompt_format.ending == (eot,)
+
+
+def test_what_cannot_be_read_is_named(path, tmp_path):
+  with pytest.raises(ValueError, match='no file .*nothing .TOKENIZER_PATH.'):
+    tokenizers.TokenizerVocabulary(str(tmp_path / 'nothing'), eos_id=1)
+  (tmp_path / 'bad.json').write_text('{"model": 3}')
+  with pytest.raises(ValueError, match='bad.json .TOKENIZER_PATH. is not'):
+    tokenizers.TokenizerVocabulary(str(tmp_path / 'bad.json'), eos_id=1)
+  with pytest.raises(ValueError, match='EOS_ID = 9999 is no token'):
+    tokenizers.TokenizerVocabulary(path, eos_id=9999)
