@@ -25,6 +25,9 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # Of the checkout: 'gin/runs/online.gin' is found from any folder.
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+# Folders whose files set what run files leave open.
+_AXES = ('models', 'tasks', 'judges', 'algorithms')
+
 _GIN_FILE = flags.DEFINE_multi_string(
   'gin_file', [], 'A gin file; give it again for more, later ones win.'
 )
@@ -45,25 +48,49 @@ _TRACEBACK = flags.DEFINE_bool(
 
 
 def rewrite_gin_args(args: list[str]) -> list[str]:
-  """--gin.NAME=VALUE -> --gin_bindings=NAME = VALUE, as in T5X."""
+  """--gin.NAME=VALUE -> --gin_bindings=NAME = VALUE, as in T5X.
+
+  Args:
+    args: of the command line.
+
+  Raises:
+    SystemExit: there is no value; before absl could raise anything clearer.
+  """
   out = []
   for arg in args:
     for prefix in ('--gin.', '-gin.'):
       if arg.startswith(prefix):
         name, equals, value = arg[len(prefix) :].partition('=')
         if not equals:
-          raise ValueError(f'{arg}: write --gin.{name}=VALUE.')
+          raise SystemExit(f'ipo_md: {arg}: write --gin.{name}=VALUE.')
         arg = f'--gin_bindings={name} = {value}'
         break
     out.append(arg)
   return out
 
 
+def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
+  """gin files, then bindings. A ValueError says what cannot be read."""
+  try:
+    gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
+  except SyntaxError as error:
+    place = f'{error.filename or "bindings"}, line {error.lineno}'
+    raise ValueError(
+      f'{place}: {error.msg} {(error.text or "").strip()}\n(A text needs '
+      'quotes: --gin.MODEL_DIR="\'/tmp/x\'".)'
+    ) from error
+  except (AttributeError, ImportError, NameError) as error:
+    raise ValueError(str(error)) from error
+  check_macros(bindings)
+  gin.finalize()
+
+
 def check_macros(bindings: Sequence[str]) -> None:
   """Refuses a macro that nothing refers to: most likely it is misspelt.
 
   gin accepts it in silence, and a sweep over it is N identical runs. A macro of
-  a gin file may be there for other runs, so any run file may refer to it.
+  a gin file may be there for other runs, so any run file may refer to it. Then
+  refuses a reference to a macro that nothing sets.
 
   Args:
     bindings: of the command line; what they set, this run must use.
@@ -74,9 +101,12 @@ def check_macros(bindings: Sequence[str]) -> None:
   macro = gin.get_configurable('gin.macro')
   references = gin.config.iterate_references(config, to=macro)
   used = {'/'.join(r.scopes) for r in references} | {'RUN'}
-  known = set(used)
-  for path in pathlib.Path(_ROOT, 'gin').rglob('*.gin'):
+  known, setters = set(used), {}
+  for path in sorted(pathlib.Path(_ROOT, 'gin').rglob('*.gin')):
     known |= set(re.findall(r'%(\w+)', path.read_text()))
+    for name in re.findall(r'^([A-Z_]+) =', path.read_text(), re.MULTILINE):
+      if path.parent.name in _AXES or name == 'RUN':
+        setters[name] = f' (by a file of gin/{path.parent.name})'
   for name in sorted(bound - used):
     if name in given or name not in known:
       near = difflib.get_close_matches(name, sorted(used), n=3)
@@ -84,6 +114,11 @@ def check_macros(bindings: Sequence[str]) -> None:
         f'{name} is set, but nothing in this run refers to it.'
         + (f' Did you mean {" or ".join(near)}?' if near else '')
       )
+  if missing := [n + setters.get(n, '') for n in sorted(used - bound)]:
+    raise ValueError(
+      f'Not set, but needed: {", ".join(missing)}. Set it with '
+      '--gin.NAME=VALUE or a gin file.'
+    )
 
 
 def start_processes() -> None:
@@ -111,8 +146,7 @@ def run(argv: list[str]) -> None:
   for path in [*_GIN_SEARCH_PATHS.value, _ROOT]:
     gin.add_config_file_search_path(path)
   start_processes()
-  gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN_BINDINGS.value)
-  check_macros(_GIN_BINDINGS.value)
+  parse(_GIN_FILE.value, _GIN_BINDINGS.value)
   gin.query_parameter('RUN/gin.macro.value').scoped_configurable_fn()
 
 

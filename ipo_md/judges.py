@@ -196,7 +196,7 @@ def comparator_log_probs(
     raise ValueError(
       f'A comparator judges K = 2 completions of a prompt, not '
       f'{completions.completions.ids.shape[1]} (MIXTURE_COEFS has one entry '
-      'for each).'
+      'for each); a LOSS of rewards needs another JUDGE.'
     )
   y_1, y_2 = (
     jax.tree.map(lambda x, i=i: x[:, i], completions.completions)

@@ -213,8 +213,7 @@ def offline_step(
     model: network of policy and reference.
     loss: an objective of `losses` that does not need the policy's samples.
     optimizer: of the policy.
-    per_token: log-ratios are means over tokens rather than sums; precomputed
-      reference_log_prob must be so too.
+    per_token: log-ratios are means over tokens rather than sums.
 
   Returns:
     The next state; loss, log_ratio, preference or reward.
@@ -225,15 +224,16 @@ def offline_step(
       f'LOSS = {name} needs samples of the policy, which an offline run does '
       'not draw: take gin/runs/online.gin or another LOSS.'
     )
-  if batch.reference_log_prob is None:
+  mask = batch.completions.completions.mask
+  reference_log_prob = batch.reference_log_prob
+  if reference_log_prob is None:
     log_probs, _ = sequences.log_probs(
       model, frozen.reference, batch.completions
     )
-    batch = batch.replace(
-      reference_log_prob=sequences.sum_or_mean(
-        log_probs, batch.completions.completions.mask, per_token=per_token
-      )
-    )
+    reference_log_prob = jnp.sum(log_probs, axis=-1)
+  if per_token:
+    reference_log_prob /= jnp.maximum(jnp.sum(mask, axis=-1), 1)
+  batch = batch.replace(reference_log_prob=reference_log_prob)
   return _policy_update(
     state,
     frozen,

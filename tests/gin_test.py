@@ -25,6 +25,7 @@ from ipo_md import examples
 from ipo_md import held_out
 from ipo_md import play
 from ipo_md import reference_log_probs
+from ipo_md import sampling
 from ipo_md import sequences
 from ipo_md import sharding
 from ipo_md import types
@@ -62,7 +63,7 @@ _PREFERENCE_FILES = (
   "TASK_FEATURE_LENGTHS = {'inputs': 512, 'targets': 512}",
   'MAX_NEW_TOKENS = 512',
 )
-TASKS = {task: () for task in _files('tasks')} | {
+TASKS = dict.fromkeys(_files('tasks'), ()) | {
   'preference_files': _PREFERENCE_FILES,
   'preference_files:rewards': (
     *_PREFERENCE_FILES,
@@ -391,6 +392,7 @@ def resolve(choice: Choice, given: Iterable[str] | None = None) -> dict:
   gin.parse_config_files_and_bindings(
     choice.files, bindings, finalize_config=False
   )
+  main.check_macros(bindings)
   if choice.task not in ('', 'mini_tldr'):
     name = choice.vocabulary or choice.model
     size, eos_id = next(
@@ -398,7 +400,6 @@ def resolve(choice: Choice, given: Iterable[str] | None = None) -> dict:
     )
     gin.bind_parameter('VOCABULARY/gin.macro.value', Stand(size, eos_id))
   gin.finalize()
-  main.check_macros(bindings)
   run = gin.query_parameter('RUN/gin.macro.value')
   return gin.get_bindings(run.selector)
 
@@ -620,6 +621,41 @@ def test_converters(run, given):
   assert jax.tree.leaves(arguments['model'].abstract_params)
 
 
+def test_infer():
+  arguments = resolve(
+    Choice('infer', 'mistral_7b', 'tldr'),
+    [
+      "MODEL_DIR = '/run'",
+      "CHECKPOINT_PATH = '/policy'",
+      "REFERENCE_CHECKPOINT_PATH = '/reference'",
+      'MIXTURE_COEFS = (0.0, 0.5)',
+    ],
+  )
+  model, sampler = arguments['model'], arguments['sampler']
+  dataset = arguments['prompts'].task()
+  data.check_vocabulary(dataset, model.config.vocab_size)
+
+  def draw(params, prompts, rng):
+    context = model.encode(params, prompts)
+    return sampling.sample(
+      model,
+      params,
+      params,
+      (context, context),
+      rng,
+      mixture_coefs=arguments['mixture_coefs'],
+      **dataclasses.asdict(sampler),
+    )
+
+  drawn = jax.eval_shape(
+    draw,
+    model.abstract_params,
+    batch_of(dataset, arguments['batch_size']),
+    jax.eval_shape(jax.random.key, 0),
+  )
+  assert drawn.tokens.ids.shape == (64, 2, 128)
+
+
 def test_preview():
   name = "MIXTURE_OR_TASK_NAME = 'mini_tldr_pairs'"
   arguments = resolve(Choice('preview', 't5_tiny', 'mini_tldr'), [name])
@@ -632,6 +668,7 @@ def test_every_run_is_here():
     'convert',
     'export_lora',
     'game',
+    'infer',
     'judge',
     'offline',
     'offline_precomputed',

@@ -1,0 +1,232 @@
+"""The command line: what a user gets wrong, and SIGTERM in a real process."""
+
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+from absl import flags
+from absl.testing import flagsaver
+import gin
+import jax
+import numpy as np
+import pytest
+
+from ipo_md import __main__ as main
+from ipo_md import checkpoints
+from ipo_md import sharding
+from tasks import mini_tldr
+
+_ROOT = pathlib.Path(__file__).parent.parent
+SIZES = {
+  'emb_dim': 16,
+  'num_heads': 2,
+  'head_dim': 8,
+  'num_encoder_layers': 1,
+  'num_decoder_layers': 1,
+  'mlp_dim': 16,
+}
+FILES = (
+  'gin/runs/supervised.gin',
+  'gin/models/t5_tiny.gin',
+  'gin/tasks/mini_tldr.gin',
+)
+
+
+def arguments(model_dir, *, files=FILES, without=(), **changes) -> list[str]:
+  """The command line of a micro run."""
+  bindings = {
+    'MODEL_DIR': f"'{model_dir}'",
+    'TRAIN_STEPS': 2,
+    'BATCH_SIZE': 8,
+    'LOG_PERIOD': 1,
+    'EVAL_PERIOD': 0,
+    'EVAL_EXAMPLES': 8,
+    'EVAL_BATCH_SIZE': 8,
+    'CHECKPOINT_PERIOD': 0,
+    'DROPOUT_RATE': 0.1,
+    'data.load.split': "'validation'",
+    **{f't5.T5.{name}': size for name, size in SIZES.items()},
+  } | changes
+  return [f'--gin_file={file}' for file in files] + [
+    f'--gin.{name}={value}'
+    for name, value in bindings.items()
+    if name not in without
+  ]
+
+
+@pytest.fixture(name='call')
+def call_fixture(monkeypatch):
+  """Calls the command in this process: exit code and what it says on stderr."""
+  monkeypatch.setattr(main, 'start_processes', lambda: None)
+
+  def call(args):
+    gin.clear_config()
+    with flagsaver.flagsaver():
+      flags.FLAGS(main.rewrite_gin_args(['ipo_md', *args]))
+      main.main(['ipo_md'])
+
+  yield call
+  gin.clear_config()
+
+
+@pytest.fixture(name='cache', scope='module')
+def cache_fixture(tmp_path_factory) -> str:
+  return str(tmp_path_factory.mktemp('cache'))
+
+
+def error_of(call, args, capsys) -> str:
+  """What it says; an exit code of 1, one message, no traceback."""
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as raised:
+    call(args)
+  assert raised.value.code == 1
+  err = capsys.readouterr().err
+  assert err.count('ipo_md: ') == 1
+  assert 'Traceback' not in err
+  assert len(err) < 1000
+  return err
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'files': ('gin/runs/supervise.gin', *FILES[1:])},
+      'gin/runs/supervise.gin',
+    ),
+    (
+      {'LEARNIN_RATE': 1},
+      'LEARNIN_RATE is set, .* Did you mean LEARNING_RATE',
+    ),
+    (
+      {'without': ('TRAIN_STEPS',), 'TRAIN_STEP': 1},
+      'TRAIN_STEP is set, .* Did you mean TRAIN_STEPS',
+    ),
+    ({'without': ('TRAIN_STEPS',)}, 'needed: TRAIN_STEPS. Set it with'),
+    (
+      {'files': FILES[:1], 'without': ('DROPOUT_RATE',)},
+      r'needed: EOS_ID \(by a file of gin/models\), .*'
+      r'TASK_FEATURE_LENGTHS \(by a file of gin/tasks\)',
+    ),
+    (
+      {'files': FILES[1:]},
+      r'RUN \(by a file of gin/runs\)|is set, but nothing',
+    ),
+    (
+      {'train.train.seeed': 1},
+      "'train.train' doesn't have a parameter named 'seeed'",
+    ),
+    ({'train.trian.seed': 1}, "No configurable matching 'train.trian'"),
+    ({'OPTIMIZER': '@optimizers.adamm'}, "'@optimizers.adamm'"),
+    ({'MODEL_DIR': '/tmp/x'}, r'MODEL_DIR = /tmp/x\n.*needs quotes'),
+    (
+      {'TASK_FEATURE_LENGTHS': "{'inputs': 1, 'targets': 36}"},
+      r"TASK_FEATURE_LENGTHS\['inputs'\] is 1, which leaves no room",
+    ),
+    (
+      {'TASK_FEATURE_LENGTHS': "{'inputs': 74, 'target': 36}"},
+      "TASK_FEATURE_LENGTHS has no length .* for 'targets'",
+    ),
+    (
+      {'SUPERVISED_TASK': "'mini_tldr_stf'"},
+      "MIXTURE_OR_TASK_NAME 'mini_tldr_stf' .* Nearest: mini_tldr_sft",
+    ),
+  ],
+)
+def test_what_is_wrong_is_said_once(call, tmp_path, capsys, changes, message):
+  err = error_of(call, arguments(tmp_path, **changes), capsys)
+  assert re.search(message, err), err
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('LEARNIN_RATE = 1', 'LEARNIN_RATE is set, .* Did you mean LEARNING_RATE'),
+    ('LEARNING_RATE 1', r'user.gin, line \d: .* LEARNING_RATE 1'),
+    ('from ipo_md import stepz', "No module named 'ipo_md.stepz'"),
+    (
+      'from ipo_md import steps\nsteps.onlin_step.top_k = 1',
+      'steps.onlin_step; .* has no attribute onlin_step',
+    ),
+    ('steps.online_step.top_k = 1', "'steps' was not provided by an import"),
+  ],
+)
+def test_a_file_of_the_user(call, tmp_path, capsys, text, message):
+  path = tmp_path / 'user.gin'
+  path.write_text(f'from __gin__ import dynamic_registration\n{text}\n')
+  args = arguments(tmp_path / 'run', files=(*FILES, str(path)))
+  err = error_of(call, args, capsys)
+  assert re.search(message, err), err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_binding_without_a_value():
+  with pytest.raises(SystemExit, match=r'--gin\.TAU: write --gin\.TAU=VALUE'):
+    main.rewrite_gin_args(['ipo_md', '--gin.TAU'])
+  assert main.rewrite_gin_args(['--gin.A="b=c"']) == [
+    '--gin_bindings=A = "b=c"'
+  ]
+
+
+def params_of(path: pathlib.Path) -> dict:
+  """Parameters of the micro run's last checkpoint."""
+  return checkpoints.load_params(
+    str(path),
+    gin.get_bindings('train.train')['model'],
+    sharding.make_mesh((1, -1, 1)),
+    name='INITIAL_CHECKPOINT_PATH',
+    vocabulary=mini_tldr.VOCABULARY,
+  )
+
+
+def start(args: list[str]) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, '-u', '-m', 'ipo_md', *args],
+    cwd=_ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(
+  call, cache, tmp_path, capsys
+):
+  """Stopped where it happens to be, run again, it is the uninterrupted run."""
+  stopped, straight = tmp_path / 'stopped', tmp_path / 'straight'
+  cached = {'CACHE_DIR': f"'{cache}'"}
+  process = start(arguments(stopped, **cached | {'TRAIN_STEPS': 10**6}))
+  said = []
+  for line in process.stdout:
+    said.append(line)
+    if line.startswith('step '):
+      process.send_signal(signal.SIGTERM)
+      break
+  said += process.communicate(timeout=300)[0]
+  assert process.returncode == 0, ''.join(said)
+  assert not (stopped / 'COMPLETED').exists()
+  (step,) = (int(d.name) for d in (stopped / 'checkpoints').iterdir())
+  assert f'Stopped by SIGTERM: step {step:,} is saved' in ''.join(said)
+
+  cached['TRAIN_STEPS'] = step + 3
+  process = start(arguments(stopped, **cached))
+  said = process.communicate(timeout=300)[0]
+  assert process.returncode == 0, said
+  assert f'Resumed from step {step:,}' in said
+  assert (stopped / 'COMPLETED').read_text() == f'{step + 3}\n'
+
+  call(arguments(straight, **cached))
+  jax.tree.map(
+    np.testing.assert_array_equal, params_of(stopped), params_of(straight)
+  )
+
+  # Other bindings in the same place: an error, and nothing is touched.
+  before = {p: p.stat().st_mtime_ns for p in straight.rglob('*')}
+  err = error_of(call, arguments(straight, **cached | {'SEED': 1}), capsys)
+  assert 'other bindings' in err
+  assert '-SEED = 0' in err
+  assert '+SEED = 1' in err
+  assert {p: p.stat().st_mtime_ns for p in straight.rglob('*')} == before
