@@ -13,7 +13,7 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['ipo_md*', 'tasks*']),
-  package_data={'ipo_md': ['*.html'], 'tasks': ['*.model']},
+  package_data={'ipo_md': ['*.html', '*.css', '*.js'], 'tasks': ['*.model']},
   install_requires=[
     'absl-py',
     'clu',
@@ -22,6 +22,7 @@ setuptools.setup(
     'gin-config',
     'grain',
     'jax',
+    'matplotlib',
     'msgpack',
     'numpy',
     'optax',
@@ -34,10 +35,12 @@ setuptools.setup(
     'tensorflow',
     'tensorflow-datasets',
     'tensorflow-text',
+    'tokenizers',
+    'tqdm',
   ],
   extras_require={
     'tpu': ['jax[tpu]'],
     'gpu': ['jax[cuda13]'],
-    'test': ['importlib_resources', 'matplotlib', 'pytest', 'ruff'],
+    'test': ['dill', 'importlib_resources', 'pytest', 'pytest-xdist', 'ruff'],
   },
 )

@@ -49,7 +49,7 @@ def claim(model_dir: str, config: str) -> None:
   """
   directory = epath.Path(model_dir)
   path = directory / 'config.gin'
-  if path.exists():
+  if path.exists() and _has_saved(directory):
     ours, theirs = _bindings(config), _bindings(path.read_text())
     if ours != theirs:
       changes = [
@@ -71,6 +71,14 @@ def claim(model_dir: str, config: str) -> None:
     raise ValueError(
       f'MODEL_DIR {model_dir} cannot be written: {error}.'
     ) from error
+
+
+def _has_saved(directory: epath.Path) -> bool:
+  """Whether a run left something to lose; else its bindings are forgotten."""
+  if any((directory / n).exists() for n in ('COMPLETED', 'results.json')):
+    return True
+  folder = directory / 'checkpoints'
+  return folder.exists() and any(d.name.isdigit() for d in folder.iterdir())
 
 
 def _bindings(config: str) -> list[str]:

@@ -127,6 +127,13 @@ def online_step(
     if all coefficients are 0), preference or reward, length (tokens without
     EOS), eos_rate, tokens.
   """
+  kind = feedback_of(loss)
+  if label is not None and kind != 'preference':
+    raise ValueError('LABEL is of preferences, and this LOSS needs rewards.')
+  if truncation_reward is not None and kind != 'rewards':
+    raise ValueError(
+      'TRUNCATION_REWARD is a reward, and this LOSS needs a preference.'
+    )
   rng, label_rng = jax.random.split(rng)
   policy = model.policy(state.params, frozen)
   player = frozen.reference

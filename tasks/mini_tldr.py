@@ -10,6 +10,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import functools
 import os
 from typing import Any
@@ -63,18 +64,24 @@ def _source(
   )
 
 
-@seqio.map_over_dataset
-def _tokenize_pairs(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def _tokenize_pairs(
+  dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
   """Tokens of both summaries, each with its EOS, padded to one length."""
-  targets = VOCABULARY.encode_tf(example['targets'])
-  end = tf.fill([targets.nrows(), 1], VOCABULARY.eos_id)
-  return {
-    'inputs': VOCABULARY.encode_tf(example['inputs']),
-    'inputs_pretokenized': example['inputs'],
-    'targets': tf.concat([targets, end], axis=1).to_tensor(),
-    'targets_pretokenized': example['targets'],
-    'preference': tf.cast(example['preference'], tf.float32),
-  }
+  vocabulary = output_features['targets'].vocabulary
+
+  def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    targets = vocabulary.encode_tf(example['targets'])
+    end = tf.fill([targets.nrows(), 1], vocabulary.eos_id)
+    return {
+      'inputs': vocabulary.encode_tf(example['inputs']),
+      'inputs_pretokenized': example['inputs'],
+      'targets': tf.concat([targets, end], axis=1).to_tensor(),
+      'targets_pretokenized': example['targets'],
+      'preference': tf.cast(example['preference'], tf.float32),
+    }
+
+  return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 _INPUTS = seqio.Feature(VOCABULARY, add_eos=False)

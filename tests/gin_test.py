@@ -43,17 +43,15 @@ def _files(folder: str) -> list[str]:
 VOCABULARIES = {
   't5_tiny': (320, 1),
   't5_': (32_100, 1),
-  'decoder_tiny': (320, 2),
+  'decoder_tiny': (320, 1),
   'mistral': (32_000, 2),
   'mixtral': (32_000, 2),
   'llama': (128_256, 128_001),
 }
-# One of each kind of network; other sizes differ in numbers alone.
+# One of each kind of network; the others differ in numbers and details.
 NETWORKS = (
   't5_tiny',
   't5_1_1_large+judge_t5_1_1_xl',
-  't5_1_0_base',
-  'llama_3_2_1b',
   'mistral_7b',
   'mixtral_8x7b',
 )
@@ -73,6 +71,162 @@ TASKS = dict.fromkeys(_files('tasks'), ()) | {
 }
 OF_REWARDS = ('info_nca', 'nca', 'rl')
 OF_OWN_SAMPLES = ('ipo_md', 'nash_ema', 'nash_md', 'rl')
+# What a user binds.
+GIVEN = {
+  'MODEL_DIR': "'/run'",
+  'TRAIN_STEPS': '10',
+  'BATCH_SIZE': '8',
+  'INITIAL_CHECKPOINT_PATH': "'/policy'",
+  'JUDGE_CHECKPOINT_PATH': "'/judge'",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """One gin file of each axis; '+' joins two, ':' names other bindings."""
+
+  run: str
+  model: str
+  task: str
+  judge: str = ''
+  algorithm: str = ''
+  bindings: tuple[str, ...] = ()
+  vocabulary: str | None = None  # of another model than this one
+  overlay: str = ''
+
+  def __str__(self) -> str:
+    return '-'.join(
+      filter(None, map(str, dataclasses.astuple(self)[:5] + self.bindings))
+    )
+
+  @property
+  def files(self) -> list[str]:
+    named = [
+      ('runs', self.run),
+      *(('models', name) for name in self.model.split('+')),
+      ('tasks', self.task.partition(':')[0]),
+      ('judges', self.judge),
+      ('algorithms', self.algorithm),
+      ('', self.overlay),
+    ]
+    return [str(pathlib.Path('gin', *f)) + '.gin' for f in named if f[1]]
+
+  @property
+  def given(self) -> list[str]:
+    """What a user of this run binds: what nothing refers to is an error."""
+    bound = dict(GIVEN)
+    if self.judge == 'indifferent':
+      bound['JUDGE_CHECKPOINT_PATH'] = 'None'
+    elif not self.judge or self.run == 'judge':
+      del bound['JUDGE_CHECKPOINT_PATH']
+    if self.run == 'supervised':
+      del bound['INITIAL_CHECKPOINT_PATH']
+    return [f'{name} = {value}' for name, value in bound.items()]
+
+
+def large(run, judge='', algorithm='', task='tldr') -> Choice:
+  return Choice(run, 't5_1_1_large+judge_t5_1_1_xl', task, judge, algorithm)
+
+
+PUBLISHED = [
+  large('supervised'),
+  large('judge', 'comparator'),
+  large('judge', 'reward_model'),
+  *(
+    large('online', 'comparator', algorithm)
+    for algorithm in ('dpo', 'ipo', 'ipo_md', 'nash_ema', 'nash_md', 'slic')
+  ),
+  large('online', 'reward_model', 'rl'),
+  large('online', 'comparator', 'ipo_md', task='xsum'),
+  *(
+    large('offline', 'comparator', algorithm)
+    for algorithm in ('dpo', 'ipo', 'slic')
+  ),
+  *(
+    Choice(
+      'offline',
+      'mistral_7b',
+      'ultrafeedback:rewards',
+      'likelihood',
+      algorithm,
+      overlay='lora',
+    )
+    for algorithm in ('nca', 'info_nca')
+  ),
+]
+
+
+def is_valid(choice: Choice) -> bool:
+  """Whether the parts go together."""
+  rewards = choice.task.endswith(':rewards')
+  own = choice.model.startswith('t5_') or choice.task != 'mini_tldr'
+  if choice.run == 'supervised':
+    return own and not choice.judge + choice.algorithm and not rewards
+  if choice.run == 'judge':
+    known = choice.judge not in ('', 'indifferent')
+    return own and known and not choice.algorithm and not rewards
+  if not (own and choice.judge and choice.algorithm):
+    return False
+  if choice.run == 'online':
+    scored = choice.algorithm in OF_REWARDS
+    return not rewards and not (scored and choice.judge == 'comparator')
+  if choice.algorithm in OF_OWN_SAMPLES:
+    return False
+  return rewards == (choice.algorithm in OF_REWARDS)
+
+
+def pairwise(choices: Iterable[Choice], covered: Iterable[Choice]):
+  """Some of `choices`, in which any two parts meet that meet in one of all."""
+  numbers = {}
+
+  def pairs(choice: Choice) -> int:
+    parts = [
+      part for part in enumerate(dataclasses.astuple(choice)[:5]) if part[1]
+    ]
+    bits = 0
+    for pair in itertools.combinations(parts, 2):
+      bits |= 1 << numbers.setdefault(pair, len(numbers))
+    return bits
+
+  open_ = [(pairs(choice), choice) for choice in choices]
+  done = functools.reduce(int.__or__, map(pairs, covered), 0)
+  chosen = []
+  while True:
+    bits, best = max(open_, key=lambda c: (c[0] & ~done).bit_count())
+    if not bits & ~done:
+      return chosen
+    done |= bits
+    chosen.append(best)
+
+
+ALL = [
+  Choice(*parts)
+  for parts in itertools.product(
+    ('online', 'offline', 'judge', 'supervised'),
+    NETWORKS,
+    TASKS,
+    ('', *_files('judges')),
+    ('', *_files('algorithms')),
+  )
+]
+COVERING = pairwise(filter(is_valid, ALL), PUBLISHED)
+OTHERS = (
+  [
+    Choice('supervised', model, 'tldr')
+    for model in _files('models')
+    if model not in '+'.join(NETWORKS) and not model.startswith('judge_')
+  ]
+  + [
+    Choice('judge', f't5_1_1_base+{judge}', 'tldr', 'comparator')
+    for judge in _files('models')
+    if judge.startswith('judge_')
+  ]
+  + [
+    Choice('online', model, 'tldr', 'reward_model', 'ipo_md')
+    for model in ('t5_1_0_base', 'llama_3_2_1b')
+  ]
+)
+OWN_SAMPLES = ('ipo_md', 'nash_ema', 'nash_md', 'rl')
 # What a user binds.
 GIVEN = {
   'MODEL_DIR': "'/run'",
@@ -236,12 +390,9 @@ INCOMPATIBLE = [
     Choice('supervised', 't5_tiny', 'tldr', vocabulary='t5_'),
     'has 32100 ids and the model 320 ',
   ),
-  *(
-    (
-      Choice('online', model, 'mini_tldr', 'likelihood', 'ipo'),
-      'EOS_ID 2.* ends texts with 1.*MIXTURE_OR_TASK_NAME',
-    )
-    for model in ('mistral_7b', 'decoder_tiny')
+  (
+    Choice('online', 'mistral_7b', 'mini_tldr', 'likelihood', 'ipo'),
+    'EOS_ID 2.* ends texts with 1.*MIXTURE_OR_TASK_NAME',
   ),
   # An objective that needs what the run does not have.
   *(
@@ -466,8 +617,8 @@ def test_covering(choice):
   trace(resolve(choice))
 
 
-@pytest.mark.parametrize('choice', OTHER_SIZES, ids=str)
-def test_other_sizes(choice):
+@pytest.mark.parametrize('choice', OTHERS, ids=str)
+def test_others(choice):
   trace(resolve(choice))
 
 

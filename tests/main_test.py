@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 from absl import flags
-from absl.testing import flagsaver
 import gin
 import jax
 import numpy as np
@@ -58,22 +57,18 @@ def arguments(model_dir, *, files=FILES, without=(), **changes) -> list[str]:
 
 @pytest.fixture(name='call')
 def call_fixture(monkeypatch):
-  """Calls the command in this process: exit code and what it says on stderr."""
+  """Calls the command in this process, which has joined the others already."""
   monkeypatch.setattr(main, 'start_processes', lambda: None)
 
   def call(args):
     gin.clear_config()
-    with flagsaver.flagsaver():
-      flags.FLAGS(main.rewrite_gin_args(['ipo_md', *args]))
-      main.main(['ipo_md'])
+    for name in ('gin_file', 'gin_bindings'):
+      flags.FLAGS[name].unparse()  # else they add to those of the last call
+    flags.FLAGS(main.rewrite_gin_args(['ipo_md', *args]))
+    main.main(['ipo_md'])
 
   yield call
   gin.clear_config()
-
-
-@pytest.fixture(name='cache', scope='module')
-def cache_fixture(tmp_path_factory) -> str:
-  return str(tmp_path_factory.mktemp('cache'))
 
 
 def error_of(call, args, capsys) -> str:
@@ -182,23 +177,20 @@ def params_of(path: pathlib.Path) -> dict:
   )
 
 
-def start(args: list[str]) -> subprocess.Popen:
-  return subprocess.Popen(
-    [sys.executable, '-u', '-m', 'ipo_md', *args],
+def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(
+  call, tmp_path, capsys
+):
+  """Stopped where it happens to be, run again, it is the uninterrupted run."""
+  stopped, straight = tmp_path / 'stopped', tmp_path / 'straight'
+  cached = {'CACHE_DIR': f"'{tmp_path}/cache'"}
+  endless = arguments(stopped, **cached | {'TRAIN_STEPS': 10**6})
+  process = subprocess.Popen(
+    [sys.executable, '-u', '-m', 'ipo_md', *endless],
     cwd=_ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
   )
-
-
-def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(
-  call, cache, tmp_path, capsys
-):
-  """Stopped where it happens to be, run again, it is the uninterrupted run."""
-  stopped, straight = tmp_path / 'stopped', tmp_path / 'straight'
-  cached = {'CACHE_DIR': f"'{cache}'"}
-  process = start(arguments(stopped, **cached | {'TRAIN_STEPS': 10**6}))
   said = []
   for line in process.stdout:
     said.append(line)
@@ -212,10 +204,8 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(
   assert f'Stopped by SIGTERM: step {step:,} is saved' in ''.join(said)
 
   cached['TRAIN_STEPS'] = step + 3
-  process = start(arguments(stopped, **cached))
-  said = process.communicate(timeout=300)[0]
-  assert process.returncode == 0, said
-  assert f'Resumed from step {step:,}' in said
+  call(arguments(stopped, **cached))
+  assert f'Resumed from step {step:,}' in capsys.readouterr().out
   assert (stopped / 'COMPLETED').read_text() == f'{step + 3}\n'
 
   call(arguments(straight, **cached))

@@ -253,12 +253,17 @@ def test_labels_are_made_of_the_preference():
       'PER_TOKEN = True with LOSS = reinforce',
     ),
     (online((0.5, 1.5)), prompts(), 'MIXTURE_COEFS'),
-    (online(temperature=-1.0), prompts(), 'TEMPERATURE'),
+    (online(truncation_reward=0.0), prompts(), 'TRUNCATION_REWARD'),
     (
-      online((0.0,), truncation_reward=0.0, judge=lambda p, c: labelled(1)),
+      online(
+        (0.0,),
+        loss=functools.partial(losses.reinforce, tau=0.1),
+        label=losses.hard_label,
+      ),
       prompts(),
-      'MIXTURE_COEFS|compares 2',
+      'LABEL',
     ),
+    (online(temperature=-1.0), prompts(), 'TEMPERATURE'),
   ],
 )
 def test_errors_come_when_the_step_is_traced(step, batch, message):

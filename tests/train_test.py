@@ -243,7 +243,9 @@ def test_what_does_not_fit_is_said_before_anything_runs(
 
 def test_a_directory_of_another_run_is_refused_and_left_alone(tmp_path):
   first = 'SEED = 0\nTAU = 0.1\nTRAIN_STEPS = 10\n'
-  checkpoints.claim(str(tmp_path), first)
+  checkpoints.claim(str(tmp_path), first.replace('0.1', '0.3'))
+  checkpoints.claim(str(tmp_path), first)  # nothing was saved: corrected
+  (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
   checkpoints.claim(str(tmp_path), first.replace('10', '20'))
   with pytest.raises(ValueError, match=r'(?s)-TAU = 0.1.*\+TAU = 0.2'):
     checkpoints.claim(str(tmp_path), first.replace('0.1', '0.2'))

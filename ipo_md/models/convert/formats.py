@@ -17,6 +17,7 @@ from typing import Any
 from typing import Literal
 
 from etils import epath
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -29,6 +30,8 @@ from ipo_md.models.convert import safetensors
 from ipo_md.models.convert import t5x
 
 Format = Literal['orbax', 't5x', 't5x_orbax', 'hf']
+# Of Orbax, which holds a file in memory until it is this long.
+_FILE_BYTES = 10**8
 _PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt')
 
 
@@ -229,11 +232,15 @@ def write(
   elif output_format == 'hf':
     _write_hf(directory, checkpoint, flat, config)
   elif output_format == 'orbax':
-    params = arrays.unflatten(checkpoint.load(flat))
-    with ocp.CheckpointManager(directory / 'checkpoints') as manager:
+    tree = {'params': arrays.unflatten(checkpoint.load(flat))}
+    with ocp.CheckpointManager(
+      directory / 'checkpoints',
+      item_handlers=_handler(tree, use_zarr3=True),
+      options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
+    ) as manager:
       manager.save(
         step,
-        args=ocp.args.StandardSave({'params': params}),
+        args=ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_FILE_BYTES),
         custom_metadata={},
       )
   else:
@@ -241,6 +248,17 @@ def write(
       f'OUTPUT_FORMAT {output_format!r} is not among '
       "'orbax', 't5x', 't5x_orbax', 'hf'."
     )
+
+
+def _handler(tree: Any, *, use_zarr3: bool) -> ocp.PyTreeCheckpointHandler:
+  """Orbax's, with few arrays in flight: it copies those and encodes them.
+
+  Its limit has to be above the largest array.
+  """
+  largest = max(x.nbytes for x in jax.tree.leaves(tree))
+  return ocp.PyTreeCheckpointHandler(
+    save_concurrent_gb=1 + largest // 10**9, use_zarr3=use_zarr3
+  )
 
 
 def _write_t5x_orbax(directory, checkpoint, flat, step) -> None:
@@ -253,7 +271,7 @@ def _write_t5x_orbax(directory, checkpoint, flat, step) -> None:
     'target': arrays.unflatten(target),
     'state': {'step': np.int32(step), 'param_states': {}},
   }
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+  with ocp.Checkpointer(_handler(tree, use_zarr3=False)) as checkpointer:
     checkpointer.save(directory / 'state', args=ocp.args.PyTreeSave(tree))
   (directory / 'commit_success.txt').write_text('')
 
