@@ -269,6 +269,10 @@ def _check_rows(
         ~((values >= 0) & (values <= 1)),
         'has a `preference` outside of 0 to 1.',
       )
+      refuse(
+        ~there.all(axis=1),
+        'has a `preference` and not all of its completions (`targets`).',
+      )
     elif values.shape != there.shape:
       raise ValueError(
         f'`{score}` of {place} has {values.shape[1]} values a row for {k} '

@@ -194,10 +194,16 @@ def mixture_fixed_point(
 
     pi ∝ pi_ref exp(p(y > m) / tau),   m ∝ pi^(1 - b) pi_ref^b
 
-  m is the Nash equilibrium at tau / (1 - b). It mixes whole sequences: a
-  token-level mixture has this fixed point for one-token completions only.
+  m is the Nash equilibrium at tau / (1 - b), the reference for b = 1. It mixes
+  whole sequences: a token-level mixture has this fixed point for one-token
+  completions only.
   """
-  m = nash(preference, reference, tau=tau / (1 - mixture_coef))
+  _check_game(preference, reference, tau)
+  if not 0 <= mixture_coef <= 1:
+    raise ValueError(f'{mixture_coef} is not in [0, 1] (MIXTURE_COEFS).')
+  m = reference
+  if mixture_coef < 1:
+    m = nash(preference, reference, tau=tau / (1 - mixture_coef))
   return tilt(reference, preference @ m / tau)
 
 

@@ -18,9 +18,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from ipo_md import types
 
 
 def ipo(
@@ -282,42 +279,7 @@ def hard_label(
 def sampled_label(preference: jax.Array, rng: jax.Array) -> jax.Array:
   """[B] preferences -> 1 with that probability, else 0. rng: key, consumed."""
   label = jax.random.bernoulli(rng, preference)
-  return label.astype(preference.dtype)
-
-
-def check_rows(labelled: types.Labelled, *, first_row: int = 0):
-  """Refuses feedback of a data set that no loss is defined on.
-
-  Args:
-    labelled: rows on the host, before they become global arrays.
-    first_row: number of the first of them, for the message.
-
-  Raises:
-    ValueError: a preference is outside [0, 1], a reward of a real completion is
-      not finite, or a row has too few completions; names row and field.
-  """
-  mask = np.asarray(labelled.completion_mask)
-  if labelled.preference is not None:
-    p = np.asarray(labelled.preference)
-    _refuse_row(~((p >= 0) & (p <= 1)), p, 'preference', first_row, 'in [0, 1]')
-    _refuse_row(~mask.all(1), mask, 'completion_mask', first_row, 'a full pair')
-  if labelled.rewards is not None:
-    r = np.asarray(labelled.rewards)
-    bad = (mask & ~np.isfinite(r)).any(axis=1)
-    _refuse_row(bad, r, 'rewards', first_row, 'finite')
-    few = mask.sum(axis=1) < 2
-    _refuse_row(few, mask, 'completion_mask', first_row, 'two completions')
-
-
-def _refuse_row(
-  bad: np.ndarray, values: np.ndarray, field: str, first_row: int, wanted: str
-):
-  if bad.any():
-    row = int(np.argmax(bad))
-    raise ValueError(
-      f'Row {first_row + row}: {field} = {values[row].tolist()}'
-      f' where {wanted} is needed.'
-    )
+  return jnp.where(jnp.isnan(preference), preference, label)
 
 
 def _soft_label(
@@ -342,7 +304,8 @@ def _reward_weights(
   rewards = jnp.where(mask, rewards, lowest)
   gap = rewards - jnp.max(rewards, axis=1, keepdims=True)  # 0 for the best
   if alpha == 0:
-    weights = jnp.where(mask & (gap == 0), 1.0, 0.0)
+    weights = jnp.where(jnp.isnan(gap), gap, gap == 0)  # NaN is not hidden
+    weights = jnp.where(mask, weights, 0)
   else:
     weights = jnp.where(mask, jnp.exp(gap / alpha), 0)
   total = jnp.sum(weights, axis=1, keepdims=True)

@@ -50,9 +50,13 @@ def validate(
   top_p: float = 1.0,
 ) -> None:
   """Raises ValueError, naming the gin parameter, if one is out of range."""
-  if not mixture_coefs or not all(0 <= b <= 1 for b in mixture_coefs):
+  if (
+    not isinstance(mixture_coefs, Sequence)
+    or not mixture_coefs
+    or not all(0 <= b <= 1 for b in mixture_coefs)
+  ):
     raise ValueError(
-      f'MIXTURE_COEFS = {tuple(mixture_coefs)}: one weight of the reference in '
+      f'MIXTURE_COEFS = {mixture_coefs}: one weight of the reference in '
       '[0, 1] for each completion of a prompt is needed.'
     )
   if not (temperature >= 0 and math.isfinite(temperature)):

@@ -134,6 +134,9 @@ def online_step(
     raise ValueError(
       'TRUNCATION_REWARD is a reward, and this LOSS needs a preference.'
     )
+  sampling.validate(
+    mixture_coefs, temperature=temperature, top_k=top_k, top_p=top_p
+  )
   rng, label_rng = jax.random.split(rng)
   policy = model.policy(state.params, frozen)
   player = frozen.reference
@@ -408,7 +411,10 @@ def require(labelled: types.Labelled, field: str, who: str) -> None:
   """Raises ValueError if a loss's feedback is not there."""
   if getattr(labelled, field) is None:
     other = {'preference': 'rewards', 'rewards': 'preference'}[field]
+    hint = ''
+    if field == 'preference':
+      hint = ' Rewards give one if MIXTURE_COEFS has 2 entries.'
     raise ValueError(
       f'{who} needs {field}, but judge or data set give only {other}: change '
-      'LOSS, JUDGE or MIXTURE_OR_TASK_NAME.'
+      f'LOSS, JUDGE or MIXTURE_OR_TASK_NAME.{hint}'
     )

@@ -122,7 +122,6 @@ def _pairs():
         [[4, 4, 1], [0, 0, 0]],
         [[0, 0], [3, 1]],
       ],
-      'preference': [0.25, 1.0, 0.0],
       'rewards': [[1.0, 2.0], [3.0, np.nan], [np.nan, 4.0]],
     },
     targets_rank=2,
@@ -216,7 +215,7 @@ class TestRows:
     np.testing.assert_array_equal(
       batch.completion_mask, [[True, True], [True, False], [False, True]]
     )
-    np.testing.assert_array_equal(batch.preference, [0.25, 1.0, 0.0])
+    assert batch.preference is None
     np.testing.assert_array_equal(batch.rewards, [[1, 2], [3, 0], [0, 4]])
     assert dataset.counts['completions_missing'] == 2
     assert dataset.counts['targets_cut'] == 1
@@ -429,6 +428,20 @@ class TestErrors:
           'preference': [0.5, 1.5],
         },
         'Row 1 .* `preference` outside of 0 to 1',
+      ),
+      (
+        'preference_nan',
+        {'inputs': [[3]], 'targets': [[[4], [5]]], 'preference': [np.nan]},
+        'Row 0 .* `preference` outside of 0 to 1',
+      ),
+      (
+        'half_a_pair',
+        {
+          'inputs': [[3], [3]],
+          'targets': [[[4], [5]], [[4], [0]]],
+          'preference': [0.5, 1.0],
+        },
+        'Row 1 .* `preference` and not all of its completions',
       ),
       (
         'bad_reward',

@@ -110,7 +110,7 @@ def test_nash_md_converges_within_its_bound():
   )
 
 
-@pytest.mark.parametrize('mixture_coef', [0, 0.125, 0.5, 0.9])
+@pytest.mark.parametrize('mixture_coef', [0, 0.125, 0.5, 0.9, 1])
 def test_the_mixture_fixed_point_holds(mixture_coef):
   preference, reference, _, _ = some_game(3)
   tau = 0.2
@@ -120,8 +120,17 @@ def test_the_mixture_fixed_point_holds(mixture_coef):
   opponent = games.mixture(policy, reference, mixture_coef)
   wanted = games.tilt(reference, preference @ opponent / tau)
   np.testing.assert_allclose(policy, wanted, atol=1e-12)
-  nash = games.nash(preference, reference, tau=tau / (1 - mixture_coef))
-  np.testing.assert_allclose(opponent, nash, atol=1e-12)
+  if mixture_coef < 1:
+    nash = games.nash(preference, reference, tau=tau / (1 - mixture_coef))
+    np.testing.assert_allclose(opponent, nash, atol=1e-12)
+
+
+@pytest.mark.parametrize('mixture_coef', [-0.1, 1.5, np.nan])
+def test_a_wrong_mixture_is_refused(mixture_coef):
+  with pytest.raises(ValueError, match='MIXTURE_COEFS'):
+    games.mixture_fixed_point(
+      CYCLE, np.full(3, 1 / 3), tau=0.1, mixture_coef=mixture_coef
+    )
 
 
 @dtypes

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from ipo_md import losses
-from ipo_md import types
 
 LOG_2 = np.log(2)
 
@@ -292,6 +291,18 @@ def test_labels():
   assert abs(drawn.mean() - 0.7) < 4 * np.sqrt(0.21 / 10_000)
 
 
+@pytest.mark.parametrize('name', SCORED)
+def test_a_reward_that_is_not_a_number_is_not_hidden(name):
+  for bad in (np.nan, np.inf):
+    value, grad = value_and_grad(SCORED[name], [0.1, 0.2], [bad, 1])
+    assert np.isnan(value) and not np.isfinite(grad).any()
+
+
+@pytest.mark.parametrize('label', [losses.hard_label, losses.sampled_label])
+def test_a_preference_that_is_not_a_number_is_not_hidden(label):
+  assert np.isnan(label(jnp.array([jnp.nan]), jax.random.key(0)))
+
+
 @pytest.mark.parametrize('name', PAIRWISE)
 def test_a_soft_label_is_the_mean_over_sampled_ones(name):
   soft = value_and_grad(PAIRWISE[name], [0.4, -0.9], 0.7)
@@ -359,49 +370,3 @@ def test_scored_losses_refuse_other_feedback(name):
 def test_contrastive_losses_refuse_one_completion(name):
   with pytest.raises(ValueError, match='MIXTURE_COEFS'):
     CONTRASTIVE[name](jnp.zeros((2, 1)), jnp.zeros((2, 1)))
-
-
-def labelled(**fields):
-  rows = len(next(iter(fields.values())))
-  return types.Labelled(
-    completions=None,
-    completion_mask=fields.pop('mask', np.ones((rows, 2), bool)),
-    **fields,
-  )
-
-
-def test_rows_in_order_pass():
-  losses.check_rows(labelled(preference=np.array([0, 0.3, 1])))
-  losses.check_rows(
-    labelled(
-      rewards=np.array([[1, 2, np.nan]]), mask=np.array([[True, True, False]])
-    )
-  )
-
-
-@pytest.mark.parametrize(
-  'rows, match',
-  [
-    ({'preference': np.array([0, 1.5])}, 'Row 11: preference = 1.5'),
-    ({'preference': np.array([0, np.nan])}, 'Row 11: preference = nan'),
-    (
-      {
-        'preference': np.array([0, 1]),
-        'mask': np.array([[True, True], [True, False]]),
-      },
-      'Row 11: completion_mask',
-    ),
-    ({'rewards': np.array([[1, 2], [1, np.nan]])}, 'Row 11: rewards'),
-    ({'rewards': np.array([[1, 2], [1, np.inf]])}, 'Row 11: rewards'),
-    (
-      {
-        'rewards': np.zeros((2, 2)),
-        'mask': np.array([[True, True], [True, False]]),
-      },
-      'Row 11: completion_mask',
-    ),
-  ],
-)
-def test_wrong_rows_are_named(rows, match):
-  with pytest.raises(ValueError, match=match):
-    losses.check_rows(labelled(**rows), first_row=10)

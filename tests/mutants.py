@@ -100,7 +100,7 @@ MUTANTS = {
   ),
   'nca, info_nca: the first of a tie takes it all': Mutant(
     'losses.py',
-    'jnp.where(mask & (gap == 0), 1.0, 0.0)',
+    'jnp.where(jnp.isnan(gap), gap, gap == 0)',
     'jax.nn.one_hot(jnp.argmax(gap, axis=1), gap.shape[1])',
     'tests/losses_test.py -k by_hand',
   ),
@@ -115,6 +115,19 @@ MUTANTS = {
     'model, frozen.reference, completions',
     'model, state.params, completions',
     'tests/truth_test.py -k "mean_gradient and RL"',
+  ),
+  'step: the policy plays against itself, not the reference': Mutant(
+    'steps.py',
+    'player = frozen.reference',
+    'player = policy',
+    'tests/truth_test.py -k "cyclic and IPO-MD"',
+  ),
+  'lora: adapters left on in the reference': Mutant(
+    'models/lora.py',
+    "return flax.traverse_util.unflatten_dict(flat, sep='/')",
+    "frozen.reference.update(flax.traverse_util.unflatten_dict(flat, sep='/'))"
+    '\n    return frozen.reference',
+    'tests/lora_test.py -k reference_does_not_see',
   ),
   'expectation, policy_gradient: the 1/2 dropped': Mutant(
     'losses.py',

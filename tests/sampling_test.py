@@ -258,6 +258,8 @@ def test_inverse_cdf_resolves_what_one_uniform_cannot():
   [
     ({'mixture_coefs': (0.5, 1.5)}, 'MIXTURE_COEFS'),
     ({'mixture_coefs': ()}, 'MIXTURE_COEFS'),
+    ({'mixture_coefs': 0.125}, 'MIXTURE_COEFS'),
+    ({'mixture_coefs': (0.0, float('nan'))}, 'MIXTURE_COEFS'),
     ({'mixture_coefs': (0.0,), 'temperature': -1.0}, 'TEMPERATURE'),
     ({'mixture_coefs': (0.0,), 'top_k': -1}, 'TOP_K'),
     ({'mixture_coefs': (0.0,), 'top_p': 0.0}, 'TOP_P'),

@@ -253,6 +253,8 @@ def test_labels_are_made_of_the_preference():
       'PER_TOKEN = True with LOSS = reinforce',
     ),
     (online((0.5, 1.5)), prompts(), 'MIXTURE_COEFS'),
+    (online(0.5), prompts(), 'MIXTURE_COEFS'),
+    (online((0.0,)), prompts(), 'ipo needs preference.* MIXTURE_COEFS'),
     (online(truncation_reward=0.0), prompts(), 'TRUNCATION_REWARD'),
     (
       online(
