@@ -49,7 +49,12 @@ def claim(model_dir: str, config: str) -> None:
   """
   directory = epath.Path(model_dir)
   path = directory / 'config.gin'
-  if path.exists() and _has_saved(directory):
+  if _has_saved(directory):
+    if not path.exists():
+      raise ValueError(
+        f'MODEL_DIR {model_dir} holds results without their config.gin, so '
+        'they may be of another run; choose another one.'
+      )
     ours, theirs = _bindings(config), _bindings(path.read_text())
     if ours != theirs:
       changes = [
@@ -75,7 +80,8 @@ def claim(model_dir: str, config: str) -> None:
 
 def _has_saved(directory: epath.Path) -> bool:
   """Whether a run left something to lose; else its bindings are forgotten."""
-  if any((directory / n).exists() for n in ('COMPLETED', 'results.json')):
+  files = ('COMPLETED', 'results.json', 'completions.jsonl')
+  if any((directory / name).exists() for name in files):
     return True
   folder = directory / 'checkpoints'
   return folder.exists() and any(d.name.isdigit() for d in folder.iterdir())
@@ -104,9 +110,17 @@ def is_completed(model_dir: str, train_steps: int) -> bool:
 
 
 def complete(model_dir: str, train_steps: int) -> None:
-  """Marks the run as finished: nothing else does."""
+  """Marks the run as finished: nothing else does. Atomic."""
   if jax.process_index() == 0:
-    (epath.Path(model_dir) / 'COMPLETED').write_text(f'{train_steps}\n')
+    path = epath.Path(model_dir) / 'COMPLETED.partial'
+    path.write_text(f'{train_steps}\n')
+    path.replace(path.with_suffix(''))
+
+
+def reopen(model_dir: str) -> None:
+  """Unmarks a finished run that goes on to more steps."""
+  if jax.process_index() == 0:
+    (epath.Path(model_dir) / 'COMPLETED').unlink(missing_ok=True)
 
 
 def manager(model_dir: str, *, keep: int | None) -> ocp.CheckpointManager:
@@ -222,6 +236,8 @@ def load_params(
 def _best(path: str, name: str) -> str:
   """The checkpoint of a MODEL_DIR whose measured win rate is highest."""
   folder = epath.Path(path) / 'checkpoints'
+  if not folder.exists():
+    raise ValueError(f'{name} {path}:best is not a MODEL_DIR: no {folder}.')
   steps = [int(d.name) for d in folder.iterdir() if d.name.isdigit()]
   metrics = telemetry.read_metrics(path)
   rates = {

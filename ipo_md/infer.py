@@ -18,6 +18,7 @@ import functools
 import itertools
 import json
 import math
+import signal
 from typing import Any
 
 from etils import epath
@@ -163,6 +164,8 @@ def infer(
   if checkpoints.is_completed(model_dir, 0):
     print(f'{model_dir} is complete.', flush=True)
     return
+  # There is no state to save; JAX would swallow the signal.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
   mesh = sharding.make_mesh(mesh_shape)
   dataset = prompts.load()
   data.check_vocabulary(dataset, model.config.vocab_size)

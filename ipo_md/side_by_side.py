@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import pathlib
+import signal
 from typing import Any
 
 from etils import epath
@@ -96,6 +97,8 @@ def side_by_side(
   if checkpoints.is_completed(model_dir, 0):
     print(f'{model_dir} is complete.', flush=True)
     return
+  # There is no state to save; JAX would swallow the signal.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
   mesh = sharding.make_mesh(mesh_shape)
   with jax.set_mesh(mesh):
     draw = held_out.drawer(

@@ -89,8 +89,8 @@ class Evaluation:
   def __post_init__(self):
     if self.examples % self.batch_size:
       raise ValueError(
-        f'EVAL_EXAMPLES {self.examples} is not a multiple of the evaluation '
-        f"batch's size {self.batch_size}."
+        f'EVAL_EXAMPLES {self.examples} is not a multiple of '
+        f'EVAL_BATCH_SIZE {self.batch_size}.'
       )
 
 
@@ -162,6 +162,7 @@ def train(
       donate_argnums=0,
       out_shardings=(shardings, None),
     )
+    checkpoints.reopen(model_dir)
     first = int(state.step)
     if first == 0:
       writer.scalars(0, {f'data_{k}': v for k, v in examples.counts.items()})
@@ -186,10 +187,10 @@ def train(
         measured = evaluate(state, frozen)
         writer.scalars(done, measured)
         win_rate = {k: v for k, v in measured.items() if k == 'win_rate'}
-      if saving or _due(done, schedule.log_period):
-        line.update(done, means | win_rate, tokens=tokens)
       if saving:
         checkpoints.save(saved, state, examples.vocabulary)
+      if saving or _due(done, schedule.log_period):
+        line.update(done, means | win_rate, tokens=tokens)
       if preempted and not last:
         checkpoints.wait(saved)
         _say(f'Stopped by SIGTERM: step {done:,} is saved in {model_dir}.')
@@ -349,7 +350,12 @@ def _commit() -> str | None:
   if not head.exists():
     return None
   ref = head.read_text().strip().removeprefix('ref: ')
-  return (git / ref).read_text().strip() if (git / ref).exists() else ref
+  if (git / ref).exists():
+    return (git / ref).read_text().strip()
+  packed = git / 'packed-refs'
+  lines = packed.read_text().splitlines() if packed.exists() else []
+  found = [line.split()[0] for line in lines if line.endswith(f' {ref}')]
+  return found[0] if found else ref
 
 
 def _overlay(params: types.Params, loaded: types.Params) -> types.Params:

@@ -13,17 +13,17 @@ _setup() {
       break
     fi
   done
-  if [ -x "$root/.venv/bin/python" ]; then
-    python="$root/.venv/bin/python"
-  elif [ -z "$python" ]; then
+  if [ -z "$python" ] && [ ! -x "$root/.venv/bin/python" ]; then
     echo "Python 3.11 or 3.12 is needed; this machine has: $(python3 --version 2>&1)" >&2
     return 1
   fi
   stamp=$(cat "$root/setup.py" "$root/constraints.txt" | cksum | cut -d' ' -f1)
-  if ! grep -qs "^$stamp .*\[$extras\]" "$root/.venv/installed"; then
+  if ! grep -qs "^$stamp \[.*$extras" "$root/.venv/installed"; then
     echo "Installing into $root/.venv (3.3 GB; two to five minutes) ..."
     local start=$SECONDS
-    [ -x "$root/.venv/bin/python" ] || "$python" -m venv "$root/.venv" || return 1
+    # Without pip it is what a failed attempt left: made whole here.
+    "$root/.venv/bin/python" -m pip --version > /dev/null 2>&1 ||
+      "$python" -m venv "$root/.venv" || return 1
     "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       --constraint "$root/constraints.txt" --editable "$root${extras:+[$extras]}" || return 1
     grep -qs "^$stamp " "$root/.venv/installed" || : > "$root/.venv/installed"

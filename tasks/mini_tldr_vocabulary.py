@@ -3,7 +3,7 @@
   python -m tasks.mini_tldr_vocabulary tasks/mini_tldr.model
 
 Every word of the grammar and of the judges' prompts is a piece; the rest of
-the 512 pieces are letters, for other text, and what BPE merges of them. The
+the 320 pieces are letters, for other text, and what BPE merges of them. The
 model is a function of the grammar alone.
 """
 

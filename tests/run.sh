@@ -5,6 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 EXTRAS=test source launch/setup.sh
 export JAX_PLATFORMS=cpu
 echo "Checking format and lint with ruff ..."
-ruff format --check --quiet . && ruff check --quiet .
+ruff format --check --quiet .
+ruff check --quiet .
 echo "Running the tests (about ten minutes on two cores) ..."
 python -m pytest --numprocesses 2 "$@"
