@@ -151,7 +151,8 @@ def run(argv: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.ERROR)
+  # Orbax logs each thread's traceback of an error that is raised here too.
+  logging.set_verbosity(logging.FATAL)
   try:
     run(argv)
   except (ValueError, OSError, RuntimeError, FloatingPointError) as error:

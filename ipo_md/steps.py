@@ -49,7 +49,7 @@ def supervised_step(
     z_loss: see `losses.cross_entropy`.
 
   Returns:
-    The next state; loss, accuracy, tokens.
+    The next state; loss, perplexity, tokens, grad_norm.
   """
 
   def objective(params):

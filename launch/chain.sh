@@ -31,9 +31,12 @@ stage() {
   python -u -m ipo_md --gin_file="gin/runs/$run.gin" \
     --gin_file=gin/models/t5_tiny.gin --gin_file=gin/tasks/mini_tldr.gin "$@" \
     --gin.MODEL_DIR="'$dir/$name'" --gin.CACHE_DIR="'$dir/cache'" \
-    --gin.SEED="$SEED" 2>&1 | tee -a "$dir/logs/$name.log" |
-    { grep --line-buffered -E '^(step|policy|sampling|judging|tokenis|Resumed|Stopped|ipo_md:|.* is complete)' || true; } |
-    sed -u "s/^/  $name: /" || status=$?
+    --gin.SEED="$SEED" 2>&1 | (
+    trap '' TERM # A stage still speaks while it saves.
+    tee -a "$dir/logs/$name.log" |
+      { grep --line-buffered -E '^(step|policy|sampling|judging|tokenis|Resumed|Stopped|ipo_md:|.* is complete)' || true; } |
+      sed -u "s/^/  $name: /"
+  ) || status=$?
   if [ "$status" != 0 ]; then
     say "$name failed; the end of $dir/logs/$name.log:" >&2
     tail -n 5 "$dir/logs/$name.log" >&2
@@ -100,9 +103,36 @@ both() {
   return $status
 }
 
+# interruptible COMMAND: SIGINT or SIGTERM here is SIGTERM to its stages, which
+# save and end, so that none of them goes on in a folder that is given again.
+interruptible() {
+  local status=0 group
+  set -m
+  (trap : TERM; "$@") & group=$!
+  set +m
+  trap "kill -TERM -- -$group" INT TERM HUP
+  while true; do  # a signal ends a wait early
+    wait "$group" || status=$?
+    kill -0 "$group" 2>/dev/null || break
+  done
+  trap - INT TERM HUP
+  return $status
+}
+
+# settle DIR: makes it the folder of this SEED and SMOKE, or checks that it is.
+settle() {
+  local settings="SEED=$SEED SMOKE=$SMOKE"
+  mkdir -p "$1/logs"
+  [ -f "$1/settings" ] || echo "$settings" > "$1/settings"
+  if [ "$settings" != "$(cat "$1/settings")" ]; then
+    echo "$1 holds a run with $(cat "$1/settings"), not $settings; choose another folder." >&2
+    return 1
+  fi
+}
+
 # policies DIR: the chain up to the online policies.
 policies() {
-  mkdir -p "$1/logs"
+  settle "$1"
   export SEED SMOKE
   supervised "$1"
   both "judge ${1@Q} reward_model likelihood $judge" \

@@ -7,24 +7,19 @@
 # SEED=0      drives initialisation, order of the data, dropout and samples.
 # SMOKE=full  or quick: a few steps of everything and the report, in minutes.
 #
-# The same DIR again resumes, or says that all is done.
+# The same DIR again resumes, or says that all is done. Ctrl-C saves first.
 set -euo pipefail
 out=${1:-out}
-mkdir -p "$out/logs"
+mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh
 source launch/chain.sh
 
-settings="SEED=$SEED SMOKE=$SMOKE"
-[ -f "$out/settings" ] || echo "$settings" > "$out/settings"
-if [ "$settings" != "$(cat "$out/settings")" ]; then
-  echo "$out holds a run with $(cat "$out/settings"), not $settings; choose another folder." >&2
-  exit 1
-fi
+settle "$out"
 begin=$SECONDS
-say "The chain into $out ($settings), two stages at a time on two cores."
-chain "$out"
+say "The chain into $out (SEED=$SEED SMOKE=$SMOKE), two stages at a time on two cores."
+interruptible chain "$out"
 say "Done in $(((SECONDS - begin) / 60)) min $(((SECONDS - begin) % 60)) s."
 summary "$out/report"
 say "Open $out/report/index.html"
