@@ -59,7 +59,6 @@ _PREFERENCE_FILES = (
   "TRAIN_FILE = '/train.jsonl'",
   "VALIDATION_FILE = '/validation.jsonl'",
   "TASK_FEATURE_LENGTHS = {'inputs': 512, 'targets': 512}",
-  'MAX_NEW_TOKENS = 512',
 )
 TASKS = dict.fromkeys(_files('tasks'), ()) | {
   'preference_files': _PREFERENCE_FILES,
