@@ -7,5 +7,5 @@ export JAX_PLATFORMS=cpu
 echo "Checking format and lint with ruff ..."
 ruff format --check --quiet .
 ruff check --quiet .
-echo "Running the tests (about ten minutes on two cores) ..."
+echo "Running the tests (about twelve minutes on two cores) ..."
 python -m pytest --numprocesses 2 "$@"
