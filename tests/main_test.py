@@ -60,6 +60,8 @@ def arguments(model_dir, *, files=FILES, without=(), **changes) -> list[str]:
 def call_fixture(monkeypatch):
   """Calls the command in this process, which has joined the others already."""
   monkeypatch.setattr(main, 'start_processes', lambda: None)
+  # Other tests' search paths would be listed in the errors.
+  monkeypatch.setattr(gin.config, '_LOCATION_PREFIXES', [''])
 
   def call(args):
     gin.clear_config()
