@@ -4,11 +4,15 @@
   MODEL_DIR/checkpoints/N     types.TrainState after N updates
   MODEL_DIR/COMPLETED         the run reached TRAIN_STEPS
 
-Saves are asynchronous and atomic: a folder N is there whole or not at all.
+Saves are asynchronous and atomic: a folder N is there whole or not at all. What
+happens to it later, its checksums tell (`checksums`).
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -18,6 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 import seqio
 
+from ipo_md import checksums
 from ipo_md import sharding
 from ipo_md import telemetry
 from ipo_md import types
@@ -33,7 +38,54 @@ _MAY_CHANGE = (
   'LOG_PERIOD',
   'EVAL_PERIOD',
   'CHECKPOINT_PERIOD',
+  'KEEP_CHECKPOINTS',
+  'KEEP_PERIOD',
+  'KEEP_BEST',
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keep:
+  """Which checkpoints stay: those that any of these names.
+
+  Attributes:
+    last: KEEP_CHECKPOINTS, the latest ones; None: all. With fewer than 2 there
+      is none to go back to if the latest one is damaged.
+    period: KEEP_PERIOD, those of steps that it divides; 0: none.
+    best: KEEP_BEST, those of the highest measured win rates; 0: none.
+  """
+
+  last: int | None = 2
+  period: int = 0
+  best: int = 0
+
+  def __post_init__(self):
+    for name, value, least in (
+      ('KEEP_CHECKPOINTS', self.last, 1),
+      ('KEEP_PERIOD', self.period, 0),
+      ('KEEP_BEST', self.best, 0),
+    ):
+      if value is not None and value < least:
+        raise ValueError(f'{name} is {value}, less than {least}.')
+
+  def policy(self) -> ocp.checkpoint_managers.PreservationPolicy:
+    managers = ocp.checkpoint_managers
+    policies = [managers.LatestN(self.last)]
+    if self.period:
+      policies.append(managers.EveryNSteps(self.period))
+    if self.best:
+      policies.append(
+        managers.BestN(
+          get_metric_fn=_win_rate,
+          n=self.best,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
+    return managers.AnyPreservationPolicy(policies)
+
+
+def _win_rate(metrics: Mapping[str, float]) -> float:
+  return metrics['win_rate']
 
 
 def claim(model_dir: str, config: str) -> None:
@@ -123,15 +175,26 @@ def reopen(model_dir: str) -> None:
     (epath.Path(model_dir) / 'COMPLETED').unlink(missing_ok=True)
 
 
-def manager(model_dir: str, *, keep: int | None) -> ocp.CheckpointManager:
-  """Orbax's manager of MODEL_DIR/checkpoints; keep None: all of them."""
+def manager(model_dir: str, *, keep: Keep) -> ocp.CheckpointManager:
+  """Orbax's manager of MODEL_DIR/checkpoints, of which the latest is whole.
+
+  Raises:
+    ValueError: there are checkpoints, but all are damaged.
+  """
+  checksums.set_damaged_aside(model_dir)
+  directory = epath.Path(model_dir) / 'checkpoints'
   return ocp.CheckpointManager(
-    epath.Path(model_dir) / 'checkpoints',
+    directory,
     options=ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
+      preservation_policy=keep.policy(),
+      best_fn=_win_rate,  # else no metrics are saved
       cleanup_tmp_directories=True,
       create=True,
       save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
+      async_options=ocp.AsyncOptions(
+        # Before the commit, in process 0 alone.
+        post_finalization_callback=functools.partial(checksums.seal, directory)
+      ),
     ),
   )
 
@@ -140,8 +203,15 @@ def save(
   checkpoints: ocp.CheckpointManager,
   state: types.TrainState,
   vocabulary: seqio.Vocabulary,
+  win_rate: float | None = None,
 ) -> None:
   """Starts to save a state, unless its step is saved already.
+
+  Args:
+    checkpoints: of `manager`.
+    state: to be saved; may be donated afterwards.
+    vocabulary: of the run.
+    win_rate: of this state, if it was measured.
 
   Raises:
     RuntimeError: this or an earlier save failed, as on a full disk.
@@ -153,6 +223,7 @@ def save(
     checkpoints.save(
       step,
       args=ocp.args.StandardSave(state),
+      metrics=None if win_rate is None else {'win_rate': win_rate},
       custom_metadata={'vocabulary': describe(vocabulary)},
     )
   except (OSError, ValueError, RuntimeError) as error:
@@ -170,10 +241,15 @@ def wait(checkpoints: ocp.CheckpointManager) -> None:
 def _cannot_save(
   checkpoints: ocp.CheckpointManager, error: Exception
 ) -> RuntimeError:
-  last = checkpoints.latest_step()
+  steps = checksums.numbered(checkpoints.directory)
+  last = (
+    f'the last one there is of step {steps[-1]:,}'
+    if steps
+    else 'there is none yet'
+  )
   return RuntimeError(
     f'A checkpoint could not be saved under {checkpoints.directory} '
-    f'(MODEL_DIR); the last one there is of step {last}. {error}'
+    f'(MODEL_DIR); {last}. {error}'
   )
 
 
@@ -209,7 +285,8 @@ def load_params(
       head; they are left out of the result then.
 
   Raises:
-    ValueError: there is no checkpoint, or it is of another model or vocabulary.
+    ValueError: there is no checkpoint, or it is damaged, or of another model or
+      vocabulary.
   """
   if not path:
     raise ValueError(f'{name} is not set: the path of a checkpoint is needed.')
@@ -217,6 +294,8 @@ def load_params(
   if best:
     path = _best(path, name)
   kind, directory = formats.detect(path, name)
+  if kind == 'orbax':
+    _check_whole(directory.parent, name)
   if kind == 'orbax' and vocabulary is not None:
     metadata = directory.parent / '_CHECKPOINT_METADATA'
     theirs = json.loads(metadata.read_text())['custom_metadata']
@@ -233,22 +312,42 @@ def load_params(
   )
 
 
+def _check_whole(checkpoint: epath.Path, name: str) -> None:
+  """Another checkpoint would be another model, so none is taken in its place.
+
+  What was copied without its checksums is taken as it is.
+  """
+  if not (checkpoint / checksums.FILE).exists():
+    return
+  if files := checksums.damaged_files(checkpoint):
+    others = [
+      step
+      for step in checksums.numbered(checkpoint.parent)
+      if str(step) != checkpoint.name
+    ]
+    raise ValueError(
+      f'{name} {checkpoint} is damaged: {", ".join(files[:3])}'
+      + (f' and {len(files) - 3} more files' if len(files) > 3 else '')
+      + (f'. Others there are of the steps {others}.' if others else '.')
+    )
+
+
 def _best(path: str, name: str) -> str:
   """The checkpoint of a MODEL_DIR whose measured win rate is highest."""
   folder = epath.Path(path) / 'checkpoints'
   if not folder.exists():
     raise ValueError(f'{name} {path}:best is not a MODEL_DIR: no {folder}.')
-  steps = [int(d.name) for d in folder.iterdir() if d.name.isdigit()]
+  steps = checksums.numbered(folder)
   metrics = telemetry.read_metrics(path)
   rates = {
     step: metrics[step]['win_rate']
-    for step in sorted(steps)
+    for step in steps
     if 'win_rate' in metrics.get(step, {})
   }
   if not rates:
     raise ValueError(
       f'{name} {path}:best: no win rate was measured at the steps '
-      f'{sorted(steps)} of its checkpoints (EVAL_PERIOD).'
+      f'{steps} of its checkpoints (EVAL_PERIOD).'
     )
   return str(folder / str(max(rates, key=rates.get)))
 

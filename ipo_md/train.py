@@ -37,14 +37,14 @@ class Schedule:
     eval_period: EVAL_PERIOD, between two evaluations.
     checkpoint_period: CHECKPOINT_PERIOD, between two checkpoints; the last
       state is always saved.
-    keep: how many checkpoints stay; None: all.
+    keep: which checkpoints stay.
   """
 
   train_steps: int
   log_period: int
   eval_period: int
   checkpoint_period: int
-  keep: int | None = 1
+  keep: checkpoints.Keep = checkpoints.Keep()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def train(
       writer.scalars(0, {f'data_{k}': v for k, v in examples.counts.items()})
       writer.scalars(0, evaluate(state, frozen))
     line = telemetry.ProgressLine(schedule.train_steps, first)
-    window, win_rate = [], {}
+    window = []
     for done, batch in enumerate(
       batches.prefetch(training, range(first, schedule.train_steps)), first + 1
     ):
@@ -176,7 +176,7 @@ def train(
         state, frozen, batch, jax.random.fold_in(step_key, done - 1)
       )
       window.append(metrics)
-      last = done == schedule.train_steps
+      last, measured = done == schedule.train_steps, {}
       preempted = multihost_utils.reached_preemption_sync_point(done)
       saving = last or preempted or _due(done, schedule.checkpoint_period)
       if saving or _due(done, schedule.log_period):
@@ -186,11 +186,12 @@ def train(
       if _due(done, schedule.eval_period) or last:
         measured = evaluate(state, frozen)
         writer.scalars(done, measured)
-        win_rate = {k: v for k, v in measured.items() if k == 'win_rate'}
       if saving:
-        checkpoints.save(saved, state, examples.vocabulary)
+        checkpoints.save(
+          saved, state, examples.vocabulary, measured.get('win_rate')
+        )
       if saving or _due(done, schedule.log_period):
-        line.update(done, means | win_rate, tokens=tokens)
+        line.update(done, means | measured, tokens=tokens)
       if preempted and not last:
         checkpoints.wait(saved)
         _say(f'Stopped by SIGTERM: step {done:,} is saved in {model_dir}.')

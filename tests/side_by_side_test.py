@@ -65,7 +65,7 @@ def paths(tmp_path_factory):
     found[name] = str(tmp_path_factory.mktemp(name))
     params = MODEL.init(jax.random.key(seed))
     state = types.TrainState(step=jnp.int32(1), params=params, opt_state=())
-    with checkpoints.manager(found[name], keep=1) as saved:
+    with checkpoints.manager(found[name], keep=checkpoints.Keep()) as saved:
       checkpoints.save(saved, state, mini_tldr.VOCABULARY)
       checkpoints.wait(saved)
   return found

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ipo_md import checksums
 from ipo_md import types
 from ipo_md.models import model as models
 from ipo_md.models.convert import arrays
@@ -243,6 +244,7 @@ def write(
         args=ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_FILE_BYTES),
         custom_metadata={},
       )
+    checksums.write(directory / 'checkpoints' / str(step))
   else:
     raise ValueError(
       f'OUTPUT_FORMAT {output_format!r} is not among '
