@@ -242,16 +242,19 @@ def comparator(
     answers: what it says if the first or the second is better, a token each.
 
   Returns:
-    preference [B].
+    preference [B], and of both orders the matrix [B, 2, 2].
   """
   log_probs = comparator_log_probs(
     params, completions, model=model, template=template, answers=answers
   )
   p = jax.nn.sigmoid(log_probs[..., 0] - log_probs[..., 1])
+  half = jnp.full_like(p[:, 0], 0.5)
+  matrix = jnp.stack([half, p[:, 0], p[:, 1], half], axis=-1)
   return types.Labelled(
     completions=completions,
     completion_mask=jnp.ones((p.shape[0], 2), bool),
     preference=(p[:, 0] + 1 - p[:, 1]) / 2,
+    matrix=matrix.reshape(-1, 2, 2),
   )
 
 

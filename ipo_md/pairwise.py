@@ -130,8 +130,8 @@ class TextJudge:
 class LearnedJudge:
   """A judge of `judges` with a checkpoint, on the device.
 
-  One that gives rewards reads each completion once; another reads each pair,
-  in both orders.
+  One that compares, hence gives a matrix, reads each pair; another gives
+  rewards and reads each completion once.
 
   Args:
     judge: of `judges`, its network bound.
@@ -160,6 +160,9 @@ class LearnedJudge:
   def __call__(self, samples: Samples, pairs: Pairs) -> np.ndarray:
     params = self._load(samples.vocabulary)
     two = jax.eval_shape(self._judge, params, _columns(samples.tokens, (0, 1)))
+    if two.matrix is not None:
+      matrices = np.stack(self._run(params, samples.tokens, pairs, 'matrix'), 1)
+      return np.stack([matrices[..., 0, 1], 1 - matrices[..., 1, 0]], axis=-1)
     if two.rewards is not None:
       every = range(len(samples.texts[0]))
       (rewards,) = self._run(params, samples.tokens, [every], 'rewards')

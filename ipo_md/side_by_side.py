@@ -126,9 +126,7 @@ def side_by_side(
     found = _found(compared, scores, judged)
     found.update(kl=kl, entropy=entropy)
     if agreement is not None:
-      found['agreement'] = agreement_lib.table(
-        agreement, drawn, judges, measure
-      )
+      found |= agreement_lib.tables(agreement, drawn, judges, measure)
   if jax.process_index() == 0:
     folder = pathlib.Path(epath.Path(model_dir))
     texts = {

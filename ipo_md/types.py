@@ -47,6 +47,8 @@ class Labelled:
   preference: jax.Array | None = None  # [B] P(y_1 > y_2 | x), K = 2
   rewards: jax.Array | None = None  # [B, K]
   reference_log_prob: jax.Array | None = None  # [B, K] log pi_ref(y | x)
+  # [B, K, K] P(y_i > y_k | x) with y_i shown first, of judges that compare
+  matrix: jax.Array | None = None
 
 
 @flax.struct.dataclass

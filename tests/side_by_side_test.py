@@ -147,6 +147,9 @@ def test_a_run_gives_the_same_bytes_twice(tmp_path, paths, capsys):
   agreed = found['agreement']
   assert agreed['held_out_pairs']['reward_model'][3] == EXAMPLES
   assert agreed['samples_of_ipo'].keys() == {'reward_model', 'blind'}
+  for kind in ('calibration', 'by_length', 'order_consistency'):
+    assert found[kind].keys() == agreed.keys()
+    assert found[kind]['samples_of_ipo'].keys() == {'reward_model', 'blind'}
 
   # The lines hold what the table was made of.
   lines = (tmp_path / 'a' / 'completions.jsonl').read_text().splitlines()
