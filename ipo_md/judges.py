@@ -5,7 +5,8 @@ A judge is a function with its network bound by gin:
   judge(params, completions: types.Completions) -> types.Labelled
 
 `reward_model` and `likelihood` score each completion alone, `comparator` reads
-two at once and answers one of two tokens. All run on the device, inside the
+two at once and answers one of two tokens, `preference_representation` reads
+each completion alone and compares any two. All run on the device, inside the
 train step; what gin leaves open of their parameters, a step that trains them
 gives.
 """
@@ -114,16 +115,16 @@ def reward_model(
 
   Returns:
     rewards [B, K] in nats, and the preference [B] if K = 2.
+
+  Raises:
+    ValueError: the head has more than one output.
   """
-  keys = (None, None) if rng is None else jax.random.split(rng)
-  prompts, tokens = completions.prompts, completions.completions
-  b, k = tokens.ids.shape[:2]
   if template is None:
-    context = model.encode(params, prompts, rng=keys[0])
-    inputs = sequences.reading_inputs(context.start, tokens.ids)
-    hidden, _, _ = model.decode(params, inputs, context, rng=keys[1])
-    rewards = model.reward(params, hidden[:, :, 1:], tokens.mask)
+    rewards = _heads(params, completions, model, rng)
   else:
+    keys = (None, None) if rng is None else jax.random.split(rng)
+    prompts, tokens = completions.prompts, completions.completions
+    b, k = tokens.ids.shape[:2]
     flat = lambda x: x.reshape(b * k, -1)
     joined = template.join(
       text=jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), prompts),
@@ -133,8 +134,82 @@ def reward_model(
     start = context.start[:, None, None]
     hidden, _, _ = model.decode(params, start, context, rng=keys[1])
     rewards = model.reward(params, hidden, jnp.ones(start.shape, bool))
-    rewards = rewards.reshape(b, k)
-  return _from_rewards(completions, rewards)
+    rewards = rewards.reshape(b, k, -1)
+  if rewards.shape[-1] != 1:
+    raise ValueError(
+      f'A reward model has a head of 1 output, not {rewards.shape[-1]} '
+      '(REWARD_HEAD).'
+    )
+  return _from_rewards(completions, rewards[..., 0])
+
+
+def preference_representation(
+  params: types.Params,
+  completions: types.Completions,
+  *,
+  model: model_lib.Model,
+  rng: jax.Array | None = None,
+) -> types.Labelled:
+  """Embeds each completion by itself and compares any two embeddings.
+
+    v(x, y) = (a, b) in R^2d,   s_ik = v_i' R v_k = a_i . b_k - b_i . a_k
+    P(y_i > y_k | x) = sigmoid(s_ik),   r_i = mean over k of s_ik
+
+  R is skew-symmetric, so swapping a pair gives 1 - P exactly, and a cycle can
+  be expressed, which no reward can; v = (r, 1) is Bradley-Terry. The prompt is
+  read once and each completion once for all K x K comparisons. For K = 2,
+  r_1 - r_2 = s_12: `judge_steps.reward_step` trains it by the likelihood of
+  preferences. For more, r_i is the mean score against the other samples, as in
+  the paper's GPO.
+
+  Source: arXiv 2410.02197. There v has length 1, and a temperature and a gate
+  that reads the prompt scale each of its d planes; here v has any length: the
+  head reads the prompt too, so the two forms express the same preferences.
+
+  Args:
+    params: parameters of `model`, whose head has 2d outputs.
+    completions: K completions of each of B prompts, at least two.
+    model: the network.
+    rng: key for dropout, consumed; None: no dropout.
+
+  Returns:
+    matrix [B, K, K], rewards [B, K] in nats, and the preference [B] if K = 2.
+
+  Raises:
+    ValueError: the head has an odd number of outputs, or K is 1.
+  """
+  if completions.completions.ids.shape[1] < 2:
+    raise ValueError(
+      'A preference representation compares the K completions of a prompt, '
+      'and K is 1: MIXTURE_COEFS has one entry for each.'
+    )
+  v = _heads(params, completions, model, rng)
+  if v.shape[-1] % 2:
+    raise ValueError(
+      'A preference representation has a head of an even number of outputs, '
+      f'not {v.shape[-1]} (REWARD_HEAD).'
+    )
+  a, b = jnp.split(v, 2, axis=-1)
+  # Not a matmul, which a TPU would round to bfloat16.
+  product = jnp.sum(a[:, :, None] * b[:, None], axis=-1)
+  scores = product - jnp.swapaxes(product, 1, 2)
+  judged = _from_rewards(completions, jnp.mean(scores, axis=-1))
+  return judged.replace(matrix=jax.nn.sigmoid(scores))
+
+
+def _heads(
+  params: types.Params,
+  completions: types.Completions,
+  model: model_lib.Model,
+  rng: jax.Array | None,
+) -> jax.Array:
+  """[B, K, D] outputs of the head at the last token of each completion."""
+  keys = (None, None) if rng is None else jax.random.split(rng)
+  tokens = completions.completions
+  context = model.encode(params, completions.prompts, rng=keys[0])
+  inputs = sequences.reading_inputs(context.start, tokens.ids)
+  hidden, _, _ = model.decode(params, inputs, context, rng=keys[1])
+  return model.reward(params, hidden[:, :, 1:], tokens.mask)
 
 
 def likelihood(

@@ -5,9 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ipo_md import data
+from ipo_md import judge_steps
 from ipo_md import judges
 from ipo_md import sequences
 from ipo_md import types
@@ -198,6 +200,105 @@ def test_likelihood_is_the_summed_log_probability():
   log_probs, _ = sequences.log_probs(MODEL, PARAMS, completions)
   judged = judges.likelihood(PARAMS, completions, model=MODEL)
   np.testing.assert_allclose(judged.rewards, log_probs.sum(-1), rtol=1e-6)
+
+
+def with_head(outputs: int) -> model_lib.Model:
+  return model_lib.Model(functools.partial(MODEL._network, reward_head=outputs))
+
+
+def game(winners: np.ndarray) -> types.Labelled:
+  """Pairs of three one-token completions; winners[i, k]: P(i > k)."""
+  first, second = np.nonzero(~np.eye(3, dtype=bool))
+  ids = np.stack([first, second], axis=1)[..., None] + 10
+  prompts = np.full((6, 2), 5, np.int32)
+  tokens = lambda x: types.Tokens(
+    ids=jnp.array(x), mask=jnp.ones(x.shape, bool)
+  )
+  return types.Labelled(
+    completions=types.Completions(
+      prompts=tokens(prompts), completions=tokens(ids.astype(np.int32))
+    ),
+    completion_mask=jnp.ones((6, 2), bool),
+    preference=jnp.array(winners[first, second], jnp.float32),
+  )
+
+
+@pytest.mark.parametrize('kind', ['preference_representation', 'reward_model'])
+def test_a_cycle_is_learnt_by_a_representation_alone(kind):
+  """1 > 2 > 3 > 1: Bradley-Terry can do no better than log 2."""
+  rock = game(np.array([[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]]))
+  model = with_head(4 if kind == 'preference_representation' else 1)
+  optimizer = optax.adam(0.03)
+  step = jax.jit(
+    functools.partial(
+      judge_steps.reward_step,
+      model=model,
+      optimizer=optimizer,
+      judge=getattr(judges, kind),
+    )
+  )
+  params = model.init(jax.random.key(0))
+  state = types.TrainState(jnp.int32(0), params, optimizer.init(params))
+  for n in range(60):
+    state, metrics = step(state, types.FrozenParams(), rock, jax.random.key(n))
+  if kind == 'preference_representation':
+    assert metrics['loss'] < 0.05
+    assert metrics['accuracy'] == 1
+  else:
+    assert metrics['loss'] > np.log(2) - 1e-3
+    assert metrics['accuracy'] <= 2 / 3 + 1e-6
+
+
+def test_a_representation_compares_k_completions_at_once():
+  model = with_head(6)
+  params = model.init(jax.random.key(0))
+  two = pairs().completions
+  four = two.replace(
+    completions=jax.tree.map(
+      lambda x: jnp.concatenate([x, x[::-1]], axis=1), two.completions
+    )
+  )
+  judge = jax.jit(
+    functools.partial(judges.preference_representation, model=model)
+  )
+  judged = judge(params, four)
+  matrix = np.asarray(judged.matrix)
+  np.testing.assert_allclose(matrix + matrix.swapaxes(1, 2), 1, atol=1e-6)
+  np.testing.assert_array_equal(np.diagonal(matrix, axis1=1, axis2=2), 0.5)
+  scores = np.log(matrix) - np.log1p(-matrix)
+  np.testing.assert_allclose(judged.rewards, scores.mean(-1), atol=1e-4)
+  assert judged.preference is None
+  # A pair of them, in either order.
+  pair = judge(params, two)
+  np.testing.assert_allclose(pair.preference, matrix[:, 0, 1], atol=1e-6)
+  np.testing.assert_array_equal(
+    judge(params, swapped(two)).preference,
+    judge(params, swapped(two)).matrix[:, 0, 1],
+  )
+  np.testing.assert_allclose(
+    judge(params, swapped(two)).preference, 1 - pair.preference, atol=1e-6
+  )
+  assert np.std(pair.preference) > 1e-3
+
+
+def test_representations_that_cannot_be():
+  two = pairs().completions
+  one = two.replace(
+    completions=jax.tree.map(lambda x: x[:, :1], two.completions)
+  )
+  odd, even = with_head(3), with_head(2)
+  judge = judges.preference_representation
+  with pytest.raises(ValueError, match='MIXTURE_COEFS'):
+    jax.eval_shape(
+      functools.partial(judge, model=even), even.abstract_params, one
+    )
+  with pytest.raises(ValueError, match='not 3 .REWARD_HEAD'):
+    jax.eval_shape(
+      functools.partial(judge, model=odd), odd.abstract_params, two
+    )
+  with pytest.raises(ValueError, match='not 2 .REWARD_HEAD'):
+    judge = functools.partial(judges.reward_model, model=even)
+    jax.eval_shape(judge, even.abstract_params, two)
 
 
 def test_indifferent_prefers_nothing():

@@ -50,7 +50,7 @@ class DecoderOnlyConfig:
   dtype: str = 'float32'  # of activations
   scan: bool = True  # lax.scan over the layers, or a Python loop
   remat_policy: str = 'none'  # 'none', 'minimal', 'full'
-  reward_head: bool = False  # a scalar head besides the vocabulary's
+  reward_head: int = 0  # outputs of a head besides the vocabulary's
 
   def __post_init__(self):
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
@@ -133,10 +133,10 @@ class DecoderOnly(nnx.Module):
     return layers.project(hidden, self.decoder.logits_dense.kernel[...], 0)
 
   def reward(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-    """[B, K, T, E], [B, K, T] -> [B, K]."""
+    """[B, K, T, E], [B, K, T] -> [B, K, D]."""
     if not self.config.reward_head:
       raise ValueError(
-        'This decoder has no reward head: set DecoderOnly.reward_head = True '
+        'This decoder has no reward head: set DecoderOnly.reward_head = 1 '
         'in the gin file of the judge.'
       )
     return layers.reward(self.decoder.reward_head.kernel[...], hidden, mask)
@@ -157,7 +157,7 @@ class _Decoder(nnx.Module):
       )
     if cfg.reward_head:
       self.reward_head = layers.Dense(
-        rngs, (cfg.emb_dim, 1), ('embed', 'reward')
+        rngs, (cfg.emb_dim, cfg.reward_head), ('embed', 'reward')
       )
 
   def read(self, x: jax.Array, rng: jax.Array | None) -> Any:

@@ -195,16 +195,16 @@ def split(rng: jax.Array | None, n: int) -> Sequence[jax.Array | None]:
 
 
 def reward(kernel: jax.Array, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-  """A scalar for each completion: the head at its last real token.
+  """D outputs for each completion: the head at its last real token.
 
   Args:
-    kernel: [E, 1].
+    kernel: [E, D].
     hidden: [B, K, T, E].
     mask: [B, K, T] bool, right-padded.
 
   Returns:
-    [B, K] float32.
+    [B, K, D] float32.
   """
   last = jnp.maximum(jnp.sum(mask, axis=-1) - 1, 0)
   hidden = jnp.take_along_axis(hidden, last[..., None, None], axis=2)
-  return project(hidden, kernel, 0)[:, :, 0, 0]
+  return project(hidden, kernel, 0)[:, :, 0]

@@ -125,5 +125,5 @@ class Model:
   def reward(
     self, params: types.Params, hidden: jax.Array, mask: jax.Array
   ) -> jax.Array:
-    """[B, K, T, E] hidden states, [B, K, T] mask -> [B, K] rewards."""
+    """[B, K, T, E] hidden states, [B, K, T] mask -> [B, K, D] outputs."""
     return self.bind(params).reward(hidden, mask)
