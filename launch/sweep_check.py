@@ -1,0 +1,68 @@
+"""Reads all configurations of a sweep in one process, before any of them runs.
+
+  python launch/sweep_check.py < RUNS
+
+RUNS is JSON: name -> {"arguments": [...] of python -m ipo_md, "axes": [names],
+"folder": MODEL_DIR or null}. Prints what is wrong with the first one that is,
+and exits with 1.
+"""
+
+import json
+import re
+import sys
+
+from etils import epath
+import gin
+
+from ipo_md import __main__ as command
+from ipo_md import checkpoints
+
+
+def config_of(arguments: list[str], axes: list[str]) -> str:
+  """All bindings of a run but its folder.
+
+  Raises:
+    ValueError: it cannot be parsed, or nothing refers to an axis.
+  """
+  files, bindings = [], []
+  for argument in command.rewrite_gin_args(arguments):
+    flag, _, value = argument.partition('=')
+    (files if flag == '--gin_file' else bindings).append(value)
+  gin.clear_config()
+  command.parse(files, bindings)
+  config = gin.config._CONFIG  # pylint: disable=protected-access
+  used = {r.selector for r in gin.config.iterate_references(config)}
+  for axis in axes:
+    function, dot, _ = axis.rpartition('.')
+    if dot and function.rpartition('/')[-1] not in used:
+      raise ValueError(
+        f'{axis} is an axis, but nothing in this run refers to {function}.'
+      )
+  text = re.sub(r'\\\n\s*', '', gin.config_str())
+  return re.sub(r'^MODEL_DIR = .*$', '', text, flags=re.MULTILINE)
+
+
+def main() -> int:
+  gin.add_config_file_search_path(command._ROOT)
+  seen = {}
+  for name, run in json.load(sys.stdin).items():
+    try:
+      config = config_of(run['arguments'], run['axes'])
+      folder = run['folder']
+      if folder and (epath.Path(folder) / 'config.gin').exists():
+        checkpoints.claim(folder, gin.config_str())
+    except (ValueError, OSError) as error:
+      print(f'{name}: {error}')
+      return 1
+    if config in seen:
+      print(
+        f'{name} and {seen[config]} are the same run: nothing in it depends on '
+        'what they differ in.'
+      )
+      return 1
+    seen[config] = name
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

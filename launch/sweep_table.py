@@ -1,0 +1,62 @@
+"""What a sweep shows while it runs."""
+
+from collections.abc import Sequence
+import time
+
+import rich.console
+import rich.live
+import rich.markup
+import rich.table
+
+_LOG_SECONDS = 30  # between two lines of progress in a log file
+
+
+class Table:
+  """A table that is redrawn on a terminal; elsewhere a line for each event."""
+
+  def __init__(self):
+    self._console = rich.console.Console(highlight=False)
+    self._live = None
+    if self._console.is_terminal:
+      self._live = rich.live.Live(
+        console=self._console, auto_refresh=False, transient=True
+      )
+    self._shown = time.monotonic()
+
+  def __enter__(self):
+    if self._live:
+      self._live.start()
+    return self
+
+  def __exit__(self, *_):
+    if self._live:
+      self._live.stop()
+
+  def say(self, text: str) -> None:
+    if self._live:
+      self._console.print(text, markup=False)
+    else:
+      print(text, flush=True)
+
+  def state(self, rows: Sequence[tuple[str, str, str]], summary: str) -> None:
+    if self._live:
+      table = rich.table.Table(
+        box=None, show_header=False, caption=summary, caption_justify='left'
+      )
+      for row in rows:
+        table.add_row(*map(rich.markup.escape, row))
+      self._live.update(table, refresh=True)
+    elif time.monotonic() - self._shown >= _LOG_SECONDS:
+      self._shown = time.monotonic()
+      for name, took, said in rows:
+        print(f'  {name}  {took}  {said}', flush=True)
+      print(summary, flush=True)
+
+
+def duration(seconds: float) -> str:
+  """1:02:33, or 2:33 below an hour."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}:{minutes:02}:{seconds:02}'
+  return f'{minutes}:{seconds:02}'
