@@ -119,7 +119,7 @@ def comparator(tmp_path_factory):
   path = str(tmp_path_factory.mktemp('judge'))
   params = MODEL.init(jax.random.key(0))
   state = types.TrainState(step=jnp.int32(1), params=params, opt_state=())
-  with checkpoints.manager(path, keep=1) as saved:
+  with checkpoints.manager(path, keep=checkpoints.Keep()) as saved:
     checkpoints.save(saved, state, mini_tldr.VOCABULARY)
     checkpoints.wait(saved)
   template = judges.Template(
