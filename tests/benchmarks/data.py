@@ -1,0 +1,132 @@
+"""What the host does beside the device: batches, metrics, checkpoints.
+
+  python tests/benchmarks/data.py
+  python tests/benchmarks/data.py --threads=2 --clock=wall
+
+Prints the time of making one batch, and the time of `--steps` supervised
+updates whose batches are prefetched, then with metrics written and a checkpoint
+saved too, over that of as many updates on one batch that is there already. A
+single core also does what a host does on others.
+"""
+
+import statistics
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import protocol
+import seqio
+
+from ipo_md import batches
+from ipo_md import checkpoints
+from ipo_md import data
+from ipo_md import examples
+from ipo_md import optimizers
+from ipo_md import sharding
+from ipo_md import steps
+from ipo_md import telemetry
+from ipo_md import types
+
+
+def _dataset(args) -> data.Dataset:
+  """4,096 examples of random tokens and lengths."""
+  rng = np.random.default_rng(0)
+
+  def ragged(longest):
+    starts = np.cumsum([0, *rng.integers(longest // 2, longest + 1, 4096)])
+    ids = rng.integers(2, args.vocab, starts[-1])
+    return examples.Ragged(ids=ids.astype(np.int32), starts=starts)
+
+  vocabulary = seqio.PassThroughVocabulary(args.vocab)
+  return data.Dataset(
+    examples=(
+      examples.Examples(
+        name='random',
+        prompts=ragged(args.prompt),
+        targets=ragged(args.tokens),
+        k=1,
+        scores={},
+      ),
+    ),
+    rates=(1.0,),
+    lengths={'inputs': args.prompt, 'targets': args.tokens},
+    prompt_format=data.PromptFormat(vocabulary=vocabulary),
+    prompts_only=False,
+    vocabulary=vocabulary,
+    counts={},
+  )
+
+
+def main() -> None:
+  flags = protocol.parser(__doc__)
+  networks.add_flags(flags, 'decoder')
+  flags.add_argument('--steps', type=int, default=10)
+  args = networks.fill(flags.parse_args())
+  protocol.limit_threads(args.threads)
+
+  model = networks.network(args)
+  optimizer = optimizers.adam(model.logical_axes, learning_rate=1e-6)
+  params = networks.init(model, 0)
+  state = types.TrainState(
+    step=jnp.int32(0), params=params, opt_state=optimizer.init(params)
+  )
+  dataset = _dataset(args)
+  batch_of = batches.Batches(
+    dataset,
+    batch_size=args.batch,
+    seed=0,
+    sharding=sharding.batch(sharding.make_mesh((-1, 1, 1))),
+  )
+
+  def update(state, batch):
+    return steps.supervised_step(
+      state, None, batch, None, model=model, optimizer=optimizer, z_loss=0.0
+    )
+
+  first = batch_of(0)
+  program = protocol.compiled(update, state, first, donate=0)
+  meter = protocol.Meter(args)
+  states = {'state': state}
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    checkpoints.manager(folder, keep=1) as saved,
+    telemetry.MetricWriter(folder) as writer,
+  ):
+
+    def run(feed, save=False):
+      for batch in feed:
+        states['state'], metrics = program.run(states['state'], batch)
+        if save:
+          metrics = jax.device_get(metrics)
+          writer.scalars(int(states['state'].step), metrics)
+      if save:
+        checkpoints.save(saved, states['state'], dataset.vocabulary)
+      return states['state']
+
+    prefetched = lambda: batches.prefetch(batch_of, range(args.steps))
+    work = {
+      'batch': lambda: batch_of(1),
+      'fixed': lambda: run([first] * args.steps),
+      'prefetched': lambda: run(prefetched()),
+      'saved': lambda: run(prefetched(), save=True),
+    }
+    for f in work.values():
+      protocol.timed(f)
+    times, rates = meter.measure(work)
+    checkpoints.wait(saved)
+  over = lambda name: statistics.median(
+    meter.seconds(t) / meter.seconds(fixed)
+    for t, fixed in zip(times[name], times['fixed'], strict=True)
+  )
+  meter.report(
+    times,
+    rates,
+    prefetched_over_fixed=round(over('prefetched'), 3),
+    saved_over_fixed=round(over('saved'), 3),
+  )
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,131 @@
+"""A whole update, and its phases, against the FLOPs that it cannot avoid.
+
+  python tests/benchmarks/step.py
+  python tests/benchmarks/step.py --algorithm=ipo_md
+  python tests/benchmarks/step.py --family=t5 --algorithm=supervised
+
+The default is online IPO of a small decoder, judged by a reward model of its
+size, no completion ending early. `fraction_of_rate` is minimal FLOPs over
+seconds over the matmul rate; several algorithms after a comma are measured in
+turn, in one process, and `over_first` is the time over that of the first.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import limits
+import networks
+import protocol
+
+from ipo_md import judges
+from ipo_md import losses
+from ipo_md import optimizers
+from ipo_md import steps
+from ipo_md import types
+
+_LOSSES = {
+  'ipo': functools.partial(losses.ipo, tau=0.1),
+  'ipo_md': functools.partial(losses.ipo, tau=0.1),
+  'dpo': functools.partial(losses.dpo, beta=0.1),
+  'slic': functools.partial(losses.slic, beta=0.1),
+  'nash_md': functools.partial(losses.policy_gradient, tau=0.1),
+  'rl': functools.partial(losses.reinforce, tau=0.1),
+  'nca': functools.partial(losses.nca, beta=0.1, alpha=0.1),
+  'info_nca': functools.partial(losses.info_nca, beta=0.1, alpha=0.1),
+}
+
+
+def _update(algorithm, args, model, judge_model, optimizer):
+  """The step of an algorithm, its batch still open."""
+  if algorithm == 'supervised':
+    return functools.partial(
+      steps.supervised_step, model=model, optimizer=optimizer, z_loss=0.0
+    )
+  coefs = [0.0] * args.k
+  if algorithm == 'ipo_md':
+    coefs = [0.125] * args.k
+  if algorithm == 'nash_md':
+    coefs[1:] = [0.125] * (args.k - 1)
+  return functools.partial(
+    steps.online_step,
+    model=model,
+    judge=functools.partial(judges.reward_model, model=judge_model),
+    loss=_LOSSES[algorithm],
+    optimizer=optimizer,
+    mixture_coefs=coefs,
+    max_new_tokens=args.tokens,
+    eos_id=-1,
+  )
+
+
+def main() -> None:
+  flags = protocol.parser(__doc__)
+  networks.add_flags(flags, 'decoder')
+  flags.add_argument('--algorithm', default='ipo')
+  args = networks.fill(flags.parse_args())
+  protocol.limit_threads(args.threads)
+
+  model = networks.network(args)
+  judge_model = networks.network(args, reward_head=True)
+  optimizer = optimizers.adam(model.logical_axes, learning_rate=1e-6)
+  frozen = types.FrozenParams(
+    reference=networks.init(model, 1), judge=networks.init(judge_model, 2)
+  )
+  meter = protocol.Meter(args)
+  names = args.algorithm.split(',')
+  work, programs, states = {}, {}, {}
+  for name in names:
+    params = networks.init(model, 0)
+    states[name] = types.TrainState(
+      step=jnp.int32(0), params=params, opt_state=optimizer.init(params)
+    )
+    batch = networks.prompts(args)
+    if name == 'supervised':
+      given = networks.completions(args)
+      batch = types.Labelled(
+        completions=given,
+        completion_mask=jnp.ones((args.batch, args.k), bool),
+      )
+    update = _update(name, args, model, judge_model, optimizer)
+    programs[name] = protocol.compiled(
+      update, states[name], frozen, batch, jax.random.key(0), donate=0
+    )
+
+    def run(name=name, batch=batch):
+      states[name], metrics = programs[name].run(
+        states[name], frozen, batch, jax.random.key(0)
+      )
+      return metrics
+
+    work[name] = run
+    protocol.timed(run)
+  times, rates = meter.measure(work)
+  costs = {name: limits.update(args, name) for name in names}
+  results = {
+    name: {
+      'gflop': round(costs[name].flops / 1e9, 2),
+      'fraction_of_rate': round(
+        1
+        / meter.ratio(
+          times[name], rates, limits.Cost(costs[name].flops).seconds
+        ),
+        3,
+      ),
+      'over_first': round(
+        sorted(
+          meter.seconds(t) / meter.seconds(first)
+          for t, first in zip(times[name], times[names[0]], strict=True)
+        )[args.repeats // 2],
+        3,
+      ),
+      'compile_s': programs[name].seconds,
+      'temporary_mb': programs[name].temporary_mb,
+    }
+    for name in names
+  }
+  meter.report(times, rates, **results)
+
+
+if __name__ == '__main__':
+  main()
