@@ -17,6 +17,10 @@ import jax.numpy as jnp
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
+# The caches grow by so many tokens at a time, a loop for each width: a token
+# attends to all columns of a cache, filled or not.
+CACHE_BLOCK = 128
+
 
 @flax.struct.dataclass
 class Sampled:
@@ -83,7 +87,7 @@ def sample(
 ) -> Sampled:
   """Samples K completions of each prompt.
 
-  The loop ends when every completion has ended. One that reaches
+  The loops end when every completion has ended. One that reaches
   `max_new_tokens` without EOS is kept as it is. Completions whose coefficient
   is 0 never touch the reference.
 
@@ -114,12 +118,14 @@ def sample(
   models = [(policy, contexts[0], list(range(len(mixture_coefs))))]
   if mixed:
     models.append((reference, contexts[1], mixed))
-  models = jax.lax.stop_gradient(models)
+  models = [
+    (model.decode_form(params), context, slots)
+    for params, context, slots in jax.lax.stop_gradient(models)
+  ]
   b, k, t = contexts[0].start.shape[0], len(mixture_coefs), max_new_tokens
-  coefs = jnp.array([mixture_coefs[i] for i in mixed], jnp.float32)
 
   def step(loop: _Loop) -> _Loop:
-    caches, scores = [], []
+    caches, logits = [], []
     for (params, context, slots), cache in zip(
       models, loop.caches, strict=True
     ):
@@ -127,26 +133,19 @@ def sample(
         params, loop.last[:, slots, None], context, cache, loop.n
       )
       caches.append(cache)
-      scores.append(
-        jax.nn.log_softmax(model.logits(params, hidden)[:, :, 0], axis=-1)
-      )
-    mixture = scores[0]
-    if mixed:
-      weight = coefs[:, None]
-      blend = (1 - weight) * scores[0][:, mixed] + weight * scores[1]
-      mixture = blend if len(mixed) == k else mixture.at[:, mixed].set(blend)
-    token = draw(
-      mixture,
+      logits.append(model.logits(params, hidden)[:, :, 0])
+    token, log_probs = choose(
+      logits,
+      mixture_coefs,
       jax.random.fold_in(rng, loop.n),
       temperature=temperature,
       top_k=top_k,
       top_p=top_p,
     )
     token = jnp.where(loop.finished, 0, token)
-    chosen = [
-      jnp.take_along_axis(s, token[:, slots, None], axis=-1)[..., 0]
-      * ~loop.finished[:, slots]
-      for s, (_, _, slots) in zip(scores, models, strict=True)
+    log_probs = [
+      jnp.where(loop.finished[:, slots], 0, x)
+      for x, (_, _, slots) in zip(log_probs, models, strict=True)
     ]
     put = lambda whole, column: jax.lax.dynamic_update_slice_in_dim(
       whole, column[..., None].astype(whole.dtype), loop.n, axis=2
@@ -158,27 +157,79 @@ def sample(
       caches=tuple(caches),
       ids=put(loop.ids, token),
       mask=put(loop.mask, ~loop.finished),
-      log_probs=tuple(map(put, loop.log_probs, chosen)),
+      log_probs=tuple(map(put, loop.log_probs, log_probs)),
     )
 
-  end = jax.lax.while_loop(
-    lambda loop: (loop.n < t) & ~jnp.all(loop.finished),
-    step,
-    _Loop(
-      n=jnp.int32(0),
-      last=jnp.broadcast_to(contexts[0].start[:, None], (b, k)),
-      finished=jnp.zeros((b, k), bool),
-      caches=tuple(model.init_cache(c, len(s), t) for _, c, s in models),
-      ids=jnp.zeros((b, k, t), jnp.int32),
-      mask=jnp.zeros((b, k, t), bool),
-      log_probs=tuple(jnp.zeros((b, len(s), t)) for _, _, s in models),
-    ),
+  def empty_caches(length):
+    return tuple(model.init_cache(c, len(s), length) for _, c, s in models)
+
+  loop = _Loop(
+    n=jnp.int32(0),
+    last=jnp.broadcast_to(contexts[0].start[:, None], (b, k)),
+    finished=jnp.zeros((b, k), bool),
+    caches=empty_caches(min(t, CACHE_BLOCK)),
+    ids=jnp.zeros((b, k, t), jnp.int32),
+    mask=jnp.zeros((b, k, t), bool),
+    log_probs=tuple(jnp.zeros((b, len(s), t)) for _, _, s in models),
   )
+  for end in (*range(CACHE_BLOCK, t, CACHE_BLOCK), t):
+    wider = jax.tree.map(_put_first, empty_caches(end), loop.caches)
+    loop = jax.lax.while_loop(
+      lambda loop, end=end: (loop.n < end) & ~jnp.all(loop.finished),
+      step,
+      loop.replace(caches=wider),
+    )
   return Sampled(
-    tokens=types.Tokens(ids=end.ids, mask=end.mask),
-    policy_log_probs=end.log_probs[0],
-    reference_log_probs=end.log_probs[1] if len(mixed) == k else None,
+    tokens=types.Tokens(ids=loop.ids, mask=loop.mask),
+    policy_log_probs=loop.log_probs[0],
+    reference_log_probs=loop.log_probs[1] if len(mixed) == k else None,
   )
+
+
+def _put_first(wide: jax.Array, narrow: jax.Array) -> jax.Array:
+  """`wide` with `narrow` in its first corner."""
+  return jax.lax.dynamic_update_slice(wide, narrow, (0,) * wide.ndim)
+
+
+def choose(
+  logits: Sequence[jax.Array],
+  mixture_coefs: Sequence[float],
+  rng: jax.Array,
+  *,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+) -> tuple[jax.Array, list[jax.Array]]:
+  """The next token of each completion, and what the models think of it.
+
+  Args:
+    logits: of the policy [B, K, V] and, if any coefficient is above 0, of the
+      reference [B, M, V] for the M slots where it is.
+    mixture_coefs: K weights of the reference.
+    rng: key, consumed.
+    temperature: see `sample`.
+    top_k: see `sample`.
+    top_p: see `sample`.
+
+  Returns:
+    [B, K] tokens; their log-probabilities, [B, K] by the policy and, if it is
+    there, [B, M] by the reference.
+  """
+  mixed = [k for k, b in enumerate(mixture_coefs) if b > 0]
+  mixture, slots = logits[0], [list(range(len(mixture_coefs)))]
+  if mixed:
+    # Each model's own constant, log Z, is one factor for all tokens.
+    weight = jnp.array([mixture_coefs[k] for k in mixed])[:, None]
+    blend = (1 - weight) * logits[0][:, mixed] + weight * logits[1]
+    everywhere = len(mixed) == len(mixture_coefs)
+    mixture = blend if everywhere else mixture.at[:, mixed].set(blend)
+    slots.append(mixed)
+  token = draw(mixture, rng, temperature=temperature, top_k=top_k, top_p=top_p)
+  return token, [
+    jnp.take_along_axis(x, token[:, s, None], axis=-1)[..., 0]
+    - jax.nn.logsumexp(x, axis=-1)
+    for x, s in zip(logits, slots, strict=True)
+  ]
 
 
 def draw(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
-# Elements of the largest array of logits that a loss holds at a time: 2**26
-# float32 are 256 MiB over the whole mesh.
-LOGITS_CHUNK = 2**26
+# Elements of the largest array of logits that a loss holds on a device at a
+# time: 2**24 float32 are 64 MiB.
+LOGITS_CHUNK = 2**24
 
 
 def join(
@@ -110,7 +110,9 @@ def token_log_probs(
 
   b, k, t = targets.shape
   vocab = jax.eval_shape(model.logits, params, hidden).shape[-1]
-  chunks = min(t, math.ceil(b * k * t * vocab / LOGITS_CHUNK))
+  mesh = jax.sharding.get_abstract_mesh()
+  devices = 1 if mesh.empty else mesh.size
+  chunks = min(t, math.ceil(b * k * t * vocab / (LOGITS_CHUNK * devices)))
   if chunks == 1:
     return project((hidden, targets))
   width = math.ceil(t / chunks)
@@ -132,6 +134,7 @@ def log_probs(
   params: types.Params,
   completions: types.Completions,
   *,
+  context: types.Context | None = None,
   rng: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probability of each completion token, teacher-forced.
@@ -140,13 +143,15 @@ def log_probs(
     model: policy or reference.
     params: its parameters.
     completions: K completions of each of B prompts.
+    context: the prompts as `params` reads them; None: they are read here.
     rng: key for dropout, consumed; None: no dropout.
 
   Returns:
     [B, K, T] float32, 0 on padding; and the model's auxiliary loss.
   """
   keys = (None, None) if rng is None else jax.random.split(rng)
-  context = model.encode(params, completions.prompts, rng=keys[0])
+  if context is None:
+    context = model.encode(params, completions.prompts, rng=keys[0])
   tokens = completions.completions
   inputs = decoder_inputs(context.start, tokens.ids)
   hidden, _, aux = model.decode(params, inputs, context, rng=keys[1])

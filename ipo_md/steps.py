@@ -7,6 +7,7 @@ completion; nothing here knows its name.
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 import inspect
 
 import jax
@@ -138,68 +139,72 @@ def online_step(
     mixture_coefs, temperature=temperature, top_k=top_k, top_p=top_p
   )
   rng, label_rng = jax.random.split(rng)
-  policy = model.policy(state.params, frozen)
   player = frozen.reference
   if ema_decay is not None:
     player = model.policy(state.ema, frozen)
-  needs_player = any(b > 0 for b in mixture_coefs)
-  sampled = sampling.sample(
-    model,
-    policy,
-    player if needs_player else None,
-    (
-      model.encode(policy, prompts),
-      model.encode(player, prompts) if needs_player else None,
-    ),
-    rng,
-    mixture_coefs=mixture_coefs,
-    max_new_tokens=max_new_tokens,
-    eos_id=eos_id,
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
-  )
-  completions = types.Completions(prompts=prompts, completions=sampled.tokens)
-  labelled = judge(frozen.judge, completions)
-  if label is not None:
-    require(labelled, 'preference', 'LABEL')
-    preference = label(labelled.preference, rng=label_rng)
-    labelled = labelled.replace(preference=preference)
-  ended = jnp.any(sampled.tokens.mask & (sampled.tokens.ids == eos_id), axis=-1)
-  if truncation_reward is not None:
-    require(labelled, 'rewards', 'TRUNCATION_REWARD')
+
+  def objective(policy):
+    # Each model reads the prompts once, the policy for samples and loss alike.
+    context = model.encode(policy, prompts)
+    reference_context = model.encode(frozen.reference, prompts)
+    player_context = reference_context
+    if ema_decay is not None:
+      player_context = model.encode(player, prompts)
+    sampled = sampling.sample(
+      model,
+      policy,
+      player,
+      (context, player_context),
+      rng,
+      mixture_coefs=mixture_coefs,
+      max_new_tokens=max_new_tokens,
+      eos_id=eos_id,
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+    )
+    completions = types.Completions(prompts=prompts, completions=sampled.tokens)
+    labelled = judge(frozen.judge, completions)
+    if label is not None:
+      require(labelled, 'preference', 'LABEL')
+      preference = label(labelled.preference, rng=label_rng)
+      labelled = labelled.replace(preference=preference)
+    ended = _ended(sampled.tokens, eos_id)
+    if truncation_reward is not None:
+      require(labelled, 'rewards', 'TRUNCATION_REWARD')
+      labelled = labelled.replace(
+        rewards=jnp.where(ended, labelled.rewards, truncation_reward)
+      )
+    reference_log_probs = sampled.reference_log_probs
+    if reference_log_probs is None or ema_decay is not None:
+      reference_log_probs, _ = sequences.log_probs(
+        model, frozen.reference, completions, context=reference_context
+      )
+    mask = sampled.tokens.mask
     labelled = labelled.replace(
-      rewards=jnp.where(ended, labelled.rewards, truncation_reward)
+      reference_log_prob=sequences.sum_or_mean(
+        reference_log_probs, mask, per_token=per_token
+      )
     )
-  reference_log_probs = sampled.reference_log_probs
-  if reference_log_probs is None or ema_decay is not None:
-    reference_log_probs, _ = sequences.log_probs(
-      model, frozen.reference, completions
+    value, metrics = policy_loss(
+      policy,
+      labelled,
+      model=model,
+      loss=loss,
+      per_token=per_token,
+      context=context,
     )
-  labelled = labelled.replace(
-    reference_log_prob=sequences.sum_or_mean(
-      reference_log_probs, sampled.tokens.mask, per_token=per_token
-    )
-  )
-  state, metrics = _policy_update(
-    state,
-    frozen,
-    labelled,
-    model=model,
-    loss=loss,
-    optimizer=optimizer,
-    per_token=per_token,
-    rng=None,
-  )
+    return value, metrics | {
+      'length': jnp.mean(jnp.sum(mask, axis=-1) - ended),
+      'eos_rate': jnp.mean(ended),
+    }
+
+  state, metrics = update(state, frozen, objective, model, optimizer)
   if ema_decay is not None:
     state = state.replace(
       ema=optax.incremental_update(state.params, state.ema, 1 - ema_decay)
     )
-  lengths = jnp.sum(sampled.tokens.mask, axis=-1)
-  return state, metrics | {
-    'length': jnp.mean(lengths - ended),
-    'eos_rate': jnp.mean(ended),
-  }
+  return state, metrics
 
 
 def offline_step(
@@ -244,16 +249,15 @@ def offline_step(
   if per_token:
     reference_log_prob /= jnp.maximum(jnp.sum(mask, axis=-1), 1)
   batch = batch.replace(reference_log_prob=reference_log_prob)
-  return _policy_update(
-    state,
-    frozen,
-    batch,
+  objective = functools.partial(
+    policy_loss,
+    labelled=batch,
     model=model,
     loss=loss,
-    optimizer=optimizer,
     per_token=per_token,
     rng=rng,
   )
+  return update(state, frozen, objective, model, optimizer)
 
 
 def win_rate_metrics(
@@ -305,7 +309,7 @@ def win_rate_metrics(
   reference_log_probs, _ = sequences.log_probs(model, frozen.reference, own)
   log_ratio = jnp.sum(policy.policy_log_probs - reference_log_probs, axis=-1)
   mask = policy.tokens.mask
-  ended = jnp.any(mask & (policy.tokens.ids == eos_id), axis=-1)
+  ended = _ended(policy.tokens, eos_id)
   return {
     'win_rate': jnp.mean(losses.hard_label(preference)),
     'mean_preference': jnp.mean(preference),
@@ -315,23 +319,37 @@ def win_rate_metrics(
   }
 
 
+def _ended(tokens: types.Tokens, eos_id: int) -> jax.Array:
+  """[B, K] whether a completion reached EOS."""
+  return jnp.any(tokens.mask & (tokens.ids == eos_id), axis=-1)
+
+
 def feedback_of(loss: Loss) -> str:
   """'preference' or 'rewards': the name of a loss's second parameter."""
   return list(inspect.signature(loss).parameters)[1]
 
 
-def _policy_update(
-  state: types.TrainState,
-  frozen: types.FrozenParams,
+def policy_loss(
+  policy: types.Params,
   labelled: types.Labelled,
   *,
   model: model_lib.Model,
   loss: Loss,
-  optimizer: optax.GradientTransformation,
   per_token: bool,
-  rng: jax.Array | None,
-) -> tuple[types.TrainState, Metrics]:
-  """The part that online and offline steps share: from log-ratios to theta."""
+  context: types.Context | None = None,
+  rng: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+  """What online and offline steps share: completions -> loss, metrics.
+
+  Args:
+    policy: its parameters.
+    labelled: completions, feedback and the reference's log-probabilities.
+    model: the network.
+    loss: an objective of `losses`.
+    per_token: log-ratios are means over tokens rather than sums.
+    context: the prompts as `policy` reads them; None: they are read here.
+    rng: key for dropout, consumed; None: no dropout.
+  """
   kind = feedback_of(loss)
   name = getattr(loss, 'func', loss).__name__
   require(labelled, kind, name)
@@ -345,23 +363,19 @@ def _policy_update(
   if 'completion_mask' in inspect.signature(loss).parameters:
     extra['completion_mask'] = labelled.completion_mask
   mask = labelled.completions.completions.mask
-
-  def objective(params):
-    log_probs, aux = sequences.log_probs(
-      model, params, labelled.completions, rng=rng
-    )
-    log_prob = sequences.sum_or_mean(log_probs, mask, per_token=per_token)
-    log_ratios = log_prob - labelled.reference_log_prob
-    value = jnp.mean(loss(log_ratios, feedback, **extra))
-    real = labelled.completion_mask
-    return value + aux, {
-      'loss': value,
-      'tokens': jnp.sum(mask),
-      'log_ratio': jnp.mean(log_ratios, where=real),
-      kind: jnp.mean(feedback, where=real if feedback.ndim == 2 else None),
-    }
-
-  return update(state, frozen, objective, model, optimizer)
+  log_probs, aux = sequences.log_probs(
+    model, policy, labelled.completions, context=context, rng=rng
+  )
+  log_prob = sequences.sum_or_mean(log_probs, mask, per_token=per_token)
+  log_ratios = log_prob - labelled.reference_log_prob
+  value = jnp.mean(loss(log_ratios, feedback, **extra))
+  real = labelled.completion_mask
+  return value + aux, {
+    'loss': value,
+    'tokens': jnp.sum(mask),
+    'log_ratio': jnp.mean(log_ratios, where=real),
+    kind: jnp.mean(feedback, where=real if feedback.ndim == 2 else None),
+  }
 
 
 def _likelihood(

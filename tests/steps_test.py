@@ -127,13 +127,13 @@ def test_meshes_agree_with_one_device(mesh_shape):
 def test_online_is_offline_on_what_was_sampled(monkeypatch):
   """One loss, one update: sampling adds nothing to the gradient."""
   seen = {}
-  inner = steps._policy_update
+  inner = steps.policy_loss
 
-  def record(state, frozen, given, **kwargs):
-    seen['labelled'] = given
-    return inner(state, frozen, given, **kwargs)
+  def record(policy, labelled, **kwargs):
+    seen['labelled'] = labelled
+    return inner(policy, labelled, **kwargs)
 
-  monkeypatch.setattr(steps, '_policy_update', record)
+  monkeypatch.setattr(steps, 'policy_loss', record)
   state, frozen = state_and_frozen()
   one, _ = online()(state, frozen, prompts(), jax.random.key(3))
   batch = seen['labelled'].replace(reference_log_prob=None)

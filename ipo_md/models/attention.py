@@ -126,19 +126,25 @@ def columns(x: jax.Array, batch: int, heads: int) -> jax.Array:
 
 
 def write_cache(
-  cache: jax.Array, new: jax.Array, slot: jax.Array | int, index: Any
+  cache: jax.Array, new: jax.Array, slot: jax.Array | None, index: Any
 ) -> tuple[jax.Array, jax.Array]:
   """Writes the columns `new` [N, H, D, T] at (slot, index).
 
   Args:
-    cache: [slots, N, H, D, S].
+    cache: [L, N, H, D, S], or [N, H, D, S] without a slot.
     new: [N, H, D, T].
-    slot: layer of a scanned stack; 0 where each layer has its own cache.
+    slot: layer of a scanned stack; None where each layer has its own cache.
     index: column of the first of the T tokens.
 
   Returns:
     The cache, and its [N, H, D, S] part at slot.
   """
+  if slot is None:
+    # A slice of what was written would be a second copy of it.
+    cache = lax.dynamic_update_slice(
+      cache, new.astype(cache.dtype), (0, 0, 0, index)
+    )
+    return cache, cache
   cache = lax.dynamic_update_slice(
     cache, new[None].astype(cache.dtype), (slot, 0, 0, 0, index)
   )
@@ -150,14 +156,13 @@ def init_cache(
 ) -> Any:
   """Zeros for the keys and the values of `layers` layers.
 
-  One pair of arrays [L, ...] that a scan carries, or, unrolled, a pair of
-  [1, ...] for each layer, which is never sliced.
+  One pair of arrays [L, ...] that a scan carries, or, unrolled, a pair for
+  each layer.
   """
-  pair = lambda n: (
-    jnp.zeros((n, *shape), dtype),
-    jnp.zeros((n, *shape), dtype),
-  )
-  return pair(layers) if scan else tuple(pair(1) for _ in range(layers))
+  pair = lambda shape: (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  if scan:
+    return pair((layers, *shape))
+  return tuple(pair(tuple(shape)) for _ in range(layers))
 
 
 def rotation(

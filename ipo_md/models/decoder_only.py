@@ -268,7 +268,7 @@ class _Layer(nnx.Module):
     bias: jax.Array,
     context_bias: jax.Array,
     cache: Any,
-    slot: jax.Array | int,
+    slot: jax.Array | None,
     index: jax.Array | int,
     rng: jax.Array | None,
   ) -> tuple[jax.Array, Any, jax.Array]:

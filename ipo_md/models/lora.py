@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ipo_md import types
+from ipo_md.models import decode_form
 from ipo_md.models import model as model_lib
 
 _RANK_AXIS = 'lora_rank'
@@ -156,6 +157,17 @@ class Lora(model_lib.Model):
         scale=self.scale,
       )
     return flax.traverse_util.unflatten_dict(flat, sep='/')
+
+  def _decode_leaf(self, axes: tuple[str, ...], leaf: Any) -> Any:
+    form = lambda x, axes: decode_form.of_array(x, axes, self.config)
+    if not isinstance(leaf, AdaptedKernel):
+      return form(leaf, axes)
+    *lead, rows, columns = axes
+    return leaf.replace(
+      kernel=form(leaf.kernel, axes),
+      a=form(leaf.a, (*lead, rows, _RANK_AXIS)),
+      b=form(leaf.b, (*lead, _RANK_AXIS, columns)),
+    )
 
   def bind(self, params: types.Params) -> Any:
     return self._base.bind(params)

@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 
 from ipo_md import types
+from ipo_md.models import decode_form
 
 
 class Model:
@@ -70,6 +71,24 @@ class Model:
     """
     del frozen
     return params
+
+  def decode_form(self, params: types.Params) -> types.Params:
+    """`params` for decoding a token at a time; made once, before the loop.
+
+    The same numbers, as `encode`, `decode` and `logits` take them too: cast to
+    the activations' type, gathered off the mesh axis `fsdp`, so that no token
+    waits for a weight, each layer apart unless a scan runs over them, kernels
+    transposed.
+    """
+    return jax.tree.map(
+      self._decode_leaf,
+      self.base.logical_axes,
+      params,
+      is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+  def _decode_leaf(self, axes: tuple[str, ...], leaf: Any) -> Any:
+    return decode_form.of_array(leaf, axes, self.config)
 
   def init(self, rng: jax.Array) -> types.Params:
     """Fresh parameters. rng: key, consumed."""

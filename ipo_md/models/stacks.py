@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
+import flax.struct
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -16,6 +17,16 @@ REMAT_POLICIES = {
   'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
   'full': jax.checkpoint_policies.nothing_saveable,
 }
+
+
+@flax.struct.dataclass
+class PerLayer:
+  """A stacked parameter [L, ...], taken apart outside of the sampler's loop.
+
+  Inside of it every layer's part would be copied out anew at each token.
+  """
+
+  parts: tuple[jax.Array, ...]
 
 
 def map_layers(f: Callable, stack: nnx.Module, layers: int, scan: bool) -> Any:
@@ -88,7 +99,7 @@ def apply_stack(
   cache = nothing if cache is None else cache
   caches, outputs = [], []
   for i, layer_params in enumerate(_unstack(params, layers)):
-    x, layer_cache, output = call(layer_params, x, inputs[i], cache[i], 0, i)
+    x, layer_cache, output = call(layer_params, x, inputs[i], cache[i], None, i)
     caches.append(layer_cache)
     outputs.append(output)
   cache = None if caches[0] is None else tuple(caches)
@@ -101,13 +112,18 @@ def _unstack(tree: Any, layers: int) -> list[Any]:
   By `lax.split`, whose transpose is one concatenation; that of L slices is a
   sum of L padded arrays.
   """
-  split = jax.tree.map(
-    lambda a: [
-      p.reshape(a.shape[1:]) for p in lax.split(a, (1,) * layers, axis=0)
-    ],
+  is_apart = lambda x: isinstance(x, PerLayer)
+  apart = jax.tree.map(
+    lambda x: x if is_apart(x) else take_apart(x, layers),
     tree,
+    is_leaf=is_apart,
   )
   return [
-    jax.tree.map(lambda _, parts: parts[i], tree, split)  # noqa: B023
+    jax.tree.map(lambda x: x.parts[i], apart, is_leaf=is_apart)  # noqa: B023
     for i in range(layers)
   ]
+
+
+def take_apart(stacked: jax.Array, layers: int) -> PerLayer:
+  parts = lax.split(stacked, (1,) * layers, axis=0)
+  return PerLayer(tuple(p.reshape(stacked.shape[1:]) for p in parts))

@@ -273,7 +273,7 @@ class _DecoderLayer(nnx.Module):
     bias: jax.Array,
     context_bias: jax.Array,
     cache: Any,
-    slot: jax.Array | int,
+    slot: jax.Array | None,
     index: jax.Array | int,
     rng: jax.Array | None,
   ) -> tuple[jax.Array, Any]:

@@ -35,6 +35,8 @@ class Config:
   depth: int
   prompts: int
   stddev: float
+  dtype: str = 'float32'
+  scan: bool = False  # it has no layers
 
   @property
   def nodes(self) -> int:
