@@ -154,7 +154,9 @@ def log_probs(
     context = model.encode(params, completions.prompts, rng=keys[0])
   tokens = completions.completions
   inputs = decoder_inputs(context.start, tokens.ids)
-  hidden, _, aux = model.decode(params, inputs, context, rng=keys[1])
+  hidden, _, aux = model.decode(
+    params, inputs, context, mask=tokens.mask, rng=keys[1]
+  )
   log_probs, _ = token_log_probs(model, params, hidden, tokens.ids)
   return jnp.where(tokens.mask, log_probs, 0.0), aux
 

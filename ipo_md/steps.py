@@ -390,7 +390,9 @@ def _likelihood(
   tokens = batch.completions.completions
   context = model.encode(params, batch.completions.prompts, rng=keys[0])
   inputs = sequences.decoder_inputs(context.start, tokens.ids)
-  hidden, _, aux = model.decode(params, inputs, context, rng=keys[1])
+  hidden, _, aux = model.decode(
+    params, inputs, context, mask=tokens.mask, rng=keys[1]
+  )
   log_probs, log_z = sequences.token_log_probs(
     model, params, hidden, tokens.ids
   )

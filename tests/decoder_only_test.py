@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ipo_md import sequences
 from ipo_md import types
 from ipo_md.models import decoder_only
 from ipo_md.models import grouped
@@ -68,9 +69,12 @@ def _close(actual, expected, relative):
   ('family', 'k', 'scan', 'chunk'),
   [
     ('llama', 1, True, 1),
+    ('llama', 2, True, 3),
     ('llama', 4, False, 3),
-    ('mistral', 2, True, 3),
     ('mistral', 1, False, 1),
+    ('mistral', 2, True, 3),
+    ('mistral', 4, True, 1),
+    ('mixtral', 1, False, 1),
     ('mixtral', 2, True, 1),
     ('mixtral', 4, False, 3),
   ],
@@ -157,8 +161,15 @@ def test_rotary_scaling_is_llama_3_s():
   )
 
 
+@pytest.mark.parametrize('branch', ['cpu', 'default'])
 @pytest.mark.parametrize('sizes', [(5, 0, 9, 3), (0, 0, 0, 17), (17, 0, 0, 0)])
-def test_grouped_product_and_gradients(sizes):
+def test_grouped_product_and_gradients(sizes, branch, monkeypatch):
+  """The branch of a CPU, and the one of accelerators run here."""
+  monkeypatch.setattr(
+    jax.lax,
+    'platform_dependent',
+    lambda *args, **branches: branches[branch](*args),
+  )
   x = jax.random.normal(jax.random.key(0), (17, 6))
   kernels = jax.random.normal(jax.random.key(1), (4, 6, 5))
   weights = jax.random.normal(jax.random.key(2), (17, 5))
@@ -176,6 +187,21 @@ def test_grouped_product_and_gradients(sizes):
     actual,
     jax.value_and_grad(expected, (0, 1))(x, kernels),
   )
+
+
+@pytest.mark.parametrize('experts', [8, 32, 64])
+def test_cost_does_not_grow_with_the_number_of_experts(experts):
+  """FLOPs of 512 tokens by 2 experts each, at an even and a skewed spread."""
+  rows = 1024
+  block = grouped._block_rows(rows, experts)
+  one = jax.jit(jnp.matmul).lower(jnp.ones((block, 64)), jnp.ones((64, 32)))
+  skewed = np.random.default_rng(0).multinomial(
+    rows, np.random.default_rng(1).dirichlet(np.ones(experts))
+  )
+  for sizes in (np.full(experts, rows // experts), skewed):
+    blocks, _ = grouped._blocks(jnp.array(sizes), block)
+    flops = blocks * one.cost_analysis()['flops']
+    assert 1 <= flops / (2 * rows * 64 * 32) < 2.5
 
 
 def test_experts_are_a_weighted_sum():
@@ -200,6 +226,25 @@ def test_experts_are_a_weighted_sum():
   _close(y, jnp.einsum('btx,btxe->bte', weights, each), 1e-5)
   share = chosen.mean((0, 1)) * probabilities.mean((0, 1))
   np.testing.assert_allclose(loss, 4 * share.sum(), rtol=1e-5)
+
+
+def test_router_loss_does_not_count_padding():
+  network = _model(num_experts=4, router_loss_weight=0.1)
+  params = network.init(jax.random.key(0))
+  prompts = types.Tokens(_ids(1, 2, 4), jnp.ones((2, 4), bool))
+  tokens = types.Tokens(
+    _ids(2, 2, 2, 6), jnp.arange(6) < jnp.array([[[6], [2]], [[1], [3]]])
+  )
+
+  def loss(tokens):
+    completions = types.Completions(prompts=prompts, completions=tokens)
+    return sequences.log_probs(network, params, completions)[1]
+
+  other = tokens.replace(ids=jnp.where(tokens.mask, tokens.ids, 7))
+  expected = loss(tokens)
+  np.testing.assert_allclose(loss(other), expected, rtol=1e-6)
+  everywhere = tokens.replace(mask=jnp.ones((2, 2, 6), bool))
+  assert abs(loss(everywhere) - expected) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -114,17 +114,18 @@ class DecoderOnly(nnx.Module):
     context: types.Context,
     cache: Any = None,
     index: jax.Array | int = 0,
+    mask: jax.Array | None = None,
     rng: jax.Array | None = None,
   ) -> tuple[jax.Array, Any, jax.Array]:
     """[B, K, T] inputs -> [B, K, T, E], cache, router's loss.
 
-    See `model.Model.decode`. The loss is over all T inputs, padding included.
+    See `model.Model.decode`. The loss is over inputs of completions alone.
     """
     cfg = self.config
     keys = layers.split(rng, 2)
     x = self.token_embedder(ids, cfg.dtype)
     x = layers.dropout(x, cfg.dropout_rate, keys[0])
-    return self.decoder(x, context, cache, index, keys[1])
+    return self.decoder(x, context, cache, index, mask, keys[1])
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., E] -> [..., V] float32."""
@@ -180,6 +181,7 @@ class _Decoder(nnx.Module):
     context: types.Context,
     cache: Any,
     index: jax.Array | int,
+    mask: jax.Array | None,
     rng: jax.Array | None,
   ) -> tuple[jax.Array, Any, jax.Array]:
     """[B, K, T, E] embeddings -> [B, K, T, E] hidden states, cache, loss."""
@@ -200,7 +202,16 @@ class _Decoder(nnx.Module):
     def call(layer, carry, keys_values, cache, slot, key):
       x, loss = carry
       x, cache, layer_loss = layer(
-        x, keys_values, rotation, bias, context_bias, cache, slot, index, key
+        x,
+        keys_values,
+        rotation,
+        bias,
+        context_bias,
+        cache,
+        slot,
+        index,
+        mask,
+        key,
       )
       return (x, loss + layer_loss), cache, None
 
@@ -258,7 +269,7 @@ class _Layer(nnx.Module):
     query, own = self.self_attention.project(y, rotation)
     y = attention.attention(query, *own, bias[None, None])
     x = x + self._dropout(self.self_attention.combine(y), keys[0])
-    return self._mlp(x, keys[1])[0], own
+    return self._mlp(x, None, keys[1])[0], own
 
   def __call__(
     self,
@@ -270,6 +281,7 @@ class _Layer(nnx.Module):
     cache: Any,
     slot: jax.Array | None,
     index: jax.Array | int,
+    mask: jax.Array | None,
     rng: jax.Array | None,
   ) -> tuple[jax.Array, Any, jax.Array]:
     """One layer over [B, K, T, E]: x, cache, router's loss."""
@@ -285,13 +297,16 @@ class _Layer(nnx.Module):
       cache, own = zip(*written, strict=True)
     y = attention.joint_attention(query, context, own, context_bias, bias)
     x = x + self._dropout(self.self_attention.combine(y), keys[0])
-    x, loss = self._mlp(x, keys[1])
+    x, loss = self._mlp(x, mask, keys[1])
     return x, cache, loss
 
-  def _mlp(self, x, rng):
-    y = self.pre_mlp_layer_norm(x, self.config.dtype)
-    y = self.mlp(y, self.config.dtype)
-    y, loss = y if self.config.num_experts > 1 else (y, 0.0)
+  def _mlp(self, x, mask, rng):
+    dtype, loss = self.config.dtype, 0.0
+    y = self.pre_mlp_layer_norm(x, dtype)
+    if self.config.num_experts > 1:
+      y, loss = self.mlp(y, dtype, mask)
+    else:
+      y = self.mlp(y, dtype)
     return x + self._dropout(y, rng), loss
 
   def _dropout(self, x, rng):
@@ -353,8 +368,9 @@ class _Experts(nnx.Module):
 
     X sum_e (choices of e / tokens) (mean probability of e)
 
-  with a minimum of num_experts_per_token at an even spread. The mean over the
-  layers is taken of this product, where transformers multiplies the means.
+  over the tokens that count, with a minimum of num_experts_per_token at an even
+  spread. The mean over the layers is taken of this product, where transformers
+  multiplies the means.
   """
 
   def __init__(self, rngs: nnx.Rngs, cfg: DecoderOnlyConfig):
@@ -374,8 +390,10 @@ class _Experts(nnx.Module):
       activations=cfg.mlp_activations,
     )
 
-  def __call__(self, x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """[..., E] -> [..., E], loss."""
+  def __call__(
+    self, x: jax.Array, dtype: Any, mask: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """[..., E] -> [..., E], loss over the tokens where mask [...] is True."""
     cfg = self.config
     flat = x.reshape(-1, cfg.emb_dim)
     choices = cfg.num_experts_per_token
@@ -399,9 +417,16 @@ class _Experts(nnx.Module):
     )
     y = jnp.sum(rows * weights[..., None].astype(dtype), axis=1)
 
-    fraction = sizes / flat.shape[0]
-    loss = cfg.num_experts * jnp.sum(fraction * jnp.mean(probabilities, axis=0))
-    return y.reshape(x.shape), loss
+    return y.reshape(x.shape), self._loss(probabilities, chosen, mask)
+
+  def _loss(self, probabilities, chosen, mask) -> jax.Array:
+    """[N, X] probabilities, [N, choices] of N tokens, [N] or None -> []."""
+    experts = self.config.num_experts
+    counted = jnp.ones(len(chosen), bool) if mask is None else mask.reshape(-1)
+    tokens = jnp.maximum(jnp.sum(counted), 1)
+    mean = lambda x: jnp.sum(x, axis=0, where=counted[:, None]) / tokens
+    choices = jnp.sum(jax.nn.one_hot(chosen, experts), axis=1)
+    return experts * jnp.sum(mean(choices) * mean(probabilities))
 
 
 def _causal_bias(

@@ -119,6 +119,7 @@ class Model:
     cache: Any = None,
     index: jax.Array | int = 0,
     *,
+    mask: jax.Array | None = None,
     rng: jax.Array | None = None,
   ) -> tuple[jax.Array, Any, jax.Array]:
     """Hidden states of completions.
@@ -129,13 +130,17 @@ class Model:
       context: of the B prompts.
       cache: keys and values of the inputs before index; None: there are none.
       index: position of the first column of ids, the same for all.
+      mask: [B, K, T] bool, the inputs that the auxiliary loss counts; None:
+        all of them.
       rng: key for dropout, consumed; None: no dropout.
 
     Returns:
       [B, K, T, E] hidden states, the cache with ids in it (None without one),
       and the auxiliary loss (a router's; 0 for a dense network).
     """
-    return self.bind(params).decode(ids, context, cache, index, rng=rng)
+    return self.bind(params).decode(
+      ids, context, cache, index, mask=mask, rng=rng
+    )
 
   def logits(self, params: types.Params, hidden: jax.Array) -> jax.Array:
     """[..., E] hidden states -> [..., V] float32 logits."""

@@ -89,9 +89,11 @@ class T5(nnx.Module):
     context: types.Context,
     cache: Any = None,
     index: jax.Array | int = 0,
+    mask: jax.Array | None = None,
     rng: jax.Array | None = None,
   ) -> tuple[jax.Array, Any, jax.Array]:
     """[B, K, T] inputs -> [B, K, T, E], cache, 0; see `model.Model.decode`."""
+    del mask
     cfg = self.config
     keys = layers.split(rng, 2)
     x = self.token_embedder(ids, cfg.dtype)

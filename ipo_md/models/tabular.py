@@ -93,10 +93,11 @@ class Tabular(nnx.Module):
     cache: jax.Array | None = None,
     index: jax.Array | int = 0,
     *,
+    mask: jax.Array | None = None,
     rng: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     """[B, K, T] inputs -> [B, K, T, V] logits; see `model.Model.decode`."""
-    del rng
+    del mask, rng
     self._check_length(ids.shape[-1])
     node = jnp.zeros(ids.shape[:2], jnp.int32) if cache is None else cache
     nodes = []
