@@ -133,7 +133,8 @@ def infer(
 ) -> None:
   """Writes K completions of every prompt.
 
-  The key of a batch is fold_in(SEED's key, index of its first prompt).
+  The key of a prompt is fold_in(SEED's key, its index), so BATCH_SIZE changes
+  rounding alone.
 
   Args:
     model_dir: MODEL_DIR, for the completions.
@@ -190,8 +191,10 @@ def infer(
     rows = itertools.islice(enumerate(rows), first, None)
     count = math.ceil(len(dataset) / batch_size) - first
     for i, (batch, _) in telemetry.progress(rows, count, 'sampling'):
-      key = jax.random.fold_in(jax.random.key(seed), i * batch_size)
-      drawn = draw(params, reference, batch, key)
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(seed), i * batch_size + jnp.arange(batch_size)
+      )
+      drawn = draw(params, reference, batch, keys)
       drawn = multihost_utils.process_allgather(drawn, tiled=True)
       lines = _lines(
         drawn, bare, i * batch_size, dataset.vocabulary, sampler.eos_id

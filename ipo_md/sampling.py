@@ -96,7 +96,8 @@ def sample(
     policy: its parameters.
     reference: its parameters; may be None if all coefficients are 0.
     contexts: the prompts as policy and reference read them.
-    rng: key, consumed.
+    rng: key, consumed; or [B] keys, on which alone the completions of each
+      prompt depend then, whatever else is in the batch.
     mixture_coefs: K weights of the reference, one for each completion.
     max_new_tokens: T.
     eos_id: the token that ends a completion; it is part of it.
@@ -123,6 +124,9 @@ def sample(
     for params, context, slots in jax.lax.stop_gradient(models)
   ]
   b, k, t = contexts[0].start.shape[0], len(mixture_coefs), max_new_tokens
+  fold_in = jax.random.fold_in
+  if rng.ndim:
+    fold_in = jax.vmap(fold_in, (0, None))
 
   def step(loop: _Loop) -> _Loop:
     caches, logits = [], []
@@ -137,7 +141,7 @@ def sample(
     token, log_probs = choose(
       logits,
       mixture_coefs,
-      jax.random.fold_in(rng, loop.n),
+      fold_in(rng, loop.n),
       temperature=temperature,
       top_k=top_k,
       top_p=top_p,
@@ -244,7 +248,7 @@ def draw(
 
   Args:
     logits: [..., V] float32.
-    rng: key, consumed.
+    rng: key, consumed; or a key for each element of the first axis.
     temperature: 0 takes the likeliest token.
     top_k: 0 keeps all; ties with the k-th are kept.
     top_p: 1 keeps all; applied after top_k.
@@ -277,7 +281,7 @@ def inverse_cdf(weights: jax.Array, rng: jax.Array) -> jax.Array:
 
   Args:
     weights: [..., V] non-negative, not all 0.
-    rng: key, consumed.
+    rng: key, consumed; or a key for each element of the first axis.
 
   Returns:
     [...] int32, never an index of weight 0.
@@ -287,7 +291,11 @@ def inverse_cdf(weights: jax.Array, rng: jax.Array) -> jax.Array:
   blocks = math.ceil(v / width)
   pad = [(0, 0)] * (weights.ndim - 1) + [(0, blocks * width - v)]
   grid = jnp.pad(weights, pad).reshape(*weights.shape[:-1], blocks, width)
-  uniforms = jax.random.uniform(rng, (2, *weights.shape[:-1]))
+  if rng.ndim:
+    each = lambda key: jax.random.uniform(key, (2, *weights.shape[1:-1]))
+    uniforms = jax.vmap(each, out_axes=1)(rng)
+  else:
+    uniforms = jax.random.uniform(rng, (2, *weights.shape[:-1]))
   block = _invert(jnp.sum(grid, axis=-1), uniforms[0])
   row = jnp.take_along_axis(grid, block[..., None, None], axis=-2)[..., 0, :]
   return block * width + _invert(row, uniforms[1])

@@ -123,6 +123,21 @@ def test_a_killed_run_goes_on_after_its_last_whole_line(
   assert (out / 'COMPLETED').exists()
 
 
+@pytest.mark.parametrize('batch_size', [4, 6])
+def test_the_batch_size_changes_rounding_alone(
+  whole, checkpoints, tmp_path, batch_size
+):
+  content = run(tmp_path, checkpoints, batch_size=batch_size)
+  lines = zip(content.splitlines(), whole[1].splitlines(), strict=True)
+  for line, expected in (map(json.loads, pair) for pair in lines):
+    for ours, theirs in zip(
+      line['completions'], expected['completions'], strict=True
+    ):
+      for name in ('log_prob', 'reference_log_prob'):
+        np.testing.assert_allclose(ours.pop(name), theirs.pop(name), rtol=1e-4)
+    assert line == expected
+
+
 def test_greedy_completions_have_their_log_probabilities(checkpoints, tmp_path):
   """The policy's and the reference's, teacher-forced one by one."""
   content = run(
