@@ -273,6 +273,12 @@ def _check_rows(
         ~there.all(axis=1),
         'has a `preference` and not all of its completions (`targets`).',
       )
+    elif score == 'rewards' and (there.sum(axis=1) < 2).any():
+      refuse(
+        there.sum(axis=1) < 2,
+        'has `rewards` and one completion (`targets`): a score compares to '
+        'nothing there. Leave the row out.',
+      )
     elif values.shape != there.shape:
       raise ValueError(
         f'`{score}` of {place} has {values.shape[1]} values a row for {k} '

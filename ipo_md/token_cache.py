@@ -24,7 +24,6 @@ import sys
 import tempfile
 from typing import Any
 
-from absl import logging
 import numpy as np
 import seqio
 import tqdm
@@ -204,20 +203,24 @@ def _read(path: str) -> dict[str, np.ndarray] | None:
   info_path = os.path.join(path, 'info.json')
   if not os.path.exists(info_path):
     return None
-  with open(info_path) as file:
-    info = json.load(file)
+  with open(info_path, 'rb') as file:
+    text = file.read()
+  try:
+    described = json.loads(text)['columns']
+  except (ValueError, KeyError):
+    print(f'{info_path} is damaged; the cache is made again.', file=sys.stderr)
+    return None
   columns = {}
-  for name, column in info['columns'].items():
+  for name, column in described.items():
     column_path = os.path.join(path, f'{name}.bin')
     dtype, shape = np.dtype(column['dtype']), tuple(column['shape'])
     size = dtype.itemsize * int(np.prod(shape))
     found = os.path.getsize(column_path) if os.path.exists(column_path) else -1
     if found != size:
-      logging.warning(
-        '%s has %d bytes, not %d; the cache is made again.',
-        column_path,
-        found,
-        size,
+      print(
+        f'{column_path} has {found} bytes, not {size}; the cache is made '
+        'again.',
+        file=sys.stderr,
       )
       return None
     columns[name] = (

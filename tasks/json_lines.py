@@ -7,10 +7,9 @@ import gzip
 import json
 import math
 import os
+import sys
 from typing import Any
 from typing import TypeVar
-
-from absl import logging
 
 T = TypeVar('T')
 
@@ -35,6 +34,8 @@ def field(row: Any, path: str, kind: type | tuple[type, ...]) -> Any:
       raise BadRow(f'field {path!r} is missing') from None
   if not isinstance(value, kind) or isinstance(value, bool):
     raise BadRow(f'field {path!r} is {_short(value)}, not of the type expected')
+  if isinstance(value, str) and not _is_unicode(value):
+    raise BadRow(f'field {path!r} has half of a surrogate pair, so is no text')
   return value
 
 
@@ -45,6 +46,8 @@ def number(row: Any, path: str) -> float:
     value = float(value)
   except ValueError:
     raise BadRow(f'field {path!r} is {value!r}, not a number') from None
+  except OverflowError:
+    value = math.inf
   if not math.isfinite(value):
     raise BadRow(f'field {path!r} is {value}, not a number')
   return value
@@ -90,26 +93,36 @@ def read(
         if parsed is not None:
           yield f'{name}:{number_}', parsed
   if bad:
-    logging.warning(
-      'Bad rows left out: %d\n  %s', len(bad), '\n  '.join(bad[:_LISTED])
-    )
+    listed = '\n  '.join(bad[:_LISTED])
+    print(f'Bad rows left out: {len(bad)}\n  {listed}', file=sys.stderr)
 
 
 def _lines(path: str) -> Iterator[bytes]:
-  if not os.path.exists(path):
+  if not os.path.isfile(path):
     raise ValueError(f'There is no file {path}.')
-  with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as file:
-    yield from file
+  try:
+    with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as file:
+      yield from file
+  except (OSError, EOFError) as error:
+    raise ValueError(f'{path} cannot be read: {error}') from error
 
 
 def _load(line: bytes) -> dict[str, Any]:
   try:
     row = json.loads(line)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise BadRow(f'not JSON: {error}') from None
   if not isinstance(row, dict):
     raise BadRow(f'not an object: {_short(row)}')
   return row
+
+
+def _is_unicode(text: str) -> bool:
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def _short(value: Any) -> str:

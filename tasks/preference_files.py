@@ -45,7 +45,7 @@ def rewards(*, files: Mapping[str, str], k: int, max_bad_rows: int = 0) -> str:
 
   Args:
     files: split -> path.
-    k: K; rows of fewer completions have masked ones, more are a bad row.
+    k: K; rows of 2 to K completions have masked ones, others are a bad row.
     max_bad_rows: MAX_BAD_ROWS of a split, left out and listed.
 
   Returns:
@@ -125,6 +125,10 @@ def _scored(row: dict[str, Any], k: int | None = None) -> dict[str, Any]:
   scores = json_lines.field(row, 'scores', list)
   if not completions:
     raise json_lines.BadRow("field 'completions' is empty")
+  if k is not None and len(completions) < 2:
+    raise json_lines.BadRow(
+      "field 'completions' has 1, whose score compares to nothing"
+    )
   if k is not None and len(completions) > k:
     raise json_lines.BadRow(
       f"field 'completions' has {len(completions)}, more than k = {k}"

@@ -133,7 +133,10 @@ def _parse_comparison(
   choice = field(row, 'choice', int)
   if choice not in (0, 1):
     raise json_lines.BadRow(f"field 'choice' is {choice}, not 0 or 1")
-  confidence = (row.get('extra') or {}).get('confidence')
+  extra = field(row, 'extra', dict) if row.get('extra') else {}
+  confidence = -1
+  if extra.get('confidence') is not None:
+    confidence = int(json_lines.number(row, 'extra.confidence'))
   return {
     'id': field(row, 'info.id', str),
     'subreddit': field(row, 'info.subreddit', str),
@@ -144,5 +147,5 @@ def _parse_comparison(
     'choice': choice,
     'worker': field(row, 'worker', str),
     'batch': field(row, 'batch', str),
-    'confidence': -1 if confidence is None else int(confidence),
+    'confidence': confidence,
   }

@@ -6,8 +6,9 @@
                          completion, then one of the others at random
   ultrafeedback_sft      inputs, targets: the best completion
 
-Rewards are the fine-grained scores, 1 to 5. Rows of fewer than 4 completions
-have masked ones; pairs need two. Splits: train, validation.
+Rewards are the fine-grained scores, 1 to 5. Rows of 2 or 3 completions have
+masked ones; rows of one are left out of rewards and pairs, for its score
+compares to nothing. Splits: train, validation.
 
 Cui et al., arXiv 2310.01377.
 """
@@ -29,7 +30,9 @@ def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
   return {'inputs': originals.text(row['instruction'])}
 
 
-def _rewards(row: Mapping[str, Any]) -> dict[str, Any]:
+def _rewards(row: Mapping[str, Any]) -> dict[str, Any] | None:
+  if len(row['responses']) < 2:
+    return None
   return _prompt(row) | {
     'completions': originals.text(row['responses']),
     'rewards': row['fine_grained_scores'],

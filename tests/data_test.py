@@ -118,11 +118,11 @@ def _pairs():
     {
       'inputs': [[5, 6], [7], [8]],
       'targets': [
-        [[9, 1, 0, 0, 0], [9, 9, 9, 9, 1]],
-        [[4, 4, 1], [0, 0, 0]],
-        [[0, 0], [3, 1]],
+        [[9, 1, 0, 0, 0], [9, 9, 9, 9, 1], [0, 0, 0, 0, 0]],
+        [[4, 4, 1], [0, 0, 0], [2, 1, 0]],
+        [[0, 0], [3, 1], [3, 1]],
       ],
-      'rewards': [[1.0, 2.0], [3.0, np.nan], [np.nan, 4.0]],
+      'rewards': [[1.0, 2.0, np.nan], [3.0, np.nan, 5.0], [np.nan, 4.0, 6.0]],
     },
     targets_rank=2,
   )
@@ -207,17 +207,20 @@ class TestRows:
     np.testing.assert_array_equal(
       batch.completions.completions.ids,
       [
-        [[9, 1, 0, 0], [9, 9, 9, 9]],
-        [[4, 4, 1, 0], [0, 0, 0, 0]],
-        [[0, 0, 0, 0], [3, 1, 0, 0]],
+        [[9, 1, 0, 0], [9, 9, 9, 9], [0, 0, 0, 0]],
+        [[4, 4, 1, 0], [0, 0, 0, 0], [2, 1, 0, 0]],
+        [[0, 0, 0, 0], [3, 1, 0, 0], [3, 1, 0, 0]],
       ],
     )
     np.testing.assert_array_equal(
-      batch.completion_mask, [[True, True], [True, False], [False, True]]
+      batch.completion_mask,
+      [[True, True, False], [True, False, True], [False, True, True]],
     )
     assert batch.preference is None
-    np.testing.assert_array_equal(batch.rewards, [[1, 2], [3, 0], [0, 4]])
-    assert dataset.counts['completions_missing'] == 2
+    np.testing.assert_array_equal(
+      batch.rewards, [[1, 2, 0], [3, 0, 5], [0, 4, 6]]
+    )
+    assert dataset.counts['completions_missing'] == 3
     assert dataset.counts['targets_cut'] == 1
 
   def test_prompts_only(self):
@@ -451,6 +454,15 @@ class TestErrors:
           'rewards': [[0.0, 1.0], [np.nan, 1.0]],
         },
         'Row 1 .* `rewards` that is not a number',
+      ),
+      (
+        'lone_reward',
+        {
+          'inputs': [[3], [3]],
+          'targets': [[[4], [5]], [[0], [5]]],
+          'rewards': [[0.0, 1.0], [0.0, 1.0]],
+        },
+        'Row 1 .* `rewards` and one completion',
       ),
       (
         'missing_reward',

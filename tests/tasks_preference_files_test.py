@@ -26,7 +26,7 @@ PAIRS = [
 ]
 SCORED = [
   {'prompt': 'my dog', 'completions': ['a', 'b', 'c'], 'scores': [1, '2.5', 0]},
-  {'prompt': 'my cat', 'completions': ['a'], 'scores': [0.25]},
+  {'prompt': 'my cat', 'completions': ['a', 'b'], 'scores': [0.25, -1]},
 ]
 
 
@@ -92,6 +92,11 @@ class TestPairs:
         '{"prompt": " ", "chosen": "b", "rejected": "c"}',
         "row 3: field 'prompt' is empty",
       ),
+      (
+        '{"prompt": "\\ud83d", "chosen": "b", "rejected": "c"}',
+        "row 3: field 'prompt' has half of a surrogate pair",
+      ),
+      ('[' * 100_000, 'row 3: not JSON'),
     ],
   )
   def test_bad_rows(self, tmp_path, line, match):
@@ -103,9 +108,15 @@ class TestPairs:
     allowed = preference_files.pairs(files=files, max_bad_rows=1)
     assert len(_load(allowed)) == 2
 
-  def test_missing_file(self, tmp_path):
-    name = preference_files.pairs(files={'train': str(tmp_path / 'none')})
-    with pytest.raises(ValueError, match='There is no file .*none'):
+  def test_missing_and_unreadable_files(self, tmp_path):
+    for path in (tmp_path / 'none', tmp_path):
+      name = preference_files.pairs(files={'train': str(path)})
+      with pytest.raises(ValueError, match=f'There is no file {path}'):
+        _load(name)
+    path = tmp_path / 'cut.jsonl.gz'
+    path.write_bytes(gzip.compress(json.dumps(PAIRS[0]).encode())[:-9])
+    name = preference_files.pairs(files={'train': str(path)})
+    with pytest.raises(ValueError, match='cut.jsonl.gz cannot be read'):
       _load(name)
 
 
@@ -115,18 +126,27 @@ class TestRewards:
     dataset = _load(preference_files.rewards(files=files, k=4))
     rows = dataset.rows([(0, 0), (0, 1)])
     np.testing.assert_array_equal(
-      rows.rewards, [[1, 2.5, 0, 0], [0.25, 0, 0, 0]]
+      rows.rewards, [[1, 2.5, 0, 0], [0.25, -1, 0, 0]]
     )
-    assert rows.completion_mask.sum(axis=1).tolist() == [3, 1]
+    assert rows.completion_mask.sum(axis=1).tolist() == [3, 2]
 
   @pytest.mark.parametrize(
     ('row', 'match'),
     [
       (SCORED[0] | {'scores': [1, 2]}, "'scores' has 2 for 3"),
-      (SCORED[0] | {'scores': [1, 2, 'x']}, "'scores.2' is 'x', not a number"),
+      (
+        SCORED[0] | {'scores': [1, 2, 'x']},
+        "'scores.2' is 'x', not a number",
+      ),
+      (SCORED[0] | {'scores': [1, 2, 10**400]}, "'scores.2' is inf"),
+      (SCORED[0] | {'scores': [1, 2, float('nan')]}, "'scores.2' is nan"),
       (
         SCORED[0] | {'completions': ['a'] * 5},
         "'completions' has 5, more than k = 4",
+      ),
+      (
+        SCORED[0] | {'completions': ['a'], 'scores': [1]},
+        "row 1: field 'completions' has 1, whose score compares to nothing",
       ),
     ],
   )

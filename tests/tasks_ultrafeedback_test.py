@@ -174,7 +174,8 @@ class TestTasks:
   def test_rewards(self, built):
     del built
     dataset = _load('ultrafeedback_rewards')
-    assert dataset.counts['completions_missing'] == 2 + 3 + 1
+    assert dataset.counts['completions_missing'] == 2 + 1
+    assert dataset.counts['examples'] == 3  # one of one completion is left out
     rows = _by_prompt(dataset)
     row = rows['my dog']
     assert _texts(row) == ['a cat', 'a dog', 'dog', 'cat']

@@ -108,10 +108,11 @@ class TestCache:
     )
     _load(task, tmp_path)
     (name,) = _caches(tmp_path)
-    ids = tmp_path / 'cache' / name / 'inputs.bin'
-    ids.write_bytes(ids.read_bytes()[:-4])
-    _assert_same(_load(task, tmp_path), plain)
-    assert _caches(tmp_path) == [name]
+    for damaged in ('inputs.bin', 'info.json'):
+      file = tmp_path / 'cache' / name / damaged
+      file.write_bytes(file.read_bytes()[:-4])
+      _assert_same(_load(task, tmp_path), plain)
+      assert _caches(tmp_path) == [name]
 
   def test_interrupted_leaves_nothing(self, path, tmp_path, monkeypatch):
     chunks = examples.chunks
