@@ -176,11 +176,10 @@ def _next(batches: Iterator[Any], place: str) -> Any:
   """The next batch or None; a task's error without TensorFlow's frames."""
   try:
     return next(batches, None)
-  except tf.errors.InvalidArgumentError as error:
-    cause = re.search(r'^ValueError: (.*?)\n\n', error.message, re.S | re.M)
-    raise ValueError(
-      f'{place}: {cause.group(1) if cause else error.message}'
-    ) from None
+  except tf.errors.OpError as error:
+    cause = re.search(r'^(\w+Error: .*?)\n\n', error.message, re.S | re.M)
+    cause = cause.group(1) if cause else error.message
+    raise ValueError(f'{place}: {cause.removeprefix("ValueError: ")}') from None
 
 
 def _flatten(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

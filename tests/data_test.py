@@ -309,7 +309,7 @@ class TestBatches:
       for host in range(2)
     ]
     expected = jax.device_get(_three_batches(_sharding(4)))
-    assert [host.wait(timeout=120) for host in hosts] == [0, 0]
+    assert [host.wait(timeout=300) for host in hosts] == [0, 0]
     for host in range(2):
       with open(tmp_path / str(host), 'rb') as file:
         shards = pickle.load(file)
