@@ -90,7 +90,8 @@ def main():
     start = time.time()
     _load(os.path.join(folder, 'cache'), vocabulary)
     seconds = time.time() - start
-    print(f'cache made: {args.examples / seconds:,.0f} examples/s')
+    made = args.examples / seconds
+    print(f'cache made: {made:,.0f} examples/s, {made / rate:.1f} x that')
     print(f'peak memory: {_memory():.2f} GiB, before it {before:.2f} GiB')
     start = time.time()
     dataset = _load(os.path.join(folder, 'cache'), vocabulary)
