@@ -1,5 +1,5 @@
 const data = JSON.parse(document.getElementById('data').textContent);
-const {results, runs} = data;
+const {results, runs, sweep} = data;
 const {policies, judges} = results;
 const byId = id => document.getElementById(id);
 const words = name => name.replaceAll('_', ' ');
@@ -8,7 +8,7 @@ const number = (x, digits = 3) =>
 
 // Every text of the data enters the page as a text node, never as HTML.
 function element(tag, attributes = {}, ...children) {
-  const svg = ['svg', 'path', 'line', 'text', 'circle', 'title'];
+  const svg = ['svg', 'g', 'path', 'line', 'text', 'title'];
   const node = svg.includes(tag) ?
     document.createElementNS('http://www.w3.org/2000/svg', tag) :
     document.createElement(tag);
@@ -36,26 +36,34 @@ function tableRows(table, header, rows) {
 const bounds = ([low, high], digits) =>
   element('small', {}, `${number(low, digits)} to ${number(high, digits)}`);
 
+const INTERVALS = {
+  win_rate: 'interval',
+  mean_preference: 'mean_preference_interval',
+  length_controlled_win_rate: 'length_controlled_interval',
+};
+
 function drawMatrix() {
   const judge = byId('judge').value;
   const quantity = byId('quantity').value;
   const rows = policies.map((row, i) => [row, ...policies.map((column, k) => {
-    const value = results[quantity][judge][i][k];
-    if (i === k) return element('td', {class: 'self'}, number(value));
+    const value = results[quantity][judge]?.[i][k];
+    if (i === k || typeof value !== 'number') {
+      return element('td', {class: 'self'}, number(value));
+    }
     const away = Math.round(Math.min(1, Math.abs(value - 0.5) * 2) * 100);
-    const color = value >= 0.5 ? '--win' : '--loss';
-    const interval = quantity === 'win_rate' ?
-      results.interval : results.mean_preference_interval;
+    const hue = value >= 0.5 ? '--win' : '--loss';
+    const interval = results[INTERVALS[quantity]]?.[judge]?.[i][k];
     const label = element('button', {
       title: `${row} over ${column}: show the prompts`,
       onclick: () => showWins(row, column),
     }, number(value));
-    if (interval) label.append(bounds(interval[judge][i][k]));
-    const style = `background: color-mix(in srgb, var(${color}) ${away}%, ` +
+    if (interval) label.append(bounds(interval));
+    const style = `background: color-mix(in srgb, var(${hue}) ${away}%, ` +
       'var(--ground))';
     return element('td', {style}, label);
   })]);
   tableRows(byId('matrix'), ['row over column', ...policies], rows);
+  byId('matrix-files').replaceChildren(files(`win_rate_${judge}`));
 }
 
 function showWins(row, column) {
@@ -86,19 +94,39 @@ function drawMeasures() {
   tableRows(byId('measures'), ['policy', ...measures.map(words)], rows);
 }
 
-// `agreement`: {pairs: {judge: [value, low, high, number of pairs]}}.
-function drawAgreement() {
-  const agreement = results.agreement ?? {};
-  const sets = Object.keys(agreement);
-  byId('judges').hidden = !sets.length;
-  const names = [...new Set(sets.flatMap(set => Object.keys(agreement[set])))];
-  tableRows(byId('agreement'), ['pairs', ...names.map(words)],
+// {pairs: {judge: [share, low, high, number of pairs]}} as a table.
+function drawShares(table, shares = {}) {
+  const sets = Object.keys(shares);
+  const names = [...new Set(sets.flatMap(set => Object.keys(shares[set])))];
+  table.parentElement.hidden = !sets.length;
+  tableRows(table, [table.dataset.corner, ...names.map(words)],
     sets.map(set => [words(set), ...names.map(judge => {
-      if (!agreement[set][judge]) return element('td', {}, '–');
-      const [value, low, high, count] = agreement[set][judge];
+      if (!shares[set][judge]) return element('td', {}, '–');
+      const [value, low, high, count] = shares[set][judge];
       const pairs = element('small', {}, `${count} pairs`);
       return element('td', {}, number(value), bounds([low, high]), pairs);
     })]));
+  return sets.length;
+}
+
+// Every run of a sweep with the win rate by which it was selected, or not.
+function drawSweep() {
+  const swept = sweep.runs ?? [];
+  byId('sweep').hidden = !swept.length;
+  if (!swept.length) return;
+  byId('sweep-note').textContent = `Each algorithm has the setting with the ` +
+    `highest win rate by ${words(sweep.judge)} on ${sweep.splits[0]} prompts, ` +
+    `the mean over seeds ${sweep.seeds.join(', ')}; the win rates above are ` +
+    `on ${sweep.splits[1]} prompts. Of several checkpoints the best is shown.`;
+  tableRows(byId('sweep-runs'),
+    ['run', 'selected', 'win rate', 'over'], swept.map(run => {
+      const rates = Object.values(run.measured);
+      const best = rates.sort((a, b) => b[0] - a[0])[0];
+      const cell = element('td', {}, number(best?.[0]));
+      if (best) cell.append(bounds(best.slice(1)));
+      return [run.name, element('td', {}, run.selected ? '✓' : ''), cell,
+        element('td', {}, run.against)];
+    }));
 }
 
 const parsed = [];
@@ -219,9 +247,13 @@ byId('row').value = policies.at(-1);
 policies.forEach(policy => byId('shown').append(element('label', {},
   element('input', {type: 'checkbox', value: policy, checked: ''}), ' ',
   policy)));
-byId('gin').append(...Object.entries(runs).map(([name, run]) =>
-  element('details', {}, element('summary', {}, name),
-    element('pre', {}, run.gin || '(no gin file)'))));
+byId('gin').append(...Object.entries(runs).map(([name, run]) => {
+  const {commit, ...packages} = run.versions;
+  const versions = Object.entries(packages).map(pair => pair.join(' '));
+  return element('details', {}, element('summary', {}, name),
+    element('p', {}, `commit ${commit ?? 'unknown'}; ${versions.join(', ')}`),
+    element('pre', {tabindex: '0'}, run.gin || '(no gin file)'));
+}));
 byId('runs').hidden = byId('training').hidden = !Object.keys(runs).length;
 
 byId('judge').onchange = () => { drawMatrix(); applyFilters(); };
@@ -241,9 +273,19 @@ addEventListener('keydown', event => {
   if (event.key === 'p') step(-1);
 });
 
+for (const option of [...byId('quantity').options]) {
+  if (!results[option.value]) option.remove();
+}
+byId('more-curves').hidden =
+  !data.figures.some(({place}) => place === 'other-curves');
+byId('more-curves').ontoggle = drawFigures;
+const judged = drawShares(byId('agreement'), results.agreement) +
+  drawShares(byId('orders'), results.order_consistency);
+byId('judges').hidden = !judged && !results.calibration;
 drawMatrix();
 drawMeasures();
-drawAgreement();
-drawFigures(results, runs);
+drawSweep();
+drawLegend();
+drawFigures();
 applyFilters();
 followHash();

@@ -4,8 +4,10 @@
   FOLDER/completions.jsonl  a line per prompt, as `side_by_side` writes it:
     {"prompt": text, "completions": {policy: {"text": ..., "score": {...}}},
      "preference": {judge: [p, ...]}}
-  MODEL_DIR/metrics.jsonl   of each run, and its *.gin
+  FOLDER/sweep.json         of a sweep: every run with its place in it
+  MODEL_DIR/metrics.jsonl   of each run, its *.gin and versions.json
     -> FOLDER/index.html
+    -> FOLDER/figures/      each figure as PNG and CSV
 
 `preference` lists P(i > k) for i < k, row by row of the policies of
 results.json; it may be absent. The page makes no network request, and the same
@@ -15,12 +17,18 @@ input gives the same bytes: it holds no time and no path above FOLDER's parent.
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
 import html
 import json
 import math
 import pathlib
 from typing import Any
 
+from etils import epath
+
+from ipo_md import figure_files
+from ipo_md import figures
 from ipo_md import telemetry
 
 _PROMPTS_PER_PAGE = 64
@@ -41,16 +49,23 @@ def write(folder: str, runs: Mapping[str, str] | None = None) -> str:
   Raises:
     ValueError: results.json contradicts itself.
   """
-  folder = pathlib.Path(folder)
+  folder = epath.Path(folder)
   results = json.loads((folder / 'results.json').read_text())
-  home = str(folder.resolve().parent)
-  histories = {
-    name: _history(pathlib.Path(path), home)
-    for name, path in (runs or {}).items()
-  }
+  _check(results)
+  sweep = {}
+  if (folder / 'sweep.json').exists():
+    sweep = json.loads((folder / 'sweep.json').read_text())
+  home = folder.resolve().parent
+  places = {name: epath.Path(path) for name, path in (runs or {}).items()}
+  swept = {r['name']: home / r['name'] for r in sweep.get('runs', [])}
+  known = set(map(str, swept.values()))
+  places = {k: v for k, v in places.items() if str(v) not in known} | swept
+  histories = {name: _history(v, str(home)) for name, v in places.items()}
+  drawn = figures.every(results, histories, sweep)
   path = folder / 'index.html'
   with (folder / 'completions.jsonl').open() as completions:
-    path.write_text(page(results, completions, histories))
+    path.write_text(page(results, completions, histories, drawn, sweep))
+  figure_files.write(folder / 'figures', drawn, results)
   return str(path)
 
 
@@ -58,15 +73,18 @@ def page(
   results: Mapping[str, Any],
   completions: Iterable[str],
   runs: Mapping[str, Any],
+  drawn: Sequence[figures.Figure],
+  sweep: Mapping[str, Any],
 ) -> str:
   """The page as text.
 
   Args:
     results: contents of results.json.
     completions: the lines of completions.jsonl.
-    runs: name -> {'gin': text, 'metrics': {name: [[step, value], ...]}}.
+    runs: name -> {'gin': text, 'versions': {package: version}}.
+    drawn: the figures.
+    sweep: contents of sweep.json, or empty.
   """
-  _check(results)
   pages, sizes, left_out = [], [], 0
   budget = _MAX_BYTES
   for lines in _batched(completions, _PROMPTS_PER_PAGE):
@@ -79,7 +97,12 @@ def page(
       sizes.append(len(lines))
   data = {
     'results': results,
-    'runs': runs,
+    'runs': {
+      name: {key: run[key] for key in ('gin', 'versions')}
+      for name, run in runs.items()
+    },
+    'figures': [dataclasses.asdict(figure) for figure in drawn],
+    'sweep': sweep,
     'pages': sizes,
     'leftOut': left_out,
   }
@@ -118,9 +141,16 @@ def _batched(lines: Iterable[str], size: int) -> Iterator[list[str]]:
     yield batch
 
 
-def _history(model_dir: pathlib.Path, home: str) -> dict[str, Any]:
-  """The metrics of a run, thinned to `_MAX_POINTS`, and its gin."""
-  gin = [path.read_text() for path in sorted(model_dir.glob('*.gin'))]
+def _history(model_dir: epath.Path, home: str) -> dict[str, Any]:
+  """The metrics of a run, thinned to `_MAX_POINTS`, its gin and its commit."""
+  gin = [
+    f'# {name}\n{(model_dir / name).read_text()}'
+    for name in ('config.gin', 'operative_config.gin')
+    if (model_dir / name).exists()
+  ]
+  versions = {}
+  if (model_dir / 'versions.json').exists():
+    versions = json.loads((model_dir / 'versions.json').read_text())
   history = {}
   if (model_dir / telemetry.METRICS_FILE).exists():
     history = telemetry.read_metrics(str(model_dir))
@@ -130,7 +160,11 @@ def _history(model_dir: pathlib.Path, home: str) -> dict[str, Any]:
     stride = math.ceil(len(steps) / _MAX_POINTS)
     steps = steps[::-stride][::-1]  # keeps the last one
     metrics[name] = [[step, history[step][name]] for step in steps]
-  return {'gin': '\n'.join(gin).replace(home, 'DIR'), 'metrics': metrics}
+  return {
+    'gin': '\n'.join(gin).replace(home, 'DIR'),
+    'versions': versions,
+    'metrics': metrics,
+  }
 
 
 def _finite(value: Any) -> Any:

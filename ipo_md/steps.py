@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from ipo_md import sequences
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
-Metrics = Mapping[str, jax.Array]
+Metrics = Mapping[str, Any]
 Loss = Callable[..., jax.Array]
 
 # Their gradient needs samples of the policy, and sums over their tokens.
@@ -125,8 +126,8 @@ def online_step(
 
   Returns:
     The next state; loss, log_ratio (sum over tokens; the KL from the reference
-    if all coefficients are 0), preference or reward, length (tokens without
-    EOS), eos_rate, tokens.
+    if all coefficients are 0), preference or rewards, chosen_log_prob and
+    rejected_log_prob (K > 1), length (tokens without EOS), eos_rate, tokens.
   """
   kind = feedback_of(loss)
   if label is not None and kind != 'preference':
@@ -231,7 +232,8 @@ def offline_step(
     per_token: log-ratios are means over tokens rather than sums.
 
   Returns:
-    The next state; loss, log_ratio, preference or reward.
+    The next state; loss, log_ratio, preference or rewards, chosen_log_prob and
+    rejected_log_prob.
   """
   name = getattr(loss, 'func', loss).__name__
   if name in _POLICY_GRADIENTS:
@@ -279,7 +281,8 @@ def win_rate_metrics(
 
   Returns:
     win_rate (mean of [p > 1/2] + 1/2 [p = 1/2]), mean_preference, kl (KL(pi,
-    pi_ref) in nats per completion, Monte Carlo), length, eos_rate.
+    pi_ref) in nats per completion, Monte Carlo), length, eos_rate; and
+    samples, the policy's own `types.Completions`, to be read.
   """
   players = (model.policy(state.params, frozen), frozen.reference)
   policy, reference = (
@@ -316,6 +319,7 @@ def win_rate_metrics(
     'kl': jnp.mean(log_ratio),
     'length': jnp.mean(jnp.sum(mask, axis=-1) - ended),
     'eos_rate': jnp.mean(ended),
+    'samples': own,
   }
 
 
@@ -375,6 +379,39 @@ def policy_loss(
     'tokens': jnp.sum(mask),
     'log_ratio': jnp.mean(log_ratios, where=real),
     kind: jnp.mean(feedback, where=real if feedback.ndim == 2 else None),
+    **_chosen_and_rejected(log_prob, feedback, real),
+  }
+
+
+def _chosen_and_rejected(
+  log_prob: jax.Array, feedback: jax.Array, real: jax.Array
+) -> Metrics:
+  """How likely the better and the worse completion are, means over prompts.
+
+  Both may fall while their difference grows, which InfoNCA and DPO do and NCA
+  does not (https://arxiv.org/abs/2402.05369, figure 3). Of rewards the highest
+  and the lowest count; of a tie the mean of both completions.
+
+  Args:
+    log_prob: [B, K] of the policy, nats.
+    feedback: preference [B] or rewards [B, K].
+    real: [B, K] completions that are there.
+  """
+  if log_prob.shape[-1] < 2:
+    return {}
+  if feedback.ndim == 1:
+    first = losses.hard_label(feedback)
+    weights = jnp.stack([first, 1 - first], axis=-1)
+    chosen, rejected = weights, 1 - weights
+  else:
+    best = jnp.argmax(jnp.where(real, feedback, -jnp.inf), axis=-1)
+    worst = jnp.argmin(jnp.where(real, feedback, jnp.inf), axis=-1)
+    chosen, rejected = (
+      jax.nn.one_hot(k, log_prob.shape[-1]) for k in (best, worst)
+    )
+  return {
+    'chosen_log_prob': jnp.mean(jnp.sum(chosen * log_prob, axis=-1)),
+    'rejected_log_prob': jnp.mean(jnp.sum(rejected * log_prob, axis=-1)),
   }
 
 

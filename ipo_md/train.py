@@ -26,6 +26,8 @@ from ipo_md import telemetry
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
+_SAMPLES = 4  # shown as text at an evaluation
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -166,7 +168,7 @@ def train(
     first = int(state.step)
     if first == 0:
       writer.scalars(0, {f'data_{k}': v for k, v in examples.counts.items()})
-      writer.scalars(0, evaluate(state, frozen))
+      _write(writer, 0, *evaluate(state, frozen))
     line = telemetry.ProgressLine(schedule.train_steps, first)
     window = []
     for done, batch in enumerate(
@@ -184,8 +186,8 @@ def train(
         writer.scalars(done, means)
         window.clear()
       if _due(done, schedule.eval_period) or last:
-        measured = evaluate(state, frozen)
-        writer.scalars(done, measured)
+        measured, texts = evaluate(state, frozen)
+        _write(writer, done, measured, texts)
       if saving:
         checkpoints.save(
           saved, state, examples.vocabulary, measured.get('win_rate')
@@ -275,9 +277,10 @@ def _evaluator(
   model: model_lib.Model,
   mesh: jax.sharding.Mesh,
   rng: jax.Array,
-) -> Callable[[types.TrainState, types.FrozenParams], dict[str, float]]:
+) -> Callable[..., tuple[dict[str, float], dict[str, str]]]:
+  """Makes evaluate(state, frozen) -> means, and a few samples as texts."""
   if evaluation is None:
-    return lambda state, frozen: {}
+    return lambda state, frozen: ({}, {})
   examples = evaluation.dataset()
   if len(examples) < evaluation.examples:
     raise ValueError(
@@ -297,15 +300,40 @@ def _evaluator(
       measure(state, frozen, batch, jax.random.fold_in(rng, i))
       for i, (batch, _) in enumerate(rows)
     ]
+    samples = [m.pop('samples', None) for m in found]
     found = jax.device_get(found)
-    return {
+    means = {
       f'eval_{k}' if k != 'win_rate' else k: float(
         np.mean([m[k] for m in found])
       )
       for k in found[0]
     }
+    return means, _texts(samples[0], examples.vocabulary)
 
   return evaluate
+
+
+def _texts(
+  samples: types.Completions | None, vocabulary: seqio.Vocabulary
+) -> dict[str, str]:
+  """A few prompts with their completions, for TensorBoard."""
+  if samples is None:
+    return {}
+  rows = multihost_utils.process_allgather(samples, tiled=True)
+  read = lambda tokens, n: vocabulary.decode(
+    tokens.ids[n][tokens.mask[n]].tolist()
+  )
+  first = jax.tree.map(lambda x: x[:, 0], rows.completions)
+  # Indented by four, Markdown shows a text as it is.
+  return {
+    f'sample_{n}': f'    {read(rows.prompts, n)}\n\n    {read(first, n)}'
+    for n in range(min(_SAMPLES, len(first.ids)))
+  }
+
+
+def _write(writer, step, values, texts) -> None:
+  writer.scalars(step, values)
+  writer.texts(step, texts)
 
 
 def _means(window, done) -> tuple[dict[str, float], float]:

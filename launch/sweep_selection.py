@@ -124,7 +124,6 @@ def describe(
         runs.append(
           {
             'name': run.name,
-            'folder': f'../{run.name}',
             'algorithm': algorithm,
             'values': dict(values),
             'seed': seed,

@@ -149,6 +149,36 @@ def test_online_is_offline_on_what_was_sampled(monkeypatch):
   assert one.step == 1
 
 
+@pytest.mark.parametrize('kind', ['preference', 'rewards'])
+def test_likelihood_of_chosen_and_rejected(kind):
+  state, frozen = state_and_frozen()
+  batch = labelled(2 if kind == 'preference' else 3)
+  log_probs, _ = sequences.log_probs(MODEL, state.params, batch.completions)
+  log_prob = np.asarray(log_probs.sum(-1))
+  if kind == 'preference':
+    loss = functools.partial(losses.ipo, tau=0.1)
+    batch = batch.replace(preference=batch.preference.at[0].set(0.5))
+    best = np.where(batch.preference > 0.5, 0, 1)
+    worst = 1 - best
+  else:  # the best one of the first prompt is not there
+    loss = functools.partial(losses.nca, beta=1.0, alpha=1.0)
+    rewards = batch.rewards.at[0].set(jnp.array([3.0, 1.0, 2.0]))
+    mask = batch.completion_mask.at[0, 0].set(False)
+    batch = batch.replace(rewards=rewards, completion_mask=mask)
+    best = np.argmax(rewards, -1)
+    worst = np.argmin(rewards, -1)
+    best[0], worst[0] = 2, 1
+  rows = np.arange(B)
+  chosen, rejected = log_prob[rows, best], log_prob[rows, worst]
+  if kind == 'preference':  # a tie
+    chosen[0] = rejected[0] = log_prob[0].mean()
+  _, metrics = offline(loss)(state, frozen, batch, None)
+  np.testing.assert_allclose(metrics['chosen_log_prob'], chosen.mean(), 1e-5)
+  np.testing.assert_allclose(
+    metrics['rejected_log_prob'], rejected.mean(), 1e-5
+  )
+
+
 def test_precomputed_reference_log_probs_replace_the_reference():
   state, frozen = state_and_frozen()
   batch = labelled()

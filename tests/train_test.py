@@ -3,12 +3,14 @@
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import seqio
+from tensorboard.backend.event_processing import event_accumulator
 
 from ipo_md import checkpoints
 from ipo_md import data
@@ -125,6 +127,18 @@ def assert_equal(one, other):
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def tensorboard_texts(model_dir) -> dict[tuple[str, int], str]:
+  events = event_accumulator.EventAccumulator(
+    str(model_dir / 'tensorboard'), size_guidance={'tensors': 0}
+  ).Reload()
+  return {
+    (tag.split('/')[0], event.step): event.tensor_proto.string_val[0].decode()
+    for tag in events.Tags()['tensors']
+    if tag.startswith('sample_')
+    for event in events.Tensors(tag)
+  }
+
+
 @pytest.fixture(scope='module', name='trained')
 def trained_fixture(tmp_path_factory) -> pathlib.Path:
   path = tmp_path_factory.mktemp('trained')
@@ -163,6 +177,10 @@ def test_online_resume_is_the_uninterrupted_run(trained, tmp_path):
   metrics = telemetry.read_metrics(str(tmp_path / 'a'))
   assert metrics[0]['eval_kl'] == pytest.approx(0, abs=1e-5)
   assert 0 <= metrics[4]['win_rate'] <= 1
+  assert {'chosen_log_prob', 'rejected_log_prob'} <= set(metrics[4])
+  shown = tensorboard_texts(tmp_path / 'a')
+  assert set(shown) == {(f'sample_{n}', s) for n in range(4) for s in (0, 2, 4)}
+  assert re.fullmatch(r'    .+\n\n    .*', shown['sample_0', 4])
   assert telemetry.read_metrics(str(tmp_path / 'b')) == metrics
 
 
