@@ -25,47 +25,6 @@ function options(select, values, label = words) {
     ...values.map(value => element('option', {value}, label(value))));
 }
 
-function tableRows(table, header, rows) {
-  const cells = header.map(name => element('th', {scope: 'col'}, name));
-  table.replaceChildren(
-    element('thead', {}, element('tr', {}, ...cells)),
-    element('tbody', {}, ...rows.map(([name, ...row]) =>
-      element('tr', {}, element('th', {scope: 'row'}, name), ...row))));
-}
-
-const bounds = ([low, high], digits) =>
-  element('small', {}, `${number(low, digits)} to ${number(high, digits)}`);
-
-const INTERVALS = {
-  win_rate: 'interval',
-  mean_preference: 'mean_preference_interval',
-  length_controlled_win_rate: 'length_controlled_interval',
-};
-
-function drawMatrix() {
-  const judge = byId('judge').value;
-  const quantity = byId('quantity').value;
-  const rows = policies.map((row, i) => [row, ...policies.map((column, k) => {
-    const value = results[quantity][judge]?.[i][k];
-    if (i === k || typeof value !== 'number') {
-      return element('td', {class: 'self'}, number(value));
-    }
-    const away = Math.round(Math.min(1, Math.abs(value - 0.5) * 2) * 100);
-    const hue = value >= 0.5 ? '--win' : '--loss';
-    const interval = results[INTERVALS[quantity]]?.[judge]?.[i][k];
-    const label = element('button', {
-      title: `${row} over ${column}: show the prompts`,
-      onclick: () => showWins(row, column),
-    }, number(value));
-    if (interval) label.append(bounds(interval));
-    const style = `background: color-mix(in srgb, var(${hue}) ${away}%, ` +
-      'var(--ground))';
-    return element('td', {style}, label);
-  })]);
-  tableRows(byId('matrix'), ['row over column', ...policies], rows);
-  byId('matrix-files').replaceChildren(files(`win_rate_${judge}`));
-}
-
 function showWins(row, column) {
   byId('row').value = row;
   byId('column').value = column;
@@ -73,60 +32,6 @@ function showWins(row, column) {
   applyFilters();
   byId('prompts').scrollIntoView();
   byId('prompt').focus({preventScroll: true});
-}
-
-function drawMeasures() {
-  const measures = Object.keys(results).filter(name => {
-    const value = results[name];
-    if (!value || Array.isArray(value) || typeof value !== 'object') return false;
-    return Object.keys(value).every(policy => policies.includes(policy));
-  });
-  const paired = results.paired_difference ?? {};
-  const rows = policies.map(policy => [policy, ...measures.map(name => {
-    const cell = element('td', {}, number(results[name][policy]));
-    const difference = paired[name]?.[policy];
-    if (difference) {
-      const [value, low, high] = difference.map(x => number(x, 2));
-      cell.append(element('small', {}, `(${value}: ${low} to ${high})`));
-    }
-    return cell;
-  })]);
-  tableRows(byId('measures'), ['policy', ...measures.map(words)], rows);
-}
-
-// {pairs: {judge: [share, low, high, number of pairs]}} as a table.
-function drawShares(table, shares = {}) {
-  const sets = Object.keys(shares);
-  const names = [...new Set(sets.flatMap(set => Object.keys(shares[set])))];
-  table.parentElement.hidden = !sets.length;
-  tableRows(table, [table.dataset.corner, ...names.map(words)],
-    sets.map(set => [words(set), ...names.map(judge => {
-      if (!shares[set][judge]) return element('td', {}, '–');
-      const [value, low, high, count] = shares[set][judge];
-      const pairs = element('small', {}, `${count} pairs`);
-      return element('td', {}, number(value), bounds([low, high]), pairs);
-    })]));
-  return sets.length;
-}
-
-// Every run of a sweep with the win rate by which it was selected, or not.
-function drawSweep() {
-  const swept = sweep.runs ?? [];
-  byId('sweep').hidden = !swept.length;
-  if (!swept.length) return;
-  byId('sweep-note').textContent = `Each algorithm has the setting with the ` +
-    `highest win rate by ${words(sweep.judge)} on ${sweep.splits[0]} prompts, ` +
-    `the mean over seeds ${sweep.seeds.join(', ')}; the win rates above are ` +
-    `on ${sweep.splits[1]} prompts. Of several checkpoints the best is shown.`;
-  tableRows(byId('sweep-runs'),
-    ['run', 'selected', 'win rate', 'over'], swept.map(run => {
-      const rates = Object.values(run.measured);
-      const best = rates.sort((a, b) => b[0] - a[0])[0];
-      const cell = element('td', {}, number(best?.[0]));
-      if (best) cell.append(bounds(best.slice(1)));
-      return [run.name, element('td', {}, run.selected ? '✓' : ''), cell,
-        element('td', {}, run.against)];
-    }));
 }
 
 const parsed = [];
@@ -256,7 +161,7 @@ byId('gin').append(...Object.entries(runs).map(([name, run]) => {
 }));
 byId('runs').hidden = byId('training').hidden = !Object.keys(runs).length;
 
-byId('judge').onchange = () => { drawMatrix(); applyFilters(); };
+byId('judge').onchange = () => { drawJudged(); applyFilters(); };
 byId('quantity').onchange = drawMatrix;
 byId('filters').oninput = applyFilters;
 byId('shown').onchange = drawPrompt;
@@ -280,9 +185,10 @@ byId('more-curves').hidden =
   !data.figures.some(({place}) => place === 'other-curves');
 byId('more-curves').ontoggle = drawFigures;
 const judged = drawShares(byId('agreement'), results.agreement) +
-  drawShares(byId('orders'), results.order_consistency);
+  drawShares(byId('orders'), results.order_consistency) +
+  drawShares(byId('each-other'), results.judge_agreement);
 byId('judges').hidden = !judged && !results.calibration;
-drawMatrix();
+drawJudged();
 drawMeasures();
 drawSweep();
 drawLegend();

@@ -22,7 +22,6 @@ import dataclasses
 import html
 import json
 import math
-import pathlib
 from typing import Any
 
 from etils import epath
@@ -51,7 +50,7 @@ def write(folder: str, runs: Mapping[str, str] | None = None) -> str:
   """
   folder = epath.Path(folder)
   results = json.loads((folder / 'results.json').read_text())
-  _check(results)
+  check(results)
   sweep = {}
   if (folder / 'sweep.json').exists():
     sweep = json.loads((folder / 'sweep.json').read_text())
@@ -107,13 +106,14 @@ def page(
     'leftOut': left_out,
   }
   text = json.dumps(_finite(data), sort_keys=True, allow_nan=False)
-  here = pathlib.Path(__file__).parent
+  here = epath.Path(__file__).parent
   parts = {
     'TITLE': html.escape(' · '.join(results['policies'])),
     'STYLE': (here / 'report.css').read_text(),
     'DATA': '\n'.join([_script(text, 'data'), *pages]),
     'SCRIPT': ''.join(
-      (here / name).read_text() for name in ('report_figures.js', 'report.js')
+      (here / name).read_text()
+      for name in ('report_figures.js', 'report_tables.js', 'report.js')
     ),
   }
   before, *slots = (here / 'report.html').read_text().split('{{')
@@ -178,7 +178,8 @@ def _finite(value: Any) -> Any:
   return value
 
 
-def _check(results: Mapping[str, Any]) -> None:
+def check(results: Mapping[str, Any]) -> None:
+  """Raises ValueError if results.json contradicts itself."""
   policies = results['policies']
   if len(set(policies)) < len(policies):
     raise ValueError(f'results.json names a policy twice: {policies}.')
