@@ -27,6 +27,7 @@ setuptools.setup(
     'numpy',
     'optax',
     'orbax-checkpoint',
+    'rich',
     'safetensors',
     'scipy',
     'sentencepiece',
@@ -36,7 +37,6 @@ setuptools.setup(
     'tensorflow-datasets',
     'tensorflow-text',
     'tokenizers',
-    'tqdm',
   ],
   extras_require={
     'tpu': ['jax[tpu]'],

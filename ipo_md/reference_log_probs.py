@@ -13,13 +13,13 @@ import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from ipo_md import batches
 from ipo_md import checkpoints
 from ipo_md import data
 from ipo_md import sequences
 from ipo_md import sharding
+from ipo_md import telemetry
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
@@ -82,7 +82,7 @@ def log_probs(
   total = -(-len(dataset) // batch_size)
   found = [
     multihost_utils.process_allgather(measure(params, batch), tiled=True)
-    for batch, _ in tqdm.tqdm(rows, total=total, unit=' batches')
+    for batch, _ in telemetry.progress(rows, total, 'scoring')
   ]
   return np.concatenate(found)[: len(dataset)]
 

@@ -3,6 +3,7 @@
 Only process 0 writes and prints; on the others everything here does nothing.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -178,15 +179,21 @@ class ProgressLine:
     self._line.end()
 
 
-def progress(items: Iterable[_Item], total: int, label: str) -> Iterator[_Item]:
+def progress(
+  items: Iterable[_Item],
+  total: int,
+  label: str,
+  size: Callable[[_Item], int] = lambda item: 1,
+) -> Iterator[_Item]:
   """Yields items and shows how far a long phase is.
 
     sampling ipo_md  34/128  27 %  left 0:12
 
   Args:
     items: what is worked on; an item counts as done when the next is asked for.
-    total: their number.
+    total: their number, or the sum of their sizes; 0: unknown.
     label: what is done.
+    size: of an item.
   """
   line = _Line()
   start = shown = time.monotonic()
@@ -195,7 +202,7 @@ def progress(items: Iterable[_Item], total: int, label: str) -> Iterator[_Item]:
   try:
     for item in items:
       yield item
-      done += 1
+      done += size(item)
       now = time.monotonic()
       if now - shown >= period and done < total:
         left = (now - start) / done * (total - done)
@@ -205,7 +212,8 @@ def progress(items: Iterable[_Item], total: int, label: str) -> Iterator[_Item]:
         )
         shown = now
     took = _duration(time.monotonic() - start)
-    line.show(f'{label}  {done:,}/{total:,}  took {took}')
+    of = f'/{total:,}' if total else ''
+    line.show(f'{label}  {done:,}{of}  took {took}')
   finally:
     line.end()
 

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 import seqio
-import tqdm
 
 from ipo_md import examples
+from ipo_md import telemetry
 
 
 def load(
@@ -163,14 +163,13 @@ def _write(path: str, task: seqio.Task, split: str, source: Mapping[str, Any]):
   os.mkdir(path)
   columns, files = {}, {}
   with contextlib.ExitStack() as stack:
-    progress = stack.enter_context(
-      tqdm.tqdm(
-        total=task.source.num_input_examples(split),
-        desc=f'Tokenising {task.name}, {split}',
-        unit=' examples',
-      )
+    chunks = telemetry.progress(
+      examples.chunks(task, split, source['feature_lengths']),
+      task.source.num_input_examples(split) or 0,
+      f'tokenising {task.name}, {split}',
+      size=lambda chunk: len(chunk['inputs_lengths']),
     )
-    for chunk in examples.chunks(task, split, source['feature_lengths']):
+    for chunk in chunks:
       for name, values in chunk.items():
         if name not in files:
           columns[name] = {
@@ -182,7 +181,6 @@ def _write(path: str, task: seqio.Task, split: str, source: Mapping[str, Any]):
           )
         values.tofile(files[name])
         columns[name]['shape'][0] += len(values)
-      progress.update(len(chunk['inputs_lengths']))
   with open(os.path.join(path, 'info.json'), 'w') as file:
     json.dump({'source': source, 'columns': columns}, file, indent=1)
 

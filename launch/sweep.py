@@ -87,10 +87,10 @@ class Sweep:
     runs = self._training(spec.seeds)
     runs += [spec.selection(next(iter(spec.algorithms)), {'example': '/x'})]
     runs += [spec.comparison({'example': '/x', 'other': '/y'})]
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-      twice = next(name for name in names if names.count(name) > 1)
-      raise ValueError(f'Two runs would be called {twice}.')
+    for names in ([r.name for r in runs], [r.slug for r in runs]):
+      if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'Two runs would be called {twice}.')
     content = {
       run.name: {
         'arguments': run.arguments(spec.out),
@@ -288,7 +288,7 @@ class Sweep:
 
   def _command(self, run: sweep_spec.Run) -> list[str]:
     """The command line of a run."""
-    names = {'name': run.name, 'out': self._spec.out}
+    names = {'name': run.name, 'slug': run.slug, 'out': self._spec.out}
     launcher = [
       string.Template(word).substitute(names) for word in self._spec.launcher
     ]

@@ -1,8 +1,8 @@
 """A sweep's TOML file -> the runs that it asks for.
 
     at_once = 2                        # runs at the same time
-    launcher = []                      # put before every command; $name is its
-                                       #   run: a Cloud TPU's launcher
+    launcher = []                      # put before every command, with $slug,
+                                       #   the run's name: of a Cloud TPU
     gin = ["gin/models/...", ...]      # of every run, after its run file
     [env]                              # of every run
     [runs.NAME]                        # a run of its own, such as a judge's
@@ -66,6 +66,11 @@ class Run:
   algorithm: str = ''
   values: Mapping[str, str] = dataclasses.field(default_factory=dict)
   seed: int = 0
+
+  @property
+  def slug(self) -> str:
+    """The name in a-z, 0-9 and -, as clouds want names."""
+    return re.sub('[^a-z0-9]+', '-', self.name.lower()).strip('-')
 
   def arguments(self, out: str) -> list[str]:
     """Of the command line; `out` is the folder of the sweep."""

@@ -119,3 +119,16 @@ def test_progress_of_a_phase(clock, capsys):
     'judging  2/4  50 %  left 0:40',
     'judging  4/4  took 1:20',
   ]
+
+
+def test_progress_counts_what_items_hold(clock, capsys):
+  chunks = [[1, 2, 3], [4, 5]]
+  for _ in telemetry.progress(chunks, 5, 'tokenising', size=len):
+    clock.now += 40
+  for _ in telemetry.progress(chunks, 0, 'reading', size=len):
+    pass
+  assert capsys.readouterr().out.splitlines() == [
+    'tokenising  3/5  60 %  left 0:27',
+    'tokenising  5/5  took 1:20',
+    'reading  5  took 0:00',
+  ]
