@@ -58,7 +58,7 @@ def main() -> int:
   try:
     spec = sweep_spec.read(args.spec, out)
     sweep = Sweep(spec, pathlib.Path(args.logs or f'{out}/logs'))
-    sweep.check()
+    sweep.check(begun=not args.dry_run)
     if args.dry_run:
       sweep.print_commands()
       return 0
@@ -81,8 +81,15 @@ class Sweep:
     self._logs = logs
     self._chosen: dict[str, sweep_selection.Selection] = {}
 
-  def check(self) -> None:
-    """Reads every configuration. Raises ValueError with what is wrong."""
+  def check(self, *, begun: bool = True) -> None:
+    """Reads every configuration.
+
+    Args:
+      begun: whether to compare with what is in the folders.
+
+    Raises:
+      ValueError: what is wrong with the first run that is.
+    """
     spec = self._spec
     runs = self._training(spec.seeds)
     runs += [spec.selection(next(iter(spec.algorithms)), {'example': '/x'})]
@@ -96,7 +103,9 @@ class Sweep:
         'arguments': run.arguments(spec.out),
         'axes': list(run.values),
         # A comparison's policies are not known yet.
-        'folder': None if 'POLICIES' in run.bindings else spec.folder(run.name),
+        'folder': spec.folder(run.name)
+        if begun and 'POLICIES' not in run.bindings
+        else None,
       }
       for run in runs
     }
@@ -111,7 +120,7 @@ class Sweep:
       check=False,
     )
     if checked.returncode:
-      raise ValueError(checked.stdout.strip() or checked.stderr.strip())
+      raise ValueError(checked.stdout.strip() or checked.stderr[-2000:])
 
   def print_commands(self) -> None:
     """Every command, in order; what is selected only the runs will tell."""
@@ -122,8 +131,11 @@ class Sweep:
       print(shlex.join(self._command(run)))
     for name, other in spec.against.items():
       policies = {other: f'<{other}>'}
-      for candidate in sweep_selection.candidates(spec, name):
-        policies[candidate.name] = candidate.path(spec)
+      for run in self._training(spec.select_seeds):
+        if run.algorithm == name:
+          policies[run.name] = spec.folder(run.name)
+      if spec.checkpoints == 'all':
+        print('# with all checkpoints of each run:')
       print(shlex.join(self._command(spec.selection(name, policies))))
     others = [s for s in spec.seeds if s not in spec.select_seeds]
     for name in spec.algorithms if others else []:
