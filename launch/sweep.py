@@ -34,6 +34,7 @@ from typing import Any
 
 from etils import epath
 import sweep_pool
+import sweep_read
 import sweep_selection
 import sweep_spec
 
@@ -56,7 +57,7 @@ def main() -> int:
   elif not args.logs:
     parser.error(f'{out} is a bucket: --logs=FOLDER, a local one, is needed.')
   try:
-    spec = sweep_spec.read(args.spec, out)
+    spec = sweep_read.read(args.spec, out)
     sweep = Sweep(spec, pathlib.Path(args.logs or f'{out}/logs'))
     sweep.check(begun=not args.dry_run)
     if args.dry_run:
@@ -106,6 +107,7 @@ class Sweep:
         'folder': spec.folder(run.name)
         if begun and 'POLICIES' not in run.bindings
         else None,
+        'judge': spec.judge if run.name.startswith('select_') else None,
       }
       for run in runs
     }

@@ -3,8 +3,8 @@
   python launch/sweep_check.py < RUNS
 
 RUNS is JSON: name -> {"arguments": [...] of python -m ipo_md, "axes": [names],
-"folder": MODEL_DIR or null}. Prints what is wrong with the first one that is,
-and exits with 1.
+"folder": MODEL_DIR or null, "judge": one of JUDGES or null}. Prints what is
+wrong with the first one that is, and exits with 1.
 """
 
 import json
@@ -42,6 +42,14 @@ def config_of(arguments: list[str], axes: list[str]) -> str:
   return re.sub(r'^MODEL_DIR = .*$', '', text, flags=re.MULTILINE)
 
 
+def _check_judge(judge: str) -> None:
+  judges = gin.query_parameter('JUDGES/gin.macro.value')
+  if judge not in judges:
+    raise ValueError(
+      f'[select] judge = {judge!r} is not one of JUDGES, {list(judges)}.'
+    )
+
+
 def main() -> int:
   gin.add_config_file_search_path(command._ROOT)
   seen = {}
@@ -49,6 +57,8 @@ def main() -> int:
     try:
       config = config_of(run['arguments'], run['axes'])
       folder = run['folder']
+      if run['judge']:
+        _check_judge(run['judge'])
       if folder and (epath.Path(folder) / 'config.gin').exists():
         checkpoints.claim(folder, gin.config_str())
     except (ValueError, OSError) as error:

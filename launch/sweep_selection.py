@@ -73,16 +73,8 @@ def select(spec: sweep_spec.Spec, algorithm: str, baseline: str) -> Selection:
     spec: of the sweep.
     algorithm: whose setting is selected.
     baseline: name of the policy that all candidates were compared with.
-
-  Raises:
-    ValueError: the comparison has no judge of that name.
   """
   results = read(spec, f'select_{algorithm}')
-  if spec.judge not in results['judges']:
-    raise ValueError(
-      f'[select] judge = {spec.judge!r} is not one of JUDGES '
-      f'{results["judges"]} of {spec.folder("select_" + algorithm)}.'
-    )
   column = results['policies'].index(baseline)
   settings: dict[Any, list[float]] = {}
   measured = {}
@@ -93,7 +85,11 @@ def select(spec: sweep_spec.Spec, algorithm: str, baseline: str) -> Selection:
     measured[candidate.name] = [rate, *interval]
     key = (*candidate.run.values.items(), candidate.step)
     settings.setdefault(key, []).append(rate)
-  means = {key: sum(rates) / len(rates) for key, rates in settings.items()}
+  means = {
+    key: sum(rates) / len(rates)
+    for key, rates in settings.items()
+    if len(rates) == len(spec.select_seeds)  # a checkpoint of every seed
+  }
   best = max(means, key=means.get)
   *values, step = best
   return Selection(dict(values), step, means[best], baseline, measured)

@@ -16,7 +16,7 @@ _ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(_ROOT / 'launch'))
 import sweep  # noqa: E402
 import sweep_check  # noqa: E402
-import sweep_spec  # noqa: E402
+import sweep_read  # noqa: E402
 
 # Takes the place of `python -u -m ipo_md ...`: TAU is how good a policy is.
 FAKE = """
@@ -90,7 +90,7 @@ def spec_fixture(tmp_path):
 
 def run(spec, out) -> int:
   out.mkdir(exist_ok=True)
-  contents = sweep_spec.read(str(spec), str(out))
+  contents = sweep_read.read(str(spec), str(out))
   return sweep.Sweep(contents, out / 'logs').run(contents.at_once)
 
 
@@ -160,8 +160,8 @@ def test_killed_and_started_again_it_is_the_same(spec, tmp_path, orphans):
   (out / 'slow').write_text('.3')
   code = (
     f'import sys; sys.path.insert(0, {str(_ROOT / "launch")!r})\n'
-    'import pathlib, sweep, sweep_spec\n'
-    f'spec = sweep_spec.read({str(spec)!r}, {str(out)!r})\n'
+    'import pathlib, sweep, sweep_read\n'
+    f'spec = sweep_read.read({str(spec)!r}, {str(out)!r})\n'
     f'sys.exit(sweep.Sweep(spec, pathlib.Path({str(out)!r}, "logs")).run(2))'
   )
   for seconds in (0.9, 1.4):
@@ -215,11 +215,11 @@ def test_a_wrong_spec(spec, old, new, message):
   assert old in text
   spec.write_text(text.replace(old, new))
   with pytest.raises(ValueError, match=message):
-    sweep_spec.read(str(spec), '/out')
+    sweep_read.read(str(spec), '/out')
 
 
 @pytest.mark.parametrize(
-  ('axes', 'message'),
+  ('new', 'message'),
   [
     ('{TAUU = [0.1, 0.2]}', 'TAUU is set, but nothing .* Did you mean TAU'),
     ('{BETA = [0.1, 0.2]}', 'BETA is set, but nothing'),
@@ -232,18 +232,20 @@ def test_a_wrong_spec(spec, old, new, message):
     ('{TAU = ["0.1", "0.10"]}', 'are the same run'),
     ('{TAU = ["@losses.ipo("]}', 'TAU'),
     ('{"losses.ipo.tau" = [1, 2]}', None),
+    ('judge = "truth"', "'truth' is not one of JUDGES"),
   ],
 )
 def test_an_axis_is_checked_before_anything_starts(
-  tmp_path, monkeypatch, axes, message
+  tmp_path, monkeypatch, new, message
 ):
   """In this process, not in one of its own."""
   smoke = (_ROOT / 'launch/sweeps/smoke.toml').read_text()
-  assert (old := '[algorithms.ipo]\ngin = ["gin/algorithms/ipo.gin"]\naxes = ')
-  start = smoke.index(old) + len(old)
-  end = smoke.index('\n', start)
+  old = 'judge = "reward_model"'
+  if not new.startswith('judge'):
+    old, new = 'axes = {TAU = [0.03, 0.1]}', f'axes = {new}'
+  assert smoke.count(old) == 1
   path = tmp_path / 'spec.toml'
-  path.write_text(smoke[:start] + axes + smoke[end:])
+  path.write_text(smoke.replace(old, new))
 
   def check(command, *, input, **_):  # noqa: A002
     del command
@@ -254,7 +256,7 @@ def test_an_axis_is_checked_before_anything_starts(
     return subprocess.CompletedProcess([], code, '\n'.join(printed), '')
 
   monkeypatch.setattr(sweep.subprocess, 'run', check)
-  spec = sweep_spec.read(str(path), str(tmp_path / 'out'))
+  spec = sweep_read.read(str(path), str(tmp_path / 'out'))
   try:
     if message is None:
       sweep.Sweep(spec, tmp_path / 'logs').check()
