@@ -1,7 +1,10 @@
 """Token sequences on the device: joining, log-probabilities, log-ratios."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,11 @@ from ipo_md.models import model as model_lib
 # Elements of the largest array of logits that a loss holds on a device at a
 # time: 2**24 float32 are 64 MiB.
 LOGITS_CHUNK = 2**24
+
+# The least width at which a forward pass gets a branch of its own.
+LEAST_WIDTH = 32
+
+T = TypeVar('T')
 
 
 def join(
@@ -159,6 +167,32 @@ def log_probs(
   )
   log_probs, _ = token_log_probs(model, params, hidden, tokens.ids)
   return jnp.where(tokens.mask, log_probs, 0.0), aux
+
+
+def at_real_length(
+  f: Callable[[types.Completions], T], completions: types.Completions
+) -> T:
+  """f of the completions, less columns that are padding in all of them.
+
+  The width is one of T, T / 2, T / 4, ... that are not below `LEAST_WIDTH`: so
+  many branches of one program, of which all devices take the same, for the
+  longest completion of the whole batch. What f returns has no axis T.
+  """
+  tokens = completions.completions
+  widths = [tokens.ids.shape[-1]]
+  while widths[0] // 2 >= LEAST_WIDTH:
+    widths.insert(0, widths[0] // 2)
+  longest = jnp.max(jnp.sum(tokens.mask, axis=-1))
+
+  def branch(width, completions):
+    cut = jax.tree.map(lambda x: x[..., :width], completions.completions)
+    return f(completions.replace(completions=cut))
+
+  return jax.lax.switch(
+    jnp.sum(longest > jnp.array(widths[:-1], jnp.int32)),
+    [functools.partial(branch, width) for width in widths],
+    completions,
+  )
 
 
 def sum_or_mean(

@@ -164,8 +164,15 @@ def online_step(
       top_k=top_k,
       top_p=top_p,
     )
-    completions = types.Completions(prompts=prompts, completions=sampled.tokens)
-    labelled = judge(frozen.judge, completions)
+    labelled = _judged(
+      frozen,
+      types.Completions(prompts=prompts, completions=sampled.tokens),
+      reference_context,
+      sampled.reference_log_probs if ema_decay is None else None,
+      model=model,
+      judge=judge,
+      per_token=per_token,
+    )
     if label is not None:
       require(labelled, 'preference', 'LABEL')
       preference = label(labelled.preference, rng=label_rng)
@@ -176,17 +183,6 @@ def online_step(
       labelled = labelled.replace(
         rewards=jnp.where(ended, labelled.rewards, truncation_reward)
       )
-    reference_log_probs = sampled.reference_log_probs
-    if reference_log_probs is None or ema_decay is not None:
-      reference_log_probs, _ = sequences.log_probs(
-        model, frozen.reference, completions, context=reference_context
-      )
-    mask = sampled.tokens.mask
-    labelled = labelled.replace(
-      reference_log_prob=sequences.sum_or_mean(
-        reference_log_probs, mask, per_token=per_token
-      )
-    )
     value, metrics = policy_loss(
       policy,
       labelled,
@@ -196,7 +192,7 @@ def online_step(
       context=context,
     )
     return value, metrics | {
-      'length': jnp.mean(jnp.sum(mask, axis=-1) - ended),
+      'length': jnp.mean(jnp.sum(sampled.tokens.mask, axis=-1) - ended),
       'eos_rate': jnp.mean(ended),
     }
 
@@ -331,6 +327,45 @@ def _ended(tokens: types.Tokens, eos_id: int) -> jax.Array:
 def feedback_of(loss: Loss) -> str:
   """'preference' or 'rewards': the name of a loss's second parameter."""
   return list(inspect.signature(loss).parameters)[1]
+
+
+def _judged(
+  frozen: types.FrozenParams,
+  completions: types.Completions,
+  context: types.Context,
+  log_probs: jax.Array | None,
+  *,
+  model: model_lib.Model,
+  judge: judges.Judge,
+  per_token: bool,
+) -> types.Labelled:
+  """Completions with the judge's feedback and the reference's log-probability.
+
+  Args:
+    frozen: reference and judge.
+    completions: what was sampled.
+    context: the prompts as the reference reads them.
+    log_probs: [B, K, T] by the reference, if the sampler saw them.
+    model: of the reference.
+    judge: of the completions.
+    per_token: the log-probability is a mean over tokens rather than a sum.
+  """
+
+  def read(completions):
+    labelled = judge(frozen.judge, completions)
+    mask = completions.completions.mask
+    reference = log_probs
+    if log_probs is None:
+      reference, _ = sequences.log_probs(
+        model, frozen.reference, completions, context=context
+      )
+    reference = sequences.sum_or_mean(
+      reference[..., : mask.shape[-1]], mask, per_token=per_token
+    )
+    return labelled.replace(completions=None, reference_log_prob=reference)
+
+  labelled = sequences.at_real_length(read, completions)
+  return labelled.replace(completions=completions)
 
 
 def policy_loss(

@@ -155,3 +155,28 @@ def test_sum_or_mean_ignores_padding():
   mean = sequences.sum_or_mean(values, mask, per_token=True)
   np.testing.assert_allclose(total, [3.0, 4.0])
   np.testing.assert_allclose(mean, [1.5, 4.0])
+
+
+@pytest.mark.parametrize(
+  ('longest', 'width'), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8)]
+)
+def test_a_forward_pass_is_as_wide_as_the_longest_completion(
+  monkeypatch, longest, width
+):
+  monkeypatch.setattr(sequences, 'LEAST_WIDTH', 2)
+  lengths = jnp.array([[1, longest], [0, 1]])
+  mask = jnp.arange(8) < lengths[..., None]
+  given = types.Completions(
+    prompts=tokens([1], [1]),
+    completions=types.Tokens(ids=mask.astype(jnp.int32), mask=mask),
+  )
+
+  def widths(given):
+    ids = given.completions.ids
+    return ids.sum(axis=-1), jnp.int32(ids.shape[-1])
+
+  found, used = jax.jit(lambda given: sequences.at_real_length(widths, given))(
+    given
+  )
+  np.testing.assert_array_equal(found, lengths)
+  assert used == width

@@ -7,6 +7,7 @@ on a CPU.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 from flax import nnx
@@ -110,12 +111,20 @@ class Transposed:
 
 
 def _kernel_first(array: jax.Array, x: jax.Array, dtype: Any) -> jax.Array:
-  """[out, in], [N, in] -> [N, out], as the transpose of array x^T."""
-  out = lax.dot_general(
-    array, x, (((1,), (1,)), ((), ())), preferred_element_type=dtype
+  """[out, in], [N, in] -> [N, out]; on a CPU the transpose of array x^T."""
+  dot = functools.partial(
+    lax.dot_general,
+    dimension_numbers=(((1,), (1,)), ((), ())),
+    preferred_element_type=dtype,
   )
-  # Without the barrier XLA turns the product round again.
-  return lax.optimization_barrier(out).T
+
+  def on_cpu(array, x):
+    # Without the barrier XLA turns the product round again.
+    return lax.optimization_barrier(dot(array, x)).T
+
+  return lax.platform_dependent(
+    array, x, cpu=on_cpu, default=lambda array, x: dot(x, array)
+  )
 
 
 def project(

@@ -91,7 +91,7 @@ def main() -> None:
   states = {'state': state}
   with (
     tempfile.TemporaryDirectory() as folder,
-    checkpoints.manager(folder, keep=1) as saved,
+    checkpoints.manager(folder, keep=checkpoints.Keep(last=1)) as saved,
     telemetry.MetricWriter(folder) as writer,
   ):
 

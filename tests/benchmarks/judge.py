@@ -15,6 +15,7 @@ import networks
 import protocol
 
 from ipo_md import judges
+from ipo_md import sequences
 
 
 def main() -> None:
@@ -31,15 +32,19 @@ def main() -> None:
   model = networks.network(args, reward_head=reward)
   params = networks.init(model, 0)
   judge = functools.partial(getattr(judges, args.judge), model=model)
+
+  def rewards(params, given):
+    return sequences.at_real_length(lambda c: judge(params, c).rewards, given)
+
   given = networks.completions(args)
   real = max(1, round(args.real * args.tokens))
   tokens = given.completions
   given = given.replace(
     completions=tokens.replace(mask=tokens.mask.at[..., real:].set(False))
   )
-  program = protocol.compiled(judge, params, given)
+  program = protocol.compiled(rewards, params, given)
   meter = protocol.Meter(args)
-  work = {'judge': lambda: program.run(params, given).rewards}
+  work = {'judge': lambda: program.run(params, given)}
   protocol.timed(work['judge'])
   times, rates = meter.measure(work)
   shape = argparse.Namespace(**vars(args) | {'tokens': real})

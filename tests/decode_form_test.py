@@ -1,0 +1,131 @@
+"""Sampling's own form of the weights and its caches change no number."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ipo_md import sampling
+from ipo_md import sequences
+from ipo_md import sharding
+from ipo_md import types
+from ipo_md.models import decoder_only
+from ipo_md.models import lora
+from ipo_md.models import model as model_lib
+from ipo_md.models import t5
+
+B, K, P, T, EOS = 8, 2, 5, 7, 1
+COMMON = {
+  'vocab_size': 32,
+  'emb_dim': 16,
+  'num_heads': 8,
+  'head_dim': 4,
+  'mlp_dim': 32,
+  'dropout_rate': 0.0,
+}
+
+
+def network(family: str, *, scan: bool, tied: bool = False) -> model_lib.Model:
+  sizes = COMMON | {'scan': scan, 'logits_via_embedding': tied}
+  if family == 't5':
+    return model_lib.Model(
+      functools.partial(
+        t5.T5,
+        num_encoder_layers=1,
+        num_decoder_layers=2,
+        mlp_activations=('gelu', 'linear'),
+        **sizes,
+      )
+    )
+  experts = {'num_experts': 4} if family == 'mixtral' else {}
+  return model_lib.Model(
+    functools.partial(
+      decoder_only.DecoderOnly,
+      num_kv_heads=4,
+      num_layers=2,
+      rope_theta=1e4,
+      norm_epsilon=1e-5,
+      **sizes,
+      **experts,
+    )
+  )
+
+
+def prompts() -> types.Tokens:
+  ids = jax.random.randint(jax.random.key(5), (B, P), 2, 32)
+  mask = jnp.arange(P) < 1 + jnp.arange(B)[:, None] % P
+  return types.Tokens(ids=jnp.where(mask, ids, 0), mask=mask)
+
+
+def sample(model, policy, reference, given, rng):
+  return sampling.sample(
+    model,
+    policy,
+    reference,
+    (model.encode(policy, given), model.encode(reference, given)),
+    rng,
+    mixture_coefs=(0.25,) * K,
+    max_new_tokens=T,
+    eos_id=EOS,
+  )
+
+
+@pytest.mark.parametrize(
+  ('family', 'scan', 'tied', 'adapted'),
+  [
+    ('t5', False, False, False),
+    ('t5', True, True, False),
+    ('llama', False, True, False),
+    ('llama', True, False, False),
+    ('llama', False, False, True),
+    ('mixtral', False, False, False),
+  ],
+)
+def test_sampled_log_probs_are_those_of_the_loss(
+  family, scan, tied, adapted, monkeypatch
+):
+  """Of both models, over three widths of the caches."""
+  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 3)
+  model = network(family, scan=scan, tied=tied)
+  reference = model.init(jax.random.key(1))
+  if adapted:
+    model = lora.Lora(model, rank=2, alpha=4.0, targets=('query', 'wi_0', 'wo'))
+    adapters = jax.tree.map(lambda x: x + 0.1, model.init(jax.random.key(0)))
+    policy = model.policy(adapters, types.FrozenParams(reference=reference))
+  else:
+    policy = model.init(jax.random.key(0))
+  run = jax.jit(functools.partial(sample, model))
+  sampled = run(policy, reference, prompts(), jax.random.key(2))
+  assert sampled.tokens.mask[..., 3].any()  # beyond the first width
+  given = types.Completions(prompts=prompts(), completions=sampled.tokens)
+  for params, found in (
+    (policy, sampled.policy_log_probs),
+    (reference, sampled.reference_log_probs),
+  ):
+    expected, _ = sequences.log_probs(model, params, given)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_no_weight_is_gathered_at_each_token():
+  """Parameters split over `fsdp` are gathered before the loop, once."""
+  model = network('t5', scan=True)
+  mesh = sharding.make_mesh((1, 8, 1))
+  with jax.set_mesh(mesh):
+    params = sharding.abstract_params(
+      mesh, model.abstract_params, model.logical_axes
+    )
+    batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=sharding.batch(mesh)
+      ),
+      prompts(),
+    )
+    run = jax.jit(functools.partial(sample, model))
+    program = run.lower(params, params, batch, jax.random.key(0)).compile()
+  text = program.as_text()
+  gathered = re.findall(r'all-gather\S*\(.*op_name="([^"]*)"', text)
+  assert gathered
+  assert not [name for name in gathered if 'while/body' in name]
