@@ -172,9 +172,8 @@ function drawLegend() {
     series.filter(({run}) => run).map(({run, style}) => [run, style])));
   const selected = new Set((data.sweep.runs ?? [])
     .filter(run => run.selected).map(run => run.name));
-  const swept = new Set((data.sweep.runs ?? []).map(run => run.name));
   const names = [...styles.keys()];
-  const byDefault = name => !swept.has(name) || selected.has(name);
+  const byDefault = name => !selected.size || selected.has(name);
   byId('legend').append(...names.map(name => element('li', {},
     element('label', {}, element('input', {
       type: 'checkbox', value: name, checked: byDefault(name) ? '' : undefined,

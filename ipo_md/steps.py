@@ -423,9 +423,9 @@ def _chosen_and_rejected(
 ) -> Metrics:
   """How likely the better and the worse completion are, means over prompts.
 
-  Both may fall while their difference grows, which InfoNCA and DPO do and NCA
-  does not (https://arxiv.org/abs/2402.05369, figure 3). Of rewards the highest
-  and the lowest count; of a tie the mean of both completions.
+  Both may fall while their difference grows: InfoNCA lets the chosen one fall,
+  NCA does not (https://arxiv.org/abs/2402.05369). Of rewards the highest and
+  the lowest count; of a tie the mean of both completions.
 
   Args:
     log_prob: [B, K] of the policy, nats.

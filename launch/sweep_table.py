@@ -7,6 +7,7 @@ import rich.console
 import rich.live
 import rich.markup
 import rich.table
+import rich.text
 
 _LOG_SECONDS = 30  # between two lines of progress in a log file
 
@@ -40,12 +41,11 @@ class Table:
 
   def state(self, rows: Sequence[tuple[str, str, str]], summary: str) -> None:
     if self._live:
-      table = rich.table.Table(
-        box=None, show_header=False, caption=summary, caption_justify='left'
-      )
+      table = rich.table.Table(box=None, show_header=False)
       for row in rows:
         table.add_row(*map(rich.markup.escape, row))
-      self._live.update(table, refresh=True)
+      shown = rich.console.Group(table, rich.text.Text(summary))
+      self._live.update(shown, refresh=True)
     elif time.monotonic() - self._shown >= _LOG_SECONDS:
       self._shown = time.monotonic()
       for name, took, said in rows:

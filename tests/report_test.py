@@ -176,9 +176,9 @@ def test_every_figure_has_its_png_and_csv(folder):
   (figure,) = (f for f in data['figures'] if f['name'] == 'frontier_along_runs')
   assert figure['series'][1]['points'] == [[5.0, 0.25], [10.0, 0.5]]
   assert [s['run'] for s in figure['series']] == [
-    'ipo',
     'ipo_TAU=0.1_SEED=0',
     'ipo_TAU=1.0_SEED=0',
+    'ipo',
   ]
   before = {p: p.read_bytes() for p in (folder / 'figures').iterdir()}
   report.write(str(folder), {'ipo': str(folder.parent / 'ipo')})
@@ -286,7 +286,7 @@ def test_page_in_a_browser(folder, width):
   assert seen['found'] == '1 of 3 prompts match'
   assert seen['outcome'] == ['ipo', 'win', f'{EVIL} prompt 0']
   main = 3  # loss, win_rate, eval_kl
-  assert seen['selected'] == 2 * main  # without the run not selected
+  assert seen['selected'] == main
   assert seen['All'] == 3 * main
   assert seen['None'] == 0
   assert seen['Selected'] == main
