@@ -274,16 +274,20 @@ class Sweep:
   ) -> sweep_pool.Job:
     """A job whose policies are known when what it needs is done.
 
-    sweep.json in its folder says what it was made of: made of something else,
-    it is not done, and refuses to be overwritten.
+    sweep.json in its folder says what it is made of: made of something else, it
+    fails rather than be overwritten.
     """
     path = epath.Path(self._spec.folder(run.name)) / 'sweep.json'
 
     def command():
       run, content = make()
-      if not self._completed(run.name):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_json(content))
+      if self._completed(run.name):
+        raise ValueError(
+          f'{path.parent} compares other runs than this sweep has now; remove '
+          'it to compare again.'
+        )
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(_json(content))
       return self._command(run)
 
     def completed():

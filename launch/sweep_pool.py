@@ -147,27 +147,26 @@ class Pool:
     if not _lock(job.lock):
       self._show.say(f'{job.name} still runs from an earlier sweep')
       return
-    command = job.command()
+    try:
+      command = job.command()
+    except ValueError as error:
+      job.lock.close()
+      self._active.remove(job)
+      self._fail(job, str(error))
+      return
     with path.open('ab') as log:
       log.write(f'{subprocess.list2cmdline(command)}\n'.encode())
       log.flush()
-      try:
-        job.process = subprocess.Popen(
-          command,
-          cwd=self._root,
-          env=self._env,
-          stdin=subprocess.DEVNULL,
-          stdout=log,
-          stderr=subprocess.STDOUT,
-          pass_fds=(job.lock.fileno(),),
-          start_new_session=True,
-        )
-      except OSError as error:
-        log.write(f'{error}\n'.encode())
-        job.lock.close()
-        self._active.remove(job)
-        self._fail(job)
-        return
+      job.process = subprocess.Popen(
+        command,
+        cwd=self._root,
+        env=self._env,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        pass_fds=(job.lock.fileno(),),
+        start_new_session=True,
+      )
     job.lock.close()  # the process holds it
     self._show.say(f'{job.name} started')
 
@@ -183,21 +182,19 @@ class Pool:
       self._waiting.append(job)
       self._show.say(f'{job.name} stopped')
     else:
-      self._fail(job)
+      code = job.process.returncode
+      why = f'exit code {code}' if code else 'it ended without COMPLETED'
+      self._fail(job, why)
 
   def _finish(self, job: Job, how: str) -> None:
     self._done.append(job.name)
     self._waiting += self._follow(job.name)
     self._show.say(f'{job.name} {how}')
 
-  def _fail(self, job: Job) -> None:
-    code = job.process.returncode if job.process else None
+  def _fail(self, job: Job, why: str) -> None:
     lines = _tail(self._logs / f'{job.name}.log', job.offset)
-    self.failed[job.name] = '\n'.join(lines[-_LAST_LINES:])
-    self._show.say(
-      f'{job.name} failed'
-      + (f' with exit code {code}' if code else ': it ended without COMPLETED')
-    )
+    self.failed[job.name] = '\n'.join([*lines[-_LAST_LINES:], why])
+    self._show.say(f'{job.name} failed: {why}')
 
   def _stop(self, number: int, frame: Any) -> None:
     del number, frame

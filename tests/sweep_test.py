@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_a_failure_is_listed_and_the_rest_goes_on(spec, tmp_path, capsys):
   (out / 'preempt_rl_TAU=0.1_SEED=0').touch()
   assert run(spec, out) == 1
   said = capsys.readouterr().out
-  assert 'ipo_TAU=0.05_SEED=0 failed with exit code 3' in said
+  assert 'ipo_TAU=0.05_SEED=0 failed: exit code 3' in said
   assert 'rl_TAU=0.1_SEED=0 failed: it ended without COMPLETED' in said
   assert said.count('It is broken.') == 1
   assert 'select_ipo was not done; it needs ipo_TAU=0.05_SEED=0' in said
@@ -181,6 +182,20 @@ def test_killed_and_started_again_it_is_the_same(spec, tmp_path, orphans):
   assert results_of(out) == results_of(straight)
   if orphans:  # no run was ever started beside itself
     assert set(starts(out).values()) == {1}
+
+
+def test_a_comparison_of_other_runs_is_not_overwritten(spec, tmp_path, capsys):
+  out = tmp_path / 'out'
+  assert run(spec, out) == 0
+  before = (out / 'select_ipo' / 'results.json').read_bytes()
+  spec.write_text(spec.read_text().replace('[0.3, 0.05]', '[0.3, 0.5]'))
+  assert run(spec, out) == 1
+  assert 'select_ipo compares other runs' in capsys.readouterr().out
+  assert (out / 'select_ipo' / 'results.json').read_bytes() == before
+  shutil.rmtree(out / 'select_ipo')
+  shutil.rmtree(out / 'report')
+  assert run(spec, out) == 0
+  assert 'TAU 0.5' in (out / 'table.txt').read_text()
 
 
 def test_one_sweep_at_a_time(spec, tmp_path):
