@@ -1,0 +1,139 @@
+"""Attempts at a command on slices, until one of them is done."""
+
+import argparse
+import time
+
+import cloud
+import jobs
+import slices
+
+_AGAIN = 42  # of launch/worker.py
+_LOST = 15  # looks without a sign of life, and a worker is taken for lost
+_GRACE = 3  # looks for the others to end, or the preemption to show
+
+
+def until_done(tpu, args, job, running, make) -> bool:
+  """Attempts, until one is done (True) or was stopped by the user (False)."""
+  lost = 0
+  while True:
+    if not running:
+      _ready(tpu, args)
+      job = jobs.following(job, tpu.shell, args.bucket, tpu.name)
+      _start(tpu, args, job, make(job.folder))
+    running = False
+    how = _follow(tpu, job)
+    tpu.shell.did(f'{job.folder}: {how}.')
+    if how in ('done', 'stopped'):
+      return how == 'done'
+    lost = lost + 1 if how == 'lost' else 0
+    if lost == 3:
+      raise cloud.Failed('Workers were lost three times; see the logs.')
+
+
+def is_running(job, found, make) -> bool:
+  """Whether this command is on the slices already.
+
+  Raises:
+    cloud.Failed: another command is.
+  """
+  if job is None or slices.state_of(found) != 'ACTIVE':
+    return False
+  states = job.states()
+  if not any(words[0] == 'running' for words in states.values()):
+    return False
+  if not jobs.same_command(job.script(), make(job.folder)):
+    raise cloud.Failed(
+      f'{job.folder} runs another command or commit; `stop` it first.'
+    )
+  return True
+
+
+def _ready(tpu: slices.Slices, args: argparse.Namespace) -> None:
+  """Waits for the slices; queues them again if they were preempted."""
+  resource = tpu.look()
+  state = slices.state_of(resource)
+  if state in ('SUSPENDING', 'SUSPENDED', 'FAILED'):
+    cloud.say(f'{tpu.name} is {state} {slices.reason(resource)}: queued again.')
+    tpu.delete()
+    tpu.obtain(slices.same_flags(args, resource))
+  elif state in slices.GONE and not tpu.shell.dry_run:
+    raise cloud.Failed(f'{tpu.name} was deleted by someone else.')
+  elif state != 'ACTIVE':
+    tpu.wait()
+
+
+def _start(tpu, args, job: jobs.Job, script: str) -> None:
+  """Starts the job on every worker; the slices may vanish meanwhile."""
+  if tpu.shell.dry_run:
+    settings = script.partition('\n\n')[0].partition('\n#')[0]
+    cloud.say(f'# start.sh begins with\n{settings}')
+  job.put('start.sh', script)
+  copy = f'gcloud storage cp --quiet {job.folder}/start.sh start.sh'
+  for left in (2, 1, 0):
+    try:
+      tpu.ssh(f'{copy} && bash start.sh')
+      tpu.shell.did(f'Started {job.folder}.')
+      return
+    except cloud.Failed as error:
+      if not left:
+        raise
+      cloud.say(f'Not started, trying again: {error}')
+      time.sleep(tpu.poll)
+      _ready(tpu, args)
+
+
+def _follow(tpu: slices.Slices, job: jobs.Job) -> str:
+  """Prints what the job prints, to its end.
+
+  Returns:
+    done, stopped (by `stop`), to be started again, preempted or lost.
+
+  Raises:
+    cloud.Failed: the command failed, and would fail again.
+  """
+  shown, silent, failing, before = 0, 0, 0, None
+  while True:
+    states = cloud.patiently(job.states, tpu.poll)
+    if tpu.shell.dry_run:
+      return 'done'
+    hosts = {h: words for h, words in states.items() if h != 'stop'}
+    shown += _show(tpu, job, hosts, shown)
+    codes = {h: int(n) for h, (word, n) in hosts.items() if word == 'exited'}
+    over = bool(hosts) and len(codes) == len(hosts)
+    if over and not any(codes.values()):
+      return 'done'
+    resource = tpu.look()
+    gone = slices.state_of(resource) in slices.GONE
+    if 'stop' in states and (over or gone):
+      return 'stopped'
+    if gone:
+      return 'preempted'
+    failing = failing + 1 if any(codes.values()) else 0
+    hasty = over and (_AGAIN in codes.values() or 'spot' not in resource)
+    if failing > (0 if hasty else _GRACE):
+      if _AGAIN in codes.values():
+        return 'to be started again'
+      host = min(h for h, code in codes.items() if code)
+      raise cloud.Failed(_failure(job, host, codes[host]))
+    silent = silent + 1 if states == before else 0
+    if silent == _LOST:
+      return 'lost'
+    before = states
+    time.sleep(tpu.poll)
+
+
+def _show(tpu, job: jobs.Job, hosts, shown: int) -> int:
+  """Prints the log of process 0 from `shown` on; returns how much."""
+  if not hosts:
+    return 0
+  read = lambda: job.log(jobs.lead(hosts))
+  new = cloud.patiently(read, tpu.poll)[shown:]
+  print(new, end='', flush=True)
+  return len(new)
+
+
+def _failure(job: jobs.Job, host: str, code: int) -> str:
+  last = '\n'.join(job.log(host).splitlines()[-20:])
+  return (
+    f'{host} failed with exit code {code} ({job.folder}/{host}.log):\n{last}'
+  )

@@ -1,0 +1,136 @@
+"""launch/gke.py against a gcloud and an xpk that pretend (testdata/bin)."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_FAKES = pathlib.Path(__file__).parent / 'testdata' / 'bin'
+_PLAN = {
+  'project': 'p',
+  'compute/zone': 'us-west4-a',
+  'types': ['v5litepod-16', 'v5litepod-256'],
+}
+_WHERE = ['--project=p', '--zone=us-west4-a']
+
+
+@pytest.fixture
+def call(tmp_path):
+  """Runs gke.py in a copy; gives exit code, output and xpk's calls."""
+  fake, root = tmp_path / 'fake', tmp_path / 'root'
+  fake.mkdir()
+  (root / 'launch').mkdir(parents=True)
+  for source in (_ROOT / 'launch').glob('*.py'):
+    (root / 'launch' / source.name).write_bytes(source.read_bytes())
+  git = [
+    'git',
+    '-C',
+    root,
+    '-c',
+    'user.name=test',
+    '-c',
+    'user.email=test@test',
+  ]
+  for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'all']):
+    subprocess.run([*git, *words], check=True)
+
+  def call(*words: str, **plan):
+    (fake / 'plan.json').write_text(json.dumps({**_PLAN, **plan}))
+    path = f'{_FAKES}:{os.environ["PATH"]}'
+    done = subprocess.run(
+      [sys.executable, root / 'launch' / 'gke.py', *words],
+      env={**os.environ, 'FAKE': str(fake), 'PATH': path},
+      capture_output=True,
+      text=True,
+    )
+    recorded = fake / 'xpk.jsonl'
+    lines = recorded.read_text().splitlines() if recorded.exists() else []
+    calls = [json.loads(line) for line in lines]
+    return done.returncode, done.stdout + done.stderr, calls
+
+  call.image = fake / 'image'
+  return call
+
+
+_RUN = [
+  *('run', 'ipo_tau0.1', '--cluster=pods', '--tpu=v5e:4x4', '--image=image'),
+  *('--bucket=gs://bucket', '--', 'python', '-m', 'ipo_md', '--gin.TAU=0.1'),
+]
+
+
+def test_run_ships_the_commit_and_waits_for_the_end(call):
+  code, output, (created, waited) = call(*_RUN)
+  assert code == 0, output
+  assert created[:2] == ['workload', 'create']
+  assert {
+    '--workload=ipo-tau0-1',
+    '--cluster=pods',
+    *_WHERE,
+    '--tpu-type=v5litepod-16',
+    '--base-docker-image=image',
+    '--max-restarts=100',
+    '--env=TFDS_DATA_DIR=gs://bucket/data',
+    '--command=exec python launch/worker.py -- python -m ipo_md --gin.TAU=0.1',
+  } <= set(created)
+  assert waited[:2] == ['workload', 'list']
+  assert waited[-1] == '--wait-for-job-completion=ipo-tau0-1'
+  assert (call.image / 'launch' / 'worker.py').exists()
+  assert len((call.image / '.git' / 'HEAD').read_text().strip()) == 40
+
+
+@pytest.mark.parametrize(
+  ('plan', 'message', 'calls'),
+  [
+    ({'workload create': 1}, 'xpk workload create failed (1): nothing runs', 1),
+    ({'workload list': 125}, 'ipo-tau0-1 did not succeed; `logs` says why', 2),
+    ({'forbidden': True}, 'gs://bucket cannot be written. Nothing was', 0),
+    ({'project': '(unset)'}, 'No project: give --project=', 0),
+  ],
+)
+def test_a_run_that_fails_says_so(call, plan, message, calls):
+  code, output, called = call(*_RUN, **plan)
+  assert code == 1
+  assert message in output
+  assert len(called) == calls
+
+
+def test_a_cluster_is_made_and_deleted(call):
+  code, output, _ = call('create', 'pods', '--tpu=v5e:16x16', '--spot')
+  assert code == 0, output
+  _, _, (created, deleted) = call('delete', 'pods')
+  assert created == [
+    *('cluster', 'create', '--cluster=pods', *_WHERE),
+    *('--tpu-type=v5litepod-256', '--num-slices=1', '--spot'),
+  ]
+  assert deleted == ['cluster', 'delete', '--cluster=pods', *_WHERE, '--force']
+
+
+def test_a_cluster_that_could_not_be_made_is_deleted(call):
+  words = ('create', 'pods', '--tpu=v5e:4x4')
+  code, output, called = call(*words, **{'cluster create': 1})
+  assert code == 1
+  assert 'Created and deleted: pods.' in output
+  assert [words[:2] for words in called] == [
+    ['cluster', 'create'],
+    ['cluster', 'delete'],
+  ]
+
+
+def test_a_cluster_of_others_is_left_alone(call):
+  words = ('create', 'pods', '--tpu=v5e:4x4')
+  code, output, called = call(*words, clusters='pods')
+  assert (code, called) == (1, [])
+  assert 'pods is there already' in output
+
+
+def test_stop_status_and_logs(call):
+  for action in ('status', 'stop'):
+    assert call(action, 'ipo', '--cluster=pods')[0] == 0
+  code, output, (status, stop) = call('logs', 'ipo', '--cluster=pods')
+  assert (code, 'step 10' in output) == (0, True)
+  assert status[:2] == ['workload', 'list']
+  assert stop[:3] == ['workload', 'delete', '--workload=ipo']
