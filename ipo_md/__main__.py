@@ -10,6 +10,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import signal
 import socket
 import sys
 
@@ -147,7 +148,11 @@ def run(argv: list[str]) -> None:
     gin.add_config_file_search_path(path)
   start_processes()
   parse(_GIN_FILE.value, _GIN_BINDINGS.value)
-  gin.query_parameter('RUN/gin.macro.value').scoped_configurable_fn()
+  function = gin.query_parameter('RUN/gin.macro.value')
+  if function.configurable.selector != 'ipo_md.train.train':
+    # There is no state to save; JAX would swallow the signal.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  function.scoped_configurable_fn()
 
 
 def main(argv: list[str]) -> None:

@@ -107,18 +107,31 @@ def in_order(
     )
 
 
-def _local_rows(
-  batch_size: int, sharding: jax.sharding.NamedSharding
-) -> np.ndarray:
-  """Rows of the global batch that this host's devices hold."""
+def check_size(
+  batch_size: int, sharding: jax.sharding.NamedSharding, name: str
+) -> None:
+  """Raises ValueError if the batch axes of the mesh do not divide a batch.
+
+  Args:
+    batch_size: B over all hosts.
+    sharding: of axis 0.
+    name: of the gin parameter that holds batch_size.
+  """
   axes = sharding.spec[0] if len(sharding.spec) else None
   axes = (axes,) if isinstance(axes, str) else axes or ()
   parts = math.prod(sharding.mesh.shape[axis] for axis in axes)
   if batch_size < 1 or batch_size % parts:
     raise ValueError(
-      f'BATCH_SIZE {batch_size} is not divisible by {parts}, the size of the '
+      f'{name} {batch_size} is not divisible by {parts}, the size of the '
       f'batch axes {axes} (MESH_SHAPE = {dict(sharding.mesh.shape)}).'
     )
+
+
+def _local_rows(
+  batch_size: int, sharding: jax.sharding.NamedSharding
+) -> np.ndarray:
+  """Rows of the global batch that this host's devices hold."""
+  check_size(batch_size, sharding, 'BATCH_SIZE')
   held = sharding.addressable_devices_indices_map((batch_size,)).values()
   rows = [np.arange(batch_size)[index] for index in held]
   return np.unique(np.concatenate(rows))

@@ -15,6 +15,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from ipo_md import telemetry
+
 FILE = 'checksums.json'
 COMMITTED = 'commit_success.txt'  # Orbax writes it last of all
 _METADATA = '_CHECKPOINT_METADATA'
@@ -86,12 +88,11 @@ def set_damaged_aside(model_dir: str) -> None:
       f'In {folder} (MODEL_DIR) {what}, and there is no earlier one. To start '
       'again from step 0 take that folder away.'
     )
+  telemetry.say(
+    f'In {folder} {what}: moved to {folder.parent / "damaged"}. Going on from '
+    f'step {steps[-1]:,}.'
+  )
   if jax.process_index() == 0:
-    print(
-      f'In {folder} {what}: moved to {folder.parent / "damaged"}. Going on '
-      f'from step {steps[-1]:,}.',
-      flush=True,
-    )
     for step in damaged:
       _move(folder / str(step), folder.parent / 'damaged')
   if jax.process_count() > 1:

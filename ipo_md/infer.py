@@ -18,7 +18,6 @@ import functools
 import itertools
 import json
 import math
-import signal
 from typing import Any
 
 from etils import epath
@@ -163,10 +162,8 @@ def infer(
     )
   checkpoints.claim(model_dir, gin.config_str())
   if checkpoints.is_completed(model_dir, 0):
-    print(f'{model_dir} is complete.', flush=True)
+    telemetry.say(f'{model_dir} is complete.')
     return
-  # There is no state to save; JAX would swallow the signal.
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)
   mesh = sharding.make_mesh(mesh_shape)
   dataset = prompts.load()
   data.check_vocabulary(dataset, model.config.vocab_size)

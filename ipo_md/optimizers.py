@@ -233,6 +233,46 @@ def adam(
   )
 
 
+class SkippingState(NamedTuple):
+  """The state of `skipping`."""
+
+  inner: Any
+  in_a_row: jax.Array  # [] int32, skipped since the last update that was made
+
+
+def skipping(
+  optimizer: optax.GradientTransformation, *, max_gradient_norm: float | None
+) -> optax.GradientTransformation:
+  """Leaves out updates whose gradient is not finite or too large.
+
+  Such an update changes neither parameters nor the optimizer's state; it still
+  counts as a step, whose batch is spent.
+
+  Args:
+    optimizer: makes the updates.
+    max_gradient_norm: over all parameters, before clipping; None: any.
+  """
+
+  def init(params):
+    return SkippingState(optimizer.init(params), jnp.zeros((), jnp.int32))
+
+  def update(grads, state, params):
+    norm = optax.tree.norm(grads)
+    good = jnp.isfinite(norm)
+    if max_gradient_norm is not None:
+      good &= norm <= max_gradient_norm
+    updates, inner = optimizer.update(grads, state.inner, params)
+    return (
+      jax.tree.map(lambda u: jnp.where(good, u, 0), updates),
+      SkippingState(
+        jax.tree.map(lambda n, o: jnp.where(good, n, o), inner, state.inner),
+        jnp.where(good, 0, state.in_a_row + 1),
+      ),
+    )
+
+  return optax.GradientTransformation(init, update)
+
+
 def _clipped(
   max_gradient_norm: float | None, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformation:

@@ -58,7 +58,9 @@ def compute(
   if jax.process_index() == 0:
     with epath.Path(path).open('wb') as file:
       np.savez(file, log_prob=found, examples=_fingerprint(examples))
-  print(f'{path}: {found.shape[0]:,} prompts of {found.shape[1]} completions')
+  telemetry.say(
+    f'{path}: {found.shape[0]:,} prompts of {found.shape[1]} completions'
+  )
 
 
 def log_probs(

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import pathlib
-import signal
 from typing import Any
 
 from etils import epath
@@ -27,6 +26,7 @@ from ipo_md import pairwise
 from ipo_md import report
 from ipo_md import results
 from ipo_md import sharding
+from ipo_md import telemetry
 from ipo_md.models import model as model_lib
 
 
@@ -95,10 +95,8 @@ def side_by_side(
   _check(policies, judges, best_of, agreement)
   checkpoints.claim(model_dir, gin.config_str())
   if checkpoints.is_completed(model_dir, 0):
-    print(f'{model_dir} is complete.', flush=True)
+    telemetry.say(f'{model_dir} is complete.')
     return
-  # There is no state to save; JAX would swallow the signal.
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)
   mesh = sharding.make_mesh(mesh_shape)
   with jax.set_mesh(mesh):
     draw = held_out.drawer(

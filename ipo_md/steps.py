@@ -17,6 +17,7 @@ import optax
 
 from ipo_md import judges
 from ipo_md import losses
+from ipo_md import optimizers
 from ipo_md import sampling
 from ipo_md import sequences
 from ipo_md import types
@@ -488,11 +489,14 @@ def update(
   of_state = lambda params: objective(model.policy(params, frozen))
   grads, metrics = jax.grad(of_state, has_aux=True)(state.params)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  metrics = {**metrics, 'grad_norm': optax.tree.norm(grads)}
+  if isinstance(opt_state, optimizers.SkippingState):
+    metrics['skipped_in_a_row'] = opt_state.in_a_row
   return state.replace(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,
-  ), metrics | {'grad_norm': optax.tree.norm(grads)}
+  ), metrics
 
 
 def require(labelled: types.Labelled, field: str, who: str) -> None:

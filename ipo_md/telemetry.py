@@ -19,6 +19,7 @@ from etils import epath
 import jax
 
 METRICS_FILE = 'metrics.jsonl'
+PERFORMANCE_FILE = 'performance.jsonl'
 _LOG_SECONDS = 30  # between two lines of `progress` in a log file
 _TERMINAL_SECONDS = 0.2
 
@@ -30,7 +31,9 @@ class MetricWriter:
 
   A line of metrics.jsonl is {"step": ..., name: value, ...}, written whole. A
   resumed run appends: where it repeats a step, `read_metrics` takes the later
-  line. TensorBoard's files are written by a thread of their own.
+  line. TensorBoard's files are written by a thread of their own. What differs
+  between two runs that are otherwise the same, such as times, goes to
+  performance.jsonl in the same form.
 
     with telemetry.MetricWriter(model_dir) as writer:
       writer.scalars(step, {'loss': loss})
@@ -40,22 +43,24 @@ class MetricWriter:
   """
 
   def __init__(self, model_dir: str):
-    self._path = epath.Path(model_dir) / METRICS_FILE
+    self._directory = epath.Path(model_dir)
     self._tensorboard = None
     if jax.process_index():
       return
     # TensorFlow takes seconds to import, and readers of metrics need none.
     from clu import metric_writers
 
-    try:
-      self._path.parent.mkdir(parents=True, exist_ok=True)
-      _cut_torn_line(self._path)
-      with self._path.open('a'):
-        pass
-    except OSError as error:
-      raise ValueError(self._cannot_write(error)) from error
+    for name in (METRICS_FILE, PERFORMANCE_FILE):
+      path = self._directory / name
+      try:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(path)
+        with path.open('a'):
+          pass
+      except OSError as error:
+        raise ValueError(_cannot_write(path, error)) from error
     self._tensorboard = metric_writers.AsyncMultiWriter(
-      [metric_writers.SummaryWriter(str(self._path.parent / 'tensorboard'))]
+      [metric_writers.SummaryWriter(str(self._directory / 'tensorboard'))]
     )
 
   def __enter__(self) -> 'MetricWriter':
@@ -67,24 +72,37 @@ class MetricWriter:
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes the scalars of one step; a value may be an array of shape []."""
+    self._write(METRICS_FILE, step, values)
+
+  def performance(self, step: int, values: Mapping[str, Any]) -> None:
+    """Writes what `performance` has measured up to a step."""
+    self._write(PERFORMANCE_FILE, step, values, 'performance/')
+
+  def _write(
+    self, name: str, step: int, values: Mapping[str, Any], prefix: str = ''
+  ) -> None:
     if self._tensorboard is None:
       return
     values = {name: float(values[name]) for name in sorted(values)}
     line = json.dumps({'step': int(step), **values}) + '\n'
+    path = self._directory / name
     try:
-      with self._path.open('a') as file:
+      with path.open('a') as file:
         file.write(line)
     except OSError as error:
-      raise ValueError(self._cannot_write(error)) from error
-    self._tensorboard.write_scalars(int(step), values)
+      raise ValueError(_cannot_write(path, error)) from error
+    self._tensorboard.write_scalars(
+      int(step), {prefix + name: value for name, value in values.items()}
+    )
 
   def texts(self, step: int, values: Mapping[str, str]) -> None:
     """Shows texts, such as samples, in TensorBoard."""
     if self._tensorboard is not None:
       self._tensorboard.write_texts(int(step), values)
 
-  def _cannot_write(self, error: OSError) -> str:
-    return f'Cannot write {self._path}: {error.strerror} (MODEL_DIR).'
+
+def _cannot_write(path: epath.Path, error: OSError) -> str:
+  return f'Cannot write {path}: {error.strerror} (MODEL_DIR).'
 
 
 def _cut_torn_line(path: epath.Path) -> None:
@@ -177,6 +195,12 @@ class ProgressLine:
   def close(self) -> None:
     """Ends the line on a terminal, so that what follows has its own."""
     self._line.end()
+
+
+def say(text: str) -> None:
+  """Prints a line, once."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
 
 
 def progress(

@@ -21,6 +21,8 @@ import seqio
 from ipo_md import batches
 from ipo_md import checkpoints
 from ipo_md import data
+from ipo_md import optimizers
+from ipo_md import performance
 from ipo_md import sharding
 from ipo_md import telemetry
 from ipo_md import types
@@ -47,6 +49,29 @@ class Schedule:
   eval_period: int
   checkpoint_period: int
   keep: checkpoints.Keep = checkpoints.Keep()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watch:
+  """What is looked out for while a run goes on.
+
+  Attributes:
+    max_skipped: MAX_SKIPPED, how many updates in a row may be left out for
+      their gradient; 0: none, the run stops.
+    skip_gradient_norm: SKIP_GRADIENT_NORM, the largest norm of a gradient that
+      is not left out; None: all are that are finite.
+    hang_seconds: HANG_SECONDS without an update or a batch of an evaluation,
+      after which a process says where it hangs, and ends; 0: never.
+    profile_start: PROFILE_START, the first update of a profile; None: none but
+      those that touching MODEL_DIR/PROFILE asks for.
+    profile_steps: PROFILE_STEPS, updates in a profile.
+  """
+
+  max_skipped: int = 0
+  skip_gradient_norm: float | None = None
+  hang_seconds: float = 0
+  profile_start: int | None = None
+  profile_steps: int = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +134,7 @@ def train(
   schedule: Schedule,
   start: Start,
   evaluation: Evaluation | None = None,
+  watch: Watch = Watch(),
 ) -> None:
   """Runs updates until TRAIN_STEPS, from the last checkpoint if there is one.
 
@@ -127,38 +153,50 @@ def train(
     schedule: when things happen.
     start: where parameters come from.
     evaluation: None for none.
+    watch: what is looked out for.
 
   Raises:
-    FloatingPointError: a metric is not finite; names it and the step. The
-      checkpoints that are there stay as they are.
+    FloatingPointError: a metric is not finite, or more updates were skipped
+      than may be; names it and the step. The checkpoints that are there stay
+      as they are.
     ValueError: the configuration does not fit together.
   """
   checkpoints.claim(model_dir, gin.config_str())
   if checkpoints.is_completed(model_dir, schedule.train_steps):
-    _say(f'{model_dir} is complete: {schedule.train_steps:,} steps.')
+    telemetry.say(f'{model_dir} is complete: {schedule.train_steps:,} steps.')
     return
   mesh = sharding.make_mesh(mesh_shape)
   examples = dataset()
   optimizer = optimizer(model.logical_axes)
+  if watch.max_skipped or watch.skip_gradient_norm is not None:
+    optimizer = optimizers.skipping(
+      optimizer, max_gradient_norm=watch.skip_gradient_norm
+    )
   data.check_vocabulary(examples, model.config.vocab_size)
   init_key, step_key, eval_key = jax.random.split(jax.random.key(seed), 3)
   with (
     jax.set_mesh(mesh),
+    performance.Meter() as meter,
     checkpoints.manager(model_dir, keep=schedule.keep) as saved,
     telemetry.MetricWriter(model_dir) as writer,
+    performance.Watchdog(watch.hang_seconds) as watchdog,
+    performance.Profiler(
+      model_dir, first=watch.profile_start, count=watch.profile_steps
+    ) as profiler,
   ):
-    training = batches.Batches(
-      examples,
-      batch_size=batch_size,
-      seed=seed,
-      sharding=sharding.batch(mesh),
-    )
-    evaluate = _evaluator(evaluation, model, mesh, eval_key)
-    frozen = load_frozen(mesh, model, start, examples.vocabulary)
-    state, shardings = _initial_state(
-      mesh, model, optimizer, start, examples.vocabulary, saved, init_key
-    )
-    _describe(model_dir, state, frozen, mesh, examples)
+    with meter.phase('start'):
+      training = batches.Batches(
+        examples,
+        batch_size=batch_size,
+        seed=seed,
+        sharding=sharding.batch(mesh),
+      )
+      evaluate = _evaluator(evaluation, model, mesh, eval_key, watchdog)
+      frozen = load_frozen(mesh, model, start, examples.vocabulary)
+      state, shardings = _initial_state(
+        mesh, model, optimizer, start, examples.vocabulary, saved, init_key
+      )
+      _describe(model_dir, state, frozen, mesh, examples)
     update = jax.jit(
       functools.partial(step, model=model, optimizer=optimizer),
       donate_argnums=0,
@@ -168,41 +206,63 @@ def train(
     first = int(state.step)
     if first == 0:
       writer.scalars(0, {f'data_{k}': v for k, v in examples.counts.items()})
-      _write(writer, 0, *evaluate(state, frozen))
+      with meter.phase('evaluation'):
+        _write(writer, 0, *evaluate(state, frozen))
     line = telemetry.ProgressLine(schedule.train_steps, first)
+    size = sum(x.size for x in jax.tree.leaves(state.params))
     window = []
-    for done, batch in enumerate(
-      batches.prefetch(training, range(first, schedule.train_steps)), first + 1
+    steps = range(first, schedule.train_steps)
+    for done, batch in meter.waiting(
+      'data', enumerate(batches.prefetch(training, steps), first + 1)
     ):
-      state, metrics = update(
-        state, frozen, batch, jax.random.fold_in(step_key, done - 1)
-      )
+      with meter.phase('update'):
+        profiler.before(done)
+        state, metrics = update(
+          state, frozen, batch, jax.random.fold_in(step_key, done - 1)
+        )
+        profiler.after(done, metrics)
+      watchdog.alive(f'step {done:,}')
       window.append(metrics)
       last, measured = done == schedule.train_steps, {}
       preempted = multihost_utils.reached_preemption_sync_point(done)
       saving = last or preempted or _due(done, schedule.checkpoint_period)
-      if saving or _due(done, schedule.log_period):
-        means, tokens = _means(window, done)
+      showing = saving or _due(done, schedule.log_period)
+      if showing:
+        with meter.phase('update'):  # until here the host ran ahead
+          means, tokens = _means(window, done, watch.max_skipped)
         writer.scalars(done, means)
-        window.clear()
       if _due(done, schedule.eval_period) or last:
-        measured, texts = evaluate(state, frozen)
+        with meter.phase('evaluation'):
+          measured, texts = evaluate(state, frozen)
         _write(writer, done, measured, texts)
       if saving:
-        checkpoints.save(
-          saved, state, examples.vocabulary, measured.get('win_rate')
-        )
-      if saving or _due(done, schedule.log_period):
+        with meter.phase('checkpoint'):
+          checkpoints.save(
+            saved, state, examples.vocabulary, measured.get('win_rate')
+          )
+      if showing:
         line.update(done, means | measured, tokens=tokens)
+        found = meter.report(
+          updates=len(window), tokens=tokens, parameters=size
+        )
+        writer.performance(done, found)
+        window.clear()
+        profiler.look(done)
+        for program in meter.recompiled():
+          telemetry.say(
+            f'Compiled again up to step {done:,}, as shapes vary: {program}'
+          )
       if preempted and not last:
         checkpoints.wait(saved)
-        _say(f'Stopped by SIGTERM: step {done:,} is saved in {model_dir}.')
+        telemetry.say(
+          f'Stopped by SIGTERM: step {done:,} is saved in {model_dir}.'
+        )
         return
     line.close()
     checkpoints.wait(saved)
-  (epath.Path(model_dir) / 'operative_config.gin').write_text(
-    gin.operative_config_str()
-  )
+  if jax.process_index() == 0:
+    path = epath.Path(model_dir) / 'operative_config.gin'
+    path.write_text(gin.operative_config_str())
   checkpoints.complete(model_dir, schedule.train_steps)
 
 
@@ -256,7 +316,7 @@ def _initial_state(
     state = checkpoints.restore(
       saved, sharding.with_shardings(abstract, shardings)
     )
-    _say(f'Resumed from step {int(state.step):,}.')
+    telemetry.say(f'Resumed from step {int(state.step):,}.')
     return state, shardings
   params = jax.jit(model.init, out_shardings=shardings.params)(rng)
   if start.initial_checkpoint_path is not None:
@@ -277,6 +337,7 @@ def _evaluator(
   model: model_lib.Model,
   mesh: jax.sharding.Mesh,
   rng: jax.Array,
+  watchdog: performance.Watchdog,
 ) -> Callable[..., tuple[dict[str, float], dict[str, str]]]:
   """Makes evaluate(state, frozen) -> means, and a few samples as texts."""
   if evaluation is None:
@@ -287,19 +348,21 @@ def _evaluator(
       f'EVAL_EXAMPLES {evaluation.examples} is more than the {len(examples)} '
       'examples of the evaluation split.'
     )
+  split = sharding.batch(mesh)
+  batches.check_size(evaluation.batch_size, split, 'EVAL_BATCH_SIZE')
   measure = jax.jit(functools.partial(evaluation.metrics, model=model))
 
   def evaluate(state, frozen):
     rows = batches.in_order(
       examples,
       batch_size=evaluation.batch_size,
-      sharding=sharding.batch(mesh),
+      sharding=split,
       limit=evaluation.examples,
     )
-    found = [
-      measure(state, frozen, batch, jax.random.fold_in(rng, i))
-      for i, (batch, _) in enumerate(rows)
-    ]
+    found = []
+    for i, (batch, _) in enumerate(rows):
+      found.append(measure(state, frozen, batch, jax.random.fold_in(rng, i)))
+      watchdog.alive(f'batch {i + 1} of an evaluation')
     samples = [m.pop('samples', None) for m in found]
     found = jax.device_get(found)
     means = {
@@ -336,20 +399,29 @@ def _write(writer, step, values, texts) -> None:
   writer.texts(step, texts)
 
 
-def _means(window, done) -> tuple[dict[str, float], float]:
-  """Means over the updates up to `done`, all of which must be finite."""
+def _means(window, done, max_skipped) -> tuple[dict[str, float], float]:
+  """Means over the updates up to `done` but those that were skipped."""
   window = jax.device_get(window)
-  for i, metrics in enumerate(window):
+  made, skipped = [], 0
+  for step, metrics in enumerate(window, done - len(window) + 1):
+    in_a_row = metrics.pop('skipped_in_a_row', 0)
+    skipped += in_a_row > 0
     bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
-    if bad:
-      values = ', '.join(f'{k} is {v}' for k, v in bad.items())
+    if in_a_row > max_skipped or bad and not in_a_row:
+      values = ', '.join(f'{k} is {v}' for k, v in (bad or metrics).items())
       raise FloatingPointError(
-        f'{values} at step {done - len(window) + i + 1}. The checkpoints in '
-        'MODEL_DIR are from before it; a lower learning rate is the usual '
-        'remedy.'
+        f'{values} at step {step}'
+        + (f', the gradient of {in_a_row} updates in a row' if in_a_row else '')
+        + '. The checkpoints in MODEL_DIR are from before it; a lower '
+        'LEARNING_RATE is the usual remedy, MAX_SKIPPED leaves such updates '
+        'out.'
       )
-  means = {k: float(np.mean([m[k] for m in window])) for k in window[0]}
-  tokens = means.pop('tokens', 0.0) * len(window)
+    if not in_a_row:
+      made.append(metrics)
+  means = {k: float(np.mean([m[k] for m in made])) for k in window[0] if made}
+  tokens = means.pop('tokens', 0.0) * len(made)
+  if skipped:
+    means['skipped'] = skipped
   return means, tokens
 
 
@@ -363,7 +435,7 @@ def _describe(model_dir, state, frozen, mesh, examples) -> None:
       parts.append(f'{name} {size(params):,}')
   shape = ' x '.join(f'{k} {v}' for k, v in mesh.shape.items())
   counts = ', '.join(f'{k} {v:,}' for k, v in examples.counts.items())
-  _say(f'{", ".join(parts)}; mesh {shape}; {counts}')
+  telemetry.say(f'{", ".join(parts)}; mesh {shape}; {counts}')
   if jax.process_index() == 0:
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
     versions = {p: importlib.metadata.version(p) for p in (*packages, 'numpy')}
@@ -399,8 +471,3 @@ def _overlay(params: types.Params, loaded: types.Params) -> types.Params:
 
 def _due(step: int, period: int) -> bool:
   return bool(period) and step % period == 0
-
-
-def _say(text: str) -> None:
-  if jax.process_index() == 0:
-    print(text, flush=True)

@@ -180,6 +180,27 @@ def params_of(path: pathlib.Path) -> dict:
   )
 
 
+def test_sigterm_ends_a_run_that_has_nothing_to_save(call, tmp_path, capsys):
+  """JAX's own handler, which this one stands for, would swallow it."""
+  (tmp_path / 'file').write_text('')
+  before = signal.signal(signal.SIGTERM, lambda *_: None)
+  try:
+    error_of(call, arguments(tmp_path / 'file' / 'run'), capsys)
+    assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    call(
+      [
+        '--gin_file=gin/runs/game.gin',
+        '--gin_file=gin/algorithms/ipo.gin',
+        f"--gin.MODEL_DIR='{tmp_path}/game'",
+        '--gin.TRAIN_STEPS=2',
+        '--gin.TAU=0.5',
+      ]
+    )
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(
   call, tmp_path, capsys
 ):

@@ -202,3 +202,28 @@ class TestSchedules:
       second, _ = made.update(params, state, params)
       np.testing.assert_allclose(first['x'], -1e-8, rtol=1e-4)
       np.testing.assert_allclose(second['x'], -0.01, rtol=1e-4)
+
+
+def test_skipping_leaves_parameters_and_moments_as_they_are():
+  """Four gradients of which two are bad are the two that are good."""
+  good, large = {'w': jnp.array([0.5, -1.0])}, {'w': jnp.array([30.0, 40.0])}
+  bad = {'w': jnp.array([jnp.nan, 1.0])}
+  inner = optax.adam(0.1)
+  wrapped = optimizers.skipping(inner, max_gradient_norm=49.0)
+
+  def run(optimizer, grads):
+    params = {'w': jnp.array([1.0, 2.0])}
+    state, in_a_row = optimizer.init(params), []
+    for grad in grads:
+      updates, state = optimizer.update(grad, state, params)
+      params = optax.apply_updates(params, updates)
+      in_a_row.append(int(getattr(state, 'in_a_row', 0)))
+    return params, getattr(state, 'inner', state), in_a_row
+
+  expected = run(inner, [good, good])
+  found = run(wrapped, [good, bad, large, good])
+  jax.tree.map(np.testing.assert_array_equal, found[:2], expected[:2])
+  assert found[2] == [0, 1, 2, 0]
+  assert run(optimizers.skipping(inner, max_gradient_norm=None), [large])[
+    2
+  ] == [0]

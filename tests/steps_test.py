@@ -10,12 +10,14 @@ import pytest
 
 from ipo_md import judges
 from ipo_md import losses
+from ipo_md import sampling
 from ipo_md import sequences
 from ipo_md import sharding
 from ipo_md import steps
 from ipo_md import types
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
+from ipo_md.models import tabular
 
 B, P, T, EOS = 8, 6, 5, 1
 MODEL = model_lib.Model(
@@ -23,8 +25,8 @@ MODEL = model_lib.Model(
     t5.T5,
     vocab_size=16,
     emb_dim=16,
-    num_heads=2,
-    head_dim=8,
+    num_heads=8,
+    head_dim=2,
     num_encoder_layers=1,
     num_decoder_layers=2,
     mlp_dim=16,
@@ -86,7 +88,50 @@ def offline(loss, **changes):
   )
 
 
-@pytest.mark.parametrize('mesh_shape', [(2, 2, 2), (8, 1, 1), (1, 8, 1)])
+MESHES = [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
+
+
+@pytest.mark.parametrize('mesh_shape', MESHES)
+def test_meshes_sample_the_same_from_a_table(mesh_shape):
+  """Each row's logits are looked up, not summed: the samples are equal."""
+  model = model_lib.Model(
+    functools.partial(tabular.Tabular, vocab_size=5, depth=4, prompts=3)
+  )
+  params, reference = (model.init(jax.random.key(seed)) for seed in range(2))
+  batch = types.Tokens(
+    ids=jnp.arange(B, dtype=jnp.int32)[:, None] % 3, mask=jnp.ones((B, 1), bool)
+  )
+
+  def draw(params, reference, batch):
+    contexts = tuple(model.encode(p, batch) for p in (params, reference))
+    return sampling.sample(
+      model,
+      params,
+      reference,
+      contexts,
+      jax.random.key(3),
+      mixture_coefs=(0.125, 0.5),
+      max_new_tokens=4,
+      eos_id=0,
+      temperature=1.0,
+      top_k=0,
+      top_p=1.0,
+    ).tokens
+
+  expected = jax.device_get(jax.jit(draw)(params, reference, batch))
+  mesh = sharding.make_mesh(mesh_shape)
+  with jax.set_mesh(mesh):
+    placed = sharding.params(mesh, params, model.logical_axes)
+    found = jax.jit(draw)(
+      jax.device_put(params, placed),
+      jax.device_put(reference, placed),
+      jax.device_put(batch, sharding.batch(mesh)),
+    )
+  assert len(np.unique(expected.ids)) == 5
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected)
+
+
+@pytest.mark.parametrize('mesh_shape', MESHES)
 def test_meshes_agree_with_one_device(mesh_shape):
   """Same samples, same metrics, same gradient of one online update."""
   state, frozen = state_and_frozen()

@@ -153,6 +153,11 @@ def test_a_finished_run_says_so_and_leaves_what_a_user_expects(trained, capsys):
   assert sorted(metrics) == [0, 1, 2, 3, 4]
   assert metrics[0]['data_examples'] == 4096
   assert {'loss', 'grad_norm', 'eval_loss'} <= set(metrics[4])
+  lines = (trained / 'performance.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines] == [1, 2, 3, 4]
+  assert {'goodput', 'seconds_data', 'seconds_checkpoint'} <= set(
+    json.loads(lines[1])
+  )
   capsys.readouterr()
   supervised(trained)
   assert 'is complete: 4 steps' in capsys.readouterr().out
@@ -208,6 +213,40 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_checkpoints(
   params_of(tmp_path)
 
 
+def test_skipped_updates_are_counted_and_too_many_stop(trained, tmp_path):
+  norms = [
+    m['grad_norm']
+    for step, m in telemetry.read_metrics(str(trained)).items()
+    if step
+  ]
+  limit = sorted(norms)[1]  # of four steps some are above
+  lenient = train.Watch(max_skipped=4, skip_gradient_norm=limit)
+  supervised(tmp_path / 'a', 6, watch=lenient)
+  metrics = telemetry.read_metrics(str(tmp_path / 'a'))
+  skipped = {step for step, m in metrics.items() if m.get('skipped')}
+  assert skipped
+  assert 1 + norms.index(next(n for n in norms if n > limit)) == min(skipped)
+  for step in skipped:
+    assert 'loss' not in metrics[step]
+  supervised(tmp_path / 'b', min(skipped), watch=lenient)
+  supervised(tmp_path / 'b', 6, watch=lenient)
+  assert_equal(params_of(tmp_path / 'a'), params_of(tmp_path / 'b'))
+  strict = train.Watch(max_skipped=0, skip_gradient_norm=limit)
+  with pytest.raises(FloatingPointError, match=f'step {min(skipped)}, the gra'):
+    supervised(tmp_path / 'c', watch=strict)
+
+
+def test_another_mesh_goes_on_with_the_run(trained, tmp_path):
+  """Same batches and keys; numbers within the order of a sum."""
+  supervised(tmp_path, 2)
+  supervised(tmp_path, 4, mesh_shape=(2, 2, 2))
+  metrics, straight = (
+    telemetry.read_metrics(str(path)) for path in (tmp_path, trained)
+  )
+  for step, expected in straight.items():
+    assert metrics[step] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_judge_of_another_shape_names_the_arrays(trained, tmp_path):
   with pytest.raises(ValueError, match='INITIAL_CHECKPOINT_PATH'):
     supervised(
@@ -245,7 +284,18 @@ def test_another_vocabulary_names_both(trained):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'batch_size': 12}, 'BATCH_SIZE 12 is not divisible by 8'),
+    ({'batch_size': 12}, '^BATCH_SIZE 12 is not divisible by 8'),
+    (
+      {
+        'evaluation': train.Evaluation(
+          metrics=None,
+          dataset=lambda: dataset('mini_tldr_sft'),
+          batch_size=4,
+          examples=16,
+        )
+      },
+      'EVAL_BATCH_SIZE 4 is not divisible by 8',
+    ),
     ({'mesh_shape': (3, 1, 1)}, 'MESH_SHAPE = .3, 1, 1.'),
     ({'mesh_shape': (1, 1, 8)}, "axis 'joined_kv' .* not divisible|heads"),
     ({'batch_size': 8192}, 'BATCH_SIZE 8192 is more than'),

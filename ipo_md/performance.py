@@ -1,0 +1,246 @@
+"""Where the time of a run goes, what its devices do, and whether it is alive.
+
+MODEL_DIR/performance.jsonl   a line for each line of progress
+MODEL_DIR/profile/N           profiles for xprof, of the updates from N on
+"""
+
+import collections
+from collections.abc import Iterable
+from collections.abc import Iterator
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from typing import Any
+from typing import TypeVar
+
+from etils import epath
+import jax
+
+# bfloat16 matrix multiplications a second, of a device as JAX counts them.
+# cloud.google.com/tpu/docs/system-architecture-tpu-vm; nvidia.com for GPUs.
+PEAK_FLOPS = {
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5': 459e12,
+  'TPU v5p': 459e12,
+  'TPU v6 lite': 918e12,
+  'NVIDIA A100-SXM4-80GB': 312e12,
+  'NVIDIA H100 80GB HBM3': 989e12,
+}
+_COMPILE_EVENTS = (
+  '/jax/core/compile/jaxpr_trace_duration',
+  '/jax/core/compile/jaxpr_to_mlir_module_duration',
+  '/jax/core/compile/backend_compile_duration',
+)
+
+_Item = TypeVar('_Item')
+
+
+class Meter:
+  """Divides the time of a run into phases, on the host's clock.
+
+    with performance.Meter() as meter:
+      for batch in meter.waiting('data', batches):
+        with meter.phase('update'):
+          ...
+      meter.report(updates=50, tokens=10_000, parameters=780_000_000)
+
+  Time to compile is a phase of its own and is left out of the phase that it
+  falls into. Between two phases nothing is counted.
+  """
+
+  def __init__(self):
+    self._began = self._reported = time.monotonic()
+    self._total = collections.Counter()
+    self._since_report = collections.Counter()
+    self._compiled = collections.Counter()
+    self._again = []
+    self._warm = False
+
+  def __enter__(self) -> 'Meter':
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+    return self
+
+  def __exit__(self, *_) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+  def _listen(self, event: str, seconds: float, **attributes: Any) -> None:
+    if event not in _COMPILE_EVENTS:
+      return
+    if threading.current_thread() is threading.main_thread():
+      self._add('compile', seconds)
+    if event == _COMPILE_EVENTS[-1]:
+      name = str(attributes.get('fun_name'))
+      if self._warm and self._compiled[name]:
+        self._again.append(f'{name} in {seconds:.1f} s')
+      self._compiled[name] += 1
+
+  def _add(self, phase: str, seconds: float) -> None:
+    self._total[phase] += seconds
+    self._since_report[phase] += seconds
+
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Iterator[None]:
+    """Counts the time of the block to a phase."""
+    start, compiled = time.monotonic(), self._total['compile']
+    try:
+      yield
+    finally:
+      compiling = self._total['compile'] - compiled
+      self._add(name, max(0.0, time.monotonic() - start - compiling))
+
+  def waiting(self, name: str, items: Iterable[_Item]) -> Iterator[_Item]:
+    """The items; the time until each one is there counts to a phase."""
+    iterator = iter(items)
+    while True:
+      with self.phase(name):
+        try:
+          item = next(iterator)
+        except StopIteration:
+          return
+      yield item
+
+  def recompiled(self) -> list[str]:
+    """Programs compiled once more since the last call; at first none."""
+    again, self._again, self._warm = self._again, [], True
+    return again
+
+  def report(
+    self, *, updates: int, tokens: float, parameters: int
+  ) -> dict[str, float]:
+    """What is known since the last report.
+
+      tokens_per_second_per_device = tokens / seconds / devices
+      mfu_at_least = 6 parameters tokens / (update seconds devices peak)
+      goodput      = update seconds / seconds, since the run began
+
+    mfu_at_least is a bound: it counts the update's own multiplications for the
+    tokens of the loss, and neither prompts, samples, reference nor judge. It
+    is there on devices of PEAK_FLOPS, device memory where the device tells.
+
+    Args:
+      updates: made since then.
+      tokens: that the loss was a sum over.
+      parameters: that are trained.
+
+    Returns:
+      These, and seconds_PHASE of each phase, total seconds, unix time.
+    """
+    now = time.monotonic()
+    seconds, self._reported = now - self._reported, now
+    found = {'time': time.time(), 'updates': updates, 'seconds': seconds}
+    for name, value in self._since_report.items():
+      found[f'seconds_{name}'] = value
+    devices = jax.device_count()
+    found['tokens_per_second_per_device'] = tokens / seconds / devices
+    found['goodput'] = self._total['update'] / (now - self._began)
+    device = jax.local_devices()[0]
+    peak = PEAK_FLOPS.get(device.device_kind)
+    in_updates = self._since_report['update']
+    if peak is not None and in_updates:
+      rate = 6 * parameters * tokens / in_updates
+      found['mfu_at_least'] = rate / (devices * peak)
+    memory = device.memory_stats() or {}
+    for name in ('bytes_in_use', 'peak_bytes_in_use', 'bytes_limit'):
+      if name in memory:
+        found[f'device_{name}'] = memory[name]
+    self._since_report.clear()
+    return found
+
+
+class Profiler:
+  """Profiles a range of updates, and more when MODEL_DIR/PROFILE is touched.
+
+  Each process profiles its own devices and looks for the file by itself.
+
+  Args:
+    model_dir: MODEL_DIR.
+    first: PROFILE_START, the update to start at; None: on demand alone.
+    count: PROFILE_STEPS, updates in a profile.
+  """
+
+  def __init__(self, model_dir: str, *, first: int | None, count: int):
+    self._directory = epath.Path(model_dir)
+    self._first, self._count = first, count
+    self._last = None  # update that the running profile ends with
+    self._touched = self._time()
+
+  def __enter__(self) -> 'Profiler':
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._last is not None:
+      self._stop()
+
+  def _time(self) -> float | None:
+    path = self._directory / 'PROFILE'
+    return path.stat().mtime if path.exists() else None
+
+  def look(self, step: int) -> None:
+    """Starts with the update after `step` if the file was touched since."""
+    touched = self._time()
+    if touched is not None and touched != self._touched:
+      self._first = step + 1
+    self._touched = touched
+
+  def before(self, step: int) -> None:
+    """To be called before each update."""
+    if step == self._first and self._last is None:
+      path = self._directory / 'profile' / str(step)
+      jax.profiler.start_trace(str(path))
+      self._last = step + self._count - 1
+
+  def after(self, step: int, arrays: Any) -> None:
+    """To be called after each update, with what it gives."""
+    if step == self._last:
+      jax.block_until_ready(arrays)
+      self._stop()
+
+  def _stop(self) -> None:
+    jax.profiler.stop_trace()
+    self._last = None
+
+
+class Watchdog:
+  """Ends a process in which nothing has happened for too long, and says where.
+
+  On a hang all processes wait for the one that hangs: each of them prints what
+  its threads do, and exits with code 1, so that a cluster starts them again.
+
+  Args:
+    seconds: HANG_SECONDS; 0: waits forever.
+  """
+
+  def __init__(self, seconds: float):
+    self._seconds = seconds
+    self._last = time.monotonic(), 'the start'
+    self._over = threading.Event()
+
+  def __enter__(self) -> 'Watchdog':
+    if self._seconds:
+      threading.Thread(target=self._watch, daemon=True).start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._over.set()
+
+  def alive(self, what: str) -> None:
+    """Something has happened."""
+    self._last = time.monotonic(), what
+
+  def _watch(self) -> None:
+    while not self._over.wait(min(self._seconds / 4, 10)):
+      last, what = self._last
+      if time.monotonic() - last > self._seconds:
+        print(
+          f'ipo_md: process {jax.process_index()} of {jax.process_count()}: '
+          f'nothing has happened for {self._seconds:,.0f} s (HANG_SECONDS) '
+          f'after {what}. What its threads do:',
+          file=sys.stderr,
+          flush=True,
+        )
+        faulthandler.dump_traceback(file=sys.__stderr__)
+        os._exit(1)
