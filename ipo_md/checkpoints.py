@@ -14,8 +14,8 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import json
 import re
+from typing import Any
 
 from etils import epath
 import jax
@@ -26,6 +26,7 @@ from ipo_md import checksums
 from ipo_md import sharding
 from ipo_md import telemetry
 from ipo_md import types
+from ipo_md.models import lora
 from ipo_md.models import model as model_lib
 from ipo_md.models.convert import formats
 
@@ -207,6 +208,7 @@ def save(
   state: types.TrainState,
   vocabulary: seqio.Vocabulary,
   win_rate: float | None = None,
+  adapts: Mapping[str, Any] | None = None,
 ) -> None:
   """Starts to save a state, unless its step is saved already.
 
@@ -215,6 +217,7 @@ def save(
     state: to be saved; may be donated afterwards.
     vocabulary: of the run.
     win_rate: of this state, if it was measured.
+    adapts: of `adapted`.
 
   Raises:
     RuntimeError: this or an earlier save failed, as on a full disk.
@@ -227,10 +230,25 @@ def save(
       step,
       args=ocp.args.StandardSave(state),
       metrics=None if win_rate is None else {'win_rate': win_rate},
-      custom_metadata={'vocabulary': describe(vocabulary)},
+      custom_metadata={'vocabulary': describe(vocabulary), 'lora': adapts},
     )
   except (OSError, ValueError, RuntimeError) as error:
     raise _cannot_save(checkpoints, error) from error
+
+
+def adapted(
+  model: model_lib.Model, reference_checkpoint_path: str | None
+) -> dict[str, Any] | None:
+  """What makes a whole policy of adapters; None for a model without.
+
+  With it, every *_CHECKPOINT_PATH takes the MODEL_DIR of a run with LoRA, as
+  long as the reference stays where it is.
+  """
+  if not isinstance(model, lora.Lora) or reference_checkpoint_path is None:
+    return None
+  name = 'REFERENCE_CHECKPOINT_PATH'
+  reference = formats.resolve(_one(reference_checkpoint_path, name), name)
+  return {'reference': reference, 'rank': model.rank, 'scale': model.scale}
 
 
 def wait(checkpoints: ocp.CheckpointManager) -> None:
@@ -293,15 +311,12 @@ def load_params(
   """
   if not path:
     raise ValueError(f'{name} is not set: the path of a checkpoint is needed.')
-  path, best, _ = path.partition(':best')
-  if best:
-    path = _best(path, name)
+  path = _one(path, name)
   kind, directory = formats.detect(path, name)
   if kind == 'orbax':
     _check_whole(directory.parent, name)
   if kind == 'orbax' and vocabulary is not None:
-    metadata = directory.parent / '_CHECKPOINT_METADATA'
-    theirs = json.loads(metadata.read_text())['custom_metadata']
+    theirs = formats.metadata(directory)
     if theirs.get('vocabulary') not in (None, describe(vocabulary)):
       raise ValueError(
         f'{name} {path} was trained with vocabulary {theirs["vocabulary"]}, '
@@ -333,6 +348,12 @@ def _check_whole(checkpoint: epath.Path, name: str) -> None:
       + (f' and {len(files) - 3} more files' if len(files) > 3 else '')
       + (f'. Others there are of the steps {others}.' if others else '.')
     )
+
+
+def _one(path: str, name: str) -> str:
+  """A path without :best."""
+  path, best, _ = path.partition(':best')
+  return _best(path, name) if best else path
 
 
 def _best(path: str, name: str) -> str:

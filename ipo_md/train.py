@@ -202,6 +202,7 @@ def train(
       donate_argnums=0,
       out_shardings=(shardings, None),
     )
+    adapts = checkpoints.adapted(model, start.reference_checkpoint_path)
     checkpoints.reopen(model_dir)
     first = int(state.step)
     if first == 0:
@@ -238,7 +239,11 @@ def train(
       if saving:
         with meter.phase('checkpoint'):
           checkpoints.save(
-            saved, state, examples.vocabulary, measured.get('win_rate')
+            saved,
+            state,
+            examples.vocabulary,
+            measured.get('win_rate'),
+            adapts,
           )
       if showing:
         line.update(done, means | measured, tokens=tokens)

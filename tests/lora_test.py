@@ -11,7 +11,9 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
+import seqio
 
+from ipo_md import checkpoints
 from ipo_md import judges
 from ipo_md import losses
 from ipo_md import sampling
@@ -25,6 +27,7 @@ from ipo_md.models import t5
 from ipo_md.models.convert import adapters
 from ipo_md.models.convert import formats
 
+VOCABULARY = seqio.ByteVocabulary()
 TARGETS = ('query', 'key', 'value', 'out', 'wi_0', 'wo')
 COMMON = {
   'vocab_size': 32,
@@ -280,9 +283,15 @@ def saved_fixture(request, tmp_path_factory):
   model = network(request.param)
   params, frozen = trained(model)
   path = tmp_path_factory.mktemp(request.param)
-  for name, tree in (('run', params), ('base', frozen.reference)):
-    with formats.ocp.CheckpointManager(path / name / 'checkpoints') as manager:
-      manager.save(1, args=formats.ocp.args.StandardSave({'params': tree}))
+  for name, tree in (('base', frozen.reference), ('run', params)):
+    adapts = None
+    if name == 'run':
+      adapts = checkpoints.adapted(model, str(path / 'base'))
+    with checkpoints.manager(
+      str(path / name), keep=checkpoints.Keep()
+    ) as manager:
+      state = types.TrainState(step=jnp.int32(1), params=tree, opt_state=())
+      checkpoints.save(manager, state, VOCABULARY, adapts=adapts)
   return model, params, frozen, path
 
 
@@ -295,6 +304,39 @@ def export(model, path, output_format):
     output_format=output_format,
   )
   return path / output_format
+
+
+def test_a_model_dir_of_adapters_is_read_as_the_whole_policy(saved, tmp_path):
+  model, params, frozen, path = saved
+  read = functools.partial(
+    formats.load_params,
+    abstract=model.base.abstract_params,
+    config=model.config,
+    name='CHECKPOINT_PATH',
+  )
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6),
+    read(str(path / 'run')),
+    merged(model, params, frozen),
+  )
+  formats.convert(
+    model=model.base,
+    initial_checkpoint_path=str(path / 'run'),
+    output_dir=str(tmp_path / 'whole'),
+    output_format='hf',
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    read(str(tmp_path / 'whole')),
+    read(str(path / 'run')),
+  )
+  (path / 'base').rename(tmp_path / 'base')
+  message = 'CHECKPOINT_PATH .*run holds LoRA adapters, and their reference '
+  with pytest.raises(
+    ValueError, match=f'{message}.*/base/checkpoints/1 is not'
+  ):
+    read(str(path / 'run'))
+  (tmp_path / 'base').rename(path / 'base')
 
 
 @pytest.mark.parametrize('output_format', ['hf', 'orbax', 't5x'])

@@ -8,7 +8,6 @@ import json
 from typing import Literal
 
 from etils import epath
-import jax
 import numpy as np
 
 from ipo_md.models import lora
@@ -55,34 +54,9 @@ def export(
     base.config,
     'REFERENCE_CHECKPOINT_PATH',
   )
-  merged = _merged(reference, adapters, whole, model.scale)
+  merged = arrays.merged(reference, adapters, whole, model.scale)
   with formats.new_directory(output_dir) as directory:
     formats.write(directory, merged, whole, base.config, output_format, step)
-
-
-def _merged(
-  reference: arrays.Checkpoint,
-  adapters: arrays.Checkpoint,
-  whole: dict[str, jax.ShapeDtypeStruct],
-  scale: float,
-) -> arrays.Checkpoint:
-  """A checkpoint whose layer i of an adapted kernel is W_i + scale A_i B_i."""
-  stored, layout = dict(reference.stored), dict(reference.layout)
-
-  def layer(path: str, i: int) -> arrays.Stored:
-    def read(index: tuple[int, ...]) -> np.ndarray:
-      kernel = reference.read(path, (i,)).astype(np.float32)
-      a, b = (adapters.read(f'{path}/{name}', (i,)) for name in 'ab')
-      return (kernel + scale * (a @ b))[index]
-
-    return arrays.Stored(whole[path].shape[1:], np.float32, read)
-
-  for path, leaf in whole.items():
-    if f'{path}/a' in adapters.layout:
-      names = [f'{path}[{i}]' for i in range(leaf.shape[0])]
-      stored |= {name: layer(path, i) for i, name in enumerate(names)}
-      layout[path] = [arrays.Piece(name, (i,)) for i, name in enumerate(names)]
-  return arrays.Checkpoint(stored, layout)
 
 
 def _write_peft(directory, model, adapters, flat, reference) -> None:

@@ -29,7 +29,7 @@ class Stored:
 
   shape: tuple[int, ...]
   dtype: Any
-  read: Callable[[tuple[int, ...]], np.ndarray]  # of leading indices, () of all
+  read: Callable[[], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,16 +113,26 @@ class Checkpoint:
 
   stored: Mapping[str, Stored]
   layout: Layout
+  # The last array of which a part was read: ours are one chunk for all layers.
+  _last: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def read(self, path: str, index: tuple[int, ...]) -> np.ndarray:
     """Parameter[index], where the layout has a piece that covers it."""
     for piece in self.layout[path]:
       n = len(piece.index)
       if piece.index == index[:n]:
-        if piece.transposed:
-          return self.stored[piece.name].read(()).T[index[n:]]
-        return self.stored[piece.name].read(index[n:])
+        if n == len(index):
+          array = self.stored[piece.name].read()
+        else:
+          array = self._whole(piece.name)
+        return (array.T if piece.transposed else array)[index[n:]]
     raise KeyError(f'{path}{index} is not one array of the checkpoint.')
+
+  def _whole(self, name: str) -> np.ndarray:
+    if name not in self._last:
+      self._last.clear()
+      self._last[name] = self.stored[name].read()
+    return self._last[name]
 
   def load(self, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
     """path -> `jax.ShapeDtypeStruct` to path -> array with its sharding."""
@@ -161,7 +171,7 @@ class Checkpoint:
       }
       if not here:
         continue
-      array = self.stored[piece.name].read(())
+      array = self.stored[piece.name].read()
       array = array.T if piece.transposed else array
       for bounds, shard in here.items():
         at = tuple(
@@ -169,6 +179,38 @@ class Checkpoint:
           for i, (start, _) in zip(piece.index, bounds[:n], strict=True)
         )
         shard[at] = array[tuple(slice(*b) for b in bounds[n:])]
+
+
+def merged(
+  reference: Checkpoint,
+  adapters: Checkpoint,
+  abstract: Mapping[str, Any],
+  scale: float,
+) -> Checkpoint:
+  """A checkpoint whose layer i of an adapted kernel is W_i + scale A_i B_i.
+
+  Args:
+    reference: of W.
+    adapters: of LoRA's path/a and path/b.
+    abstract: path -> shaped parameter of the reference.
+    scale: `lora.Lora.scale`.
+  """
+  stored, layout = dict(reference.stored), dict(reference.layout)
+
+  def layer(path: str, i: int) -> Stored:
+    def read() -> np.ndarray:
+      kernel = reference.read(path, (i,)).astype(np.float32)
+      a, b = (adapters.read(f'{path}/{name}', (i,)) for name in 'ab')
+      return kernel + scale * (a @ b)
+
+    return Stored(abstract[path].shape[1:], np.float32, read)
+
+  for path, leaf in abstract.items():
+    if f'{path}/a' in adapters.layout:
+      names = [f'{path}[{i}]' for i in range(leaf.shape[0])]
+      stored |= {name: layer(path, i) for i, name in enumerate(names)}
+      layout[path] = [Piece(name, (i,)) for i, name in enumerate(names)]
+  return Checkpoint(stored, layout)
 
 
 def _bounds(index, shape) -> tuple[tuple[int, int], ...]:

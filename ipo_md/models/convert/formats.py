@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import json
+import os
+import signal
 from typing import Any
 from typing import Literal
 
 from etils import epath
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from ipo_md import checksums
 from ipo_md import types
@@ -27,13 +28,11 @@ from ipo_md.models import model as models
 from ipo_md.models.convert import arrays
 from ipo_md.models.convert import fitting
 from ipo_md.models.convert import hf
+from ipo_md.models.convert import orbax
 from ipo_md.models.convert import safetensors
 from ipo_md.models.convert import t5x
 
 Format = Literal['orbax', 't5x', 't5x_orbax', 'hf']
-# Of Orbax, which holds a file in memory until it is this long.
-_FILE_BYTES = 10**8
-_PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt')
 
 
 def detect(path: str, name: str) -> tuple[Format, epath.Path]:
@@ -45,13 +44,11 @@ def detect(path: str, name: str) -> tuple[Format, epath.Path]:
     name: of the gin parameter that holds the path, for messages.
   """
   directory = epath.Path(path)
-  if directory.suffix in _PICKLES:
-    raise ValueError(
-      f'{name} {path} is a pickle by its name: pickles can run code and are '
-      'not read. Save the model as safetensors.'
-    )
   if not directory.is_dir():
-    raise ValueError(f'{name} {path} is not a directory.')
+    raise ValueError(
+      f'{name} {path} is not a directory.'
+      + safetensors.about_pickles(directory)
+    )
   if (directory / 'config.json').exists():
     return 'hf', directory
   for candidate in (directory, *_numbered(directory)):
@@ -64,6 +61,7 @@ def detect(path: str, name: str) -> tuple[Format, epath.Path]:
   raise ValueError(
     f'{name} {path} is no checkpoint: there is no config.json (Hugging Face), '
     'no checkpoint or state (T5X), and no checkpoints/N (a MODEL_DIR).'
+    + safetensors.about_pickles(directory)
   )
 
 
@@ -120,15 +118,20 @@ def open_checkpoint(
   flat = arrays.flatten(abstract)
   fields, ignored = {}, lambda array: 'reward_head' in array
   if kind == 'hf':
-    theirs = json.loads((directory / 'config.json').read_text())
-    fields = hf.model_fields(theirs)
+    theirs, fields = _read_config(directory / 'config.json')
     _check_config(f'{name} {directory}', fields, config)
-    layout = hf.layout(config, flat)
     stored = safetensors.read(directory)
+    shared = hf.has_shared_head(theirs, stored)
+    layout = hf.layout(config, flat, shared_head=shared)
     ignored = lambda array: hf.ignored(config, array)
   elif kind == 'orbax':
     layout = {parameter: [arrays.Piece(parameter)] for parameter in flat}
     stored = t5x.read_ocdbt(directory, 'params')
+    lora = metadata(directory).get('lora')
+    if lora and not layout.keys() & stored.keys():
+      return _open_adapted(
+        f'{name} {path}', stored, lora, abstract, config, fresh
+      )
   else:
     layout = t5x.layout(flat)
     stored = (
@@ -152,6 +155,60 @@ def open_checkpoint(
     advice=fitting.advice(fields or fitting.fields(stored)),
   )
   return arrays.Checkpoint(stored, layout), flat
+
+
+def _read_config(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """config.json, and what it says of our config's fields."""
+  try:
+    theirs = json.loads(path.read_text())
+    return theirs, hf.model_fields(theirs)
+  except KeyError as error:
+    raise ValueError(f'{path} has no field {error}.') from error
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def metadata(directory: epath.Path) -> dict[str, Any]:
+  """What a run of ours saved besides a checkpoint's arrays."""
+  path = directory.parent / '_CHECKPOINT_METADATA'
+  return json.loads(path.read_text()).get('custom_metadata') or {}
+
+
+def resolve(path: str, name: str) -> str:
+  """The absolute path of the checkpoint that is read of a folder's."""
+  kind, directory = detect(path, name)
+  found = str(directory.parent if kind in ('orbax', 't5x_orbax') else directory)
+  return found if '://' in found else os.path.abspath(found)
+
+
+def _open_adapted(
+  what: str,
+  stored: Mapping[str, arrays.Stored],
+  lora: Mapping[str, Any],
+  abstract: types.Params,
+  config: Any,
+  fresh: Sequence[str],
+) -> tuple[arrays.Checkpoint, Mapping[str, Any]]:
+  """The whole policy of a run with LoRA, merged as its layers are read."""
+  reference, flat = open_checkpoint(
+    lora['reference'],
+    abstract,
+    config,
+    f'{what} holds LoRA adapters, and their reference',
+    fresh,
+  )
+  shapes = {}
+  for path in {name.rpartition('/')[0] for name in stored} & flat.keys():
+    *lead, rows, columns = flat[path].shape
+    for letter, shape in (
+      ('a', (*lead, rows, lora['rank'])),
+      ('b', (*lead, lora['rank'], columns)),
+    ):
+      shapes[f'{path}/{letter}'] = jax.ShapeDtypeStruct(shape, np.float32)
+  layout = {path: [arrays.Piece(path)] for path in shapes}
+  arrays.check(what, stored, layout, shapes)
+  adapters = arrays.Checkpoint(stored, layout)
+  return arrays.merged(reference, adapters, flat, lora['scale']), flat
 
 
 def _check_config(what: str, fields: Mapping[str, Any], config: Any) -> None:
@@ -201,6 +258,7 @@ def new_directory(output_dir: str) -> Iterator[epath.Path]:
 
   Raises:
     ValueError: it exists already.
+    SystemExit: SIGTERM came meanwhile.
   """
   output = epath.Path(output_dir)
   if output.exists():
@@ -209,12 +267,21 @@ def new_directory(output_dir: str) -> Iterator[epath.Path]:
   if partial.exists():
     partial.rmtree()
   partial.mkdir(parents=True)
+  # JAX would swallow the signal.
+  before = signal.signal(signal.SIGTERM, _stop)
   try:
     yield partial
     partial.rename(output)
   except BaseException:
     partial.rmtree()
     raise
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: Any) -> None:
+  del frame
+  raise SystemExit(128 + number)
 
 
 def write(
@@ -229,53 +296,17 @@ def write(
   if output_format == 't5x':
     t5x.write_native(directory, checkpoint, flat, step=step)
   elif output_format == 't5x_orbax':
-    _write_t5x_orbax(directory / f'checkpoint_{step}', checkpoint, flat, step)
+    orbax.write_t5x(directory, checkpoint, flat, step=step)
   elif output_format == 'hf':
     _write_hf(directory, checkpoint, flat, config)
   elif output_format == 'orbax':
-    tree = {'params': arrays.unflatten(checkpoint.load(flat))}
-    with ocp.CheckpointManager(
-      directory / 'checkpoints',
-      item_handlers=_handler(tree, use_zarr3=True),
-      options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
-    ) as manager:
-      manager.save(
-        step,
-        args=ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_FILE_BYTES),
-        custom_metadata={},
-      )
+    orbax.write(directory, checkpoint, flat, step=step)
     checksums.write(directory / 'checkpoints' / str(step))
   else:
     raise ValueError(
       f'OUTPUT_FORMAT {output_format!r} is not among '
       "'orbax', 't5x', 't5x_orbax', 'hf'."
     )
-
-
-def _handler(tree: Any, *, use_zarr3: bool) -> ocp.PyTreeCheckpointHandler:
-  """Orbax's, with few arrays in flight: it copies those and encodes them.
-
-  Its limit has to be above the largest array.
-  """
-  largest = max(x.nbytes for x in jax.tree.leaves(tree))
-  return ocp.PyTreeCheckpointHandler(
-    save_concurrent_gb=1 + largest // 10**9, use_zarr3=use_zarr3
-  )
-
-
-def _write_t5x_orbax(directory, checkpoint, flat, step) -> None:
-  target = {
-    piece.name: checkpoint.read(path, piece.index)
-    for path, pieces in t5x.layout(flat).items()
-    for piece in pieces
-  }
-  tree = {
-    'target': arrays.unflatten(target),
-    'state': {'step': np.int32(step), 'param_states': {}},
-  }
-  with ocp.Checkpointer(_handler(tree, use_zarr3=False)) as checkpointer:
-    checkpointer.save(directory / 'state', args=ocp.args.PyTreeSave(tree))
-  (directory / 'commit_success.txt').write_text('')
 
 
 def _write_hf(directory, checkpoint, flat, config) -> None:

@@ -4,6 +4,7 @@ The checkpoint is a directory with config.json and safetensors. Every 2-D kernel
 is stored as [out, in]; T5's relative positions as [buckets, heads].
 """
 
+from collections.abc import Collection
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,8 +89,16 @@ def _decoder_names() -> dict[str, str]:
   }
 
 
-def layout(config: Any, abstract: Mapping[str, Any]) -> arrays.Layout:
-  """Where the parameters of a network with this config are."""
+def layout(
+  config: Any, abstract: Mapping[str, Any], *, shared_head: bool = False
+) -> arrays.Layout:
+  """Where the parameters of a network with this config are.
+
+  Args:
+    config: `Model.config`.
+    abstract: path -> shaped parameter.
+    shared_head: whether `logits_dense` is to be a copy of the embedding.
+  """
   names = _t5_names() if isinstance(config, t5.T5Config) else _decoder_names()
   pieces = {}
   for path, leaf in abstract.items():
@@ -103,7 +112,19 @@ def layout(config: Any, abstract: Mapping[str, Any]) -> arrays.Layout:
     pieces[path] = [
       arrays.Piece(name.format(*index), index, transposed) for index in indices
     ]
+  head, embedding = 'decoder/logits_dense/kernel', 'token_embedder/embedding'
+  if shared_head and head in pieces:
+    pieces[head] = [arrays.Piece(pieces[embedding][0].name, transposed=True)]
   return pieces
+
+
+def has_shared_head(config: Mapping[str, Any], stored: Collection[str]) -> bool:
+  """Whether a T5's head is its embedding, be the states scaled or not."""
+  return (
+    config['model_type'] in ('t5', 'mt5')
+    and config.get('tie_word_embeddings', True)
+    and 'lm_head.weight' not in stored
+  )
 
 
 def ignored(config: Any, name: str) -> bool:
@@ -124,12 +145,21 @@ def model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   if kind in ('llama', 'mistral', 'mixtral'):
     return _decoder_fields(config)
   raise ValueError(
-    f"config.json has model_type {kind!r}; 't5', 'mt5', 'llama', 'mistral' and "
+    f"model_type {kind!r}; 't5', 'mt5', 'llama', 'mistral' and "
     "'mixtral' are read."
   )
 
 
 def _t5_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+  # The head reads scaled states where it is the embedding. Version 5 of
+  # transformers says so apart and has tie_word_embeddings True in any case.
+  scaled = config.get(
+    'scale_decoder_outputs',
+    config['model_type'] == 't5' and config.get('tie_word_embeddings', True),
+  )
+  epsilon = config.get('layer_norm_epsilon', 1e-6)
+  if epsilon != 1e-6:
+    raise ValueError(f'layer_norm_epsilon {epsilon}; 1e-6 is read.')
   activation = config.get('feed_forward_proj', 'relu')
   activations = {'relu': ('relu',), 'gated-gelu': ('gelu', 'linear')}
   layers = config['num_layers']
@@ -142,7 +172,7 @@ def _t5_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     'num_decoder_layers': config.get('num_decoder_layers') or layers,
     'mlp_dim': config['d_ff'],
     'mlp_activations': activations.get(activation, (activation,)),
-    'logits_via_embedding': config.get('tie_word_embeddings', True),
+    'logits_via_embedding': scaled,
     'relpos_num_buckets': config.get('relative_attention_num_buckets', 32),
     'relpos_max_distance': config.get('relative_attention_max_distance', 128),
   }
@@ -154,10 +184,11 @@ def _decoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
   kind = rope.get('rope_type', rope.get('type', 'default'))
   if kind not in ('default', 'llama3') or config.get('attention_bias'):
     raise ValueError(
-      f'config.json has rope_type {kind!r} and attention_bias '
-      f"{config.get('attention_bias')}; 'default' and 'llama3' without a bias "
-      'are read.'
+      f'rope_type {kind!r} and attention_bias {config.get("attention_bias")}; '
+      "'default' and 'llama3' without a bias are read."
     )
+  if config['hidden_act'] != 'silu':
+    raise ValueError(f"hidden_act {config['hidden_act']!r}; 'silu' is read.")
   fields = {
     'vocab_size': config['vocab_size'],
     'emb_dim': config['hidden_size'],
@@ -207,6 +238,7 @@ def _t5_json(cfg: t5.T5Config) -> dict[str, Any]:
     'num_decoder_layers': cfg.num_decoder_layers,
     'feed_forward_proj': projections[cfg.mlp_activations],
     'tie_word_embeddings': cfg.logits_via_embedding,
+    'scale_decoder_outputs': cfg.logits_via_embedding,
     'relative_attention_num_buckets': cfg.relpos_num_buckets,
     'relative_attention_max_distance': cfg.relpos_max_distance,
     'layer_norm_epsilon': 1e-6,

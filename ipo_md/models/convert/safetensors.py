@@ -24,7 +24,7 @@ _DTYPES = {
   'I64': np.dtype(np.int64),
   'I32': np.dtype(np.int32),
 }
-_PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle')
+_PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt')
 _INDEX = 'model.safetensors.index.json'
 
 
@@ -38,9 +38,15 @@ def read(directory: epath.Path) -> dict[str, arrays.Stored]:
   index = directory / _INDEX
   if not index.exists():
     if not (directory / 'model.safetensors').exists():
-      raise ValueError(_nothing(directory))
+      raise ValueError(
+        f'{directory} has no model.safetensors and no {_INDEX}.'
+        + about_pickles(directory)
+      )
     return _read_file(directory / 'model.safetensors')
-  weight_map = json.loads(index.read_text())['weight_map']
+  try:
+    weight_map = dict(json.loads(index.read_text())['weight_map'])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{index} has no weight_map: {error!r}.') from error
   stored: dict[str, arrays.Stored] = {}
   for file in sorted(set(weight_map.values())):
     if not (directory / file).exists():
@@ -52,14 +58,16 @@ def read(directory: epath.Path) -> dict[str, arrays.Stored]:
   return stored
 
 
-def _nothing(directory: epath.Path) -> str:
-  pickles = sorted(p.name for p in directory.iterdir() if p.suffix in _PICKLES)
-  if pickles:
-    return (
-      f'{directory} holds {pickles[0]}: pickles can run code and are not read. '
-      'Save the model as safetensors.'
-    )
-  return f'{directory} has no model.safetensors and no {_INDEX}.'
+def about_pickles(path: epath.Path) -> str:
+  """Why the pickle that a path is or holds, by its name, is not read."""
+  files = path.iterdir() if path.is_dir() else [path]
+  pickles = sorted(p.name for p in files if p.suffix in _PICKLES)
+  if not pickles:
+    return ''
+  return (
+    f' {pickles[0]}: pickles can run code and are not read. Save the model as '
+    'safetensors.'
+  )
 
 
 def _read_file(path: epath.Path) -> dict[str, arrays.Stored]:
@@ -68,22 +76,25 @@ def _read_file(path: epath.Path) -> dict[str, arrays.Stored]:
     length = int.from_bytes(file.read(8), 'little')
     if size < 8 or 8 + length > size:
       raise ValueError(f'{path} is truncated: {size} bytes.')
-    try:
-      header = json.loads(file.read(length))
-    except ValueError as error:
-      raise ValueError(f'{path} has no JSON header: {error}.') from error
-  header.pop('__metadata__', None)
+    header = file.read(length)
+  try:
+    entries = {
+      name: (entry['dtype'], tuple(entry['shape']), *entry['data_offsets'])
+      for name, entry in json.loads(header).items()
+      if name != '__metadata__'
+    }
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path} has no header in JSON: {error!r}.') from error
   return {
-    name: _stored(path, name, entry, 8 + length, size)
-    for name, entry in header.items()
+    name: _stored(path, name, *entry, 8 + length, size)
+    for name, entry in entries.items()
   }
 
 
-def _stored(path, name, entry, data, size) -> arrays.Stored:
-  if entry['dtype'] not in _DTYPES:
-    raise ValueError(f'{path}: {name} has dtype {entry["dtype"]}.')
-  dtype, shape = _DTYPES[entry['dtype']], tuple(entry['shape'])
-  first, last = entry['data_offsets']
+def _stored(path, name, code, shape, first, last, data, size) -> arrays.Stored:
+  if code not in _DTYPES:
+    raise ValueError(f'{path}: {name} has dtype {code}, which is not read.')
+  dtype = _DTYPES[code]
   if data + last > size:
     raise ValueError(
       f'{path} is truncated: {name} ends at byte {data + last} of {size}.'
@@ -91,15 +102,12 @@ def _stored(path, name, entry, data, size) -> arrays.Stored:
   if last - first != math.prod(shape) * dtype.itemsize:
     raise ValueError(f'{path}: {name} {shape} has {last - first} bytes.')
 
-  def read_part(index: tuple[int, ...]) -> np.ndarray:
-    rest = shape[len(index) :]
-    rows = int(np.ravel_multi_index(index, shape[: len(index)])) if index else 0
-    part = math.prod(rest) * dtype.itemsize
+  def read_array() -> np.ndarray:
     with path.open('rb') as file:
-      file.seek(data + first + rows * part)
-      return np.frombuffer(file.read(part), dtype).reshape(rest)
+      file.seek(data + first)
+      return np.frombuffer(file.read(last - first), dtype).reshape(shape)
 
-  return arrays.Stored(shape, dtype, read_part)
+  return arrays.Stored(shape, dtype, read_array)
 
 
 def write(

@@ -52,18 +52,17 @@ def read_native(directory: epath.Path) -> dict[str, arrays.Stored]:
     )
   except (ValueError, msgpack.UnpackException) as error:
     raise ValueError(f'{path} is truncated or not msgpack: {error}.') from error
-  if not isinstance(tree, dict) or 'target' not in tree.get('optimizer', {}):
-    raise ValueError(f'{path} has no optimizer/target: not of T5X.')
   stored: dict[str, arrays.Stored] = {}
-  _collect(tree['optimizer']['target'], '', directory, stored)
+  try:
+    _collect(tree['optimizer']['target'], '', directory, stored)
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path} has no optimizer/target: {error!r}.') from error
   return stored
 
 
 def _collect(node, path, directory, stored) -> None:
   if isinstance(node, np.ndarray):
-    stored[path] = arrays.Stored(
-      node.shape, node.dtype, lambda index: node[index]
-    )
+    stored[path] = arrays.Stored(node.shape, node.dtype, lambda: node)
   elif '__msgpack_chunked_array__' in node:
     parts = [node['chunks'][str(i)] for i in range(len(node['chunks']))]
     shape = tuple(node['shape'][str(i)] for i in range(len(node['shape'])))
@@ -90,7 +89,10 @@ def _decode(code: int, data: bytes) -> Any:
 def read_ocdbt(directory: epath.Path, prefix: str) -> dict[str, arrays.Stored]:
   """The arrays prefix.* of an Orbax checkpoint's folder."""
   base = {'driver': 'ocdbt', 'base': _kvstore(f'{directory}/')}
-  names = ts.KvStore.open(base).result().list().result()
+  try:
+    names = ts.KvStore.open(base).result().list().result()
+  except ValueError as error:
+    raise ValueError(f'{directory} is damaged: {error}') from error
   stored = {}
   for key in sorted(name.decode() for name in names):
     folder, _, file = key.rpartition('/')
@@ -117,9 +119,9 @@ def open_zarr(
   except ValueError as error:
     raise ValueError(f'{kvstore} is not a zarr array: {error}') from error
 
-  def read(index: tuple[int, ...]) -> np.ndarray:
+  def read() -> np.ndarray:
     try:
-      return np.asarray(store[index].read().result())
+      return np.asarray(store.read().result())
     except ValueError as error:
       raise ValueError(f'{kvstore} is damaged: {error}') from error
 
