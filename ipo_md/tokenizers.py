@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import functools
 import hashlib
+import json
 
 from etils import epath
 import seqio
@@ -11,7 +12,7 @@ import tokenizers
 
 
 class TokenizerVocabulary(seqio.Vocabulary):
-  """A byte-level tokenizer, such as Llama 3's.
+  """A tokenizer of bytes, such as Llama 3's, or with bytes to fall back on.
 
   Texts become their tokens alone: no BOS, no EOS, which the model's prompt
   format and the task add. Llama 3 has no padding token; id 0 pads, as
@@ -21,15 +22,26 @@ class TokenizerVocabulary(seqio.Vocabulary):
     path: TOKENIZER_PATH, of tokenizer.json.
     eos_id: EOS_ID.
     bos_id: BOS_ID, or None.
+    prefix_space: whether the file decides if a text starts with a space that it
+      does not have, as Mistral's does; False: none does, so that the parts of
+      a chat template join as they are written.
 
   Raises:
     ValueError: there is no such file, it is no tokenizer, or it does not have
       these ids.
   """
 
-  def __init__(self, path: str, *, eos_id: int, bos_id: int | None = None):
+  def __init__(
+    self,
+    path: str,
+    *,
+    eos_id: int,
+    bos_id: int | None = None,
+    prefix_space: bool = True,
+  ):
     super().__init__()
     self.path, self._eos_id, self._bos_id = str(path), eos_id, bos_id
+    self._prefix_space = prefix_space
     self._digest = hashlib.sha256(self.sp_model).hexdigest()[:12]
     for name, value in (('EOS_ID', eos_id), ('BOS_ID', bos_id)):
       if value is not None and self._tokenizer.id_to_token(value) is None:
@@ -40,12 +52,12 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
   @property
   def _tokenizer(self) -> tokenizers.Tokenizer:
-    return _load(self.path)[1]
+    return _load(self.path, self._prefix_space)[1]
 
   @property
   def sp_model(self) -> bytes:
     """What tells this vocabulary from others, under SentencePiece's name."""
-    return _load(self.path)[0]
+    return _load(self.path, self._prefix_space)[0]
 
   @property
   def bos_id(self) -> int | None:
@@ -107,15 +119,40 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
 
 @functools.cache
-def _load(path: str) -> tuple[bytes, tokenizers.Tokenizer]:
-  """The file and what it makes."""
+def _load(path: str, prefix_space: bool) -> tuple[bytes, tokenizers.Tokenizer]:
+  """The file, perhaps changed, and what it makes."""
   file = epath.Path(path)
   if not file.exists():
     raise ValueError(f'There is no file {path} (TOKENIZER_PATH).')
   content = file.read_bytes()
   try:
+    if not prefix_space:
+      content = _without_prefix_space(content)
     return content, tokenizers.Tokenizer.from_buffer(content)
   except Exception as error:  # the package raises nothing more specific
     raise ValueError(
       f'{path} (TOKENIZER_PATH) is not a tokenizer.json: {error}.'
     ) from error
+
+
+def _without_prefix_space(content: bytes) -> bytes:
+  """tokenizer.json without what puts a space before a text, or takes it off."""
+
+  def edit(node):
+    if isinstance(node, list):
+      return [
+        edit(x)
+        for x in node
+        if x.get('type') != 'Prepend'
+        and not (x.get('type') == 'Strip' and 'content' in x)
+      ]
+    if node.get('type') == 'Metaspace':
+      node = node | {'prepend_scheme': 'never', 'add_prefix_space': False}
+    lists = ('normalizers', 'pretokenizers', 'decoders')
+    return node | {key: edit(node[key]) for key in lists if key in node}
+
+  tokenizer = json.loads(content)
+  for part in ('normalizer', 'pre_tokenizer', 'decoder'):
+    if tokenizer.get(part) is not None:
+      tokenizer[part] = next(iter(edit([tokenizer[part]])), None)
+  return json.dumps(tokenizer, ensure_ascii=False).encode()

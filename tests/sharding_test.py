@@ -43,7 +43,11 @@ FAMILIES = {
       'logits_via_embedding': True,
     },
   ),
-  'llama': (decoder_only.DecoderOnly, DECODER | {'num_kv_heads': 4}),
+  # Llama is it without the window.
+  'mistral': (
+    decoder_only.DecoderOnly,
+    DECODER | {'num_kv_heads': 4, 'sliding_window': 3},
+  ),
   'mixtral': (
     decoder_only.DecoderOnly,
     DECODER | {'num_experts': 4, 'router_loss_weight': 0.1},
@@ -88,7 +92,7 @@ def on_one_device(family: str):
   ('family', 'mesh_shape'),
   [
     ('t5', (2, 2, 2)),
-    ('llama', (2, 2, 2)),
+    ('mistral', (2, 2, 2)),
     ('mixtral', (2, 2, 2)),
     ('mixtral', (1, 2, 2, 2)),
   ],
@@ -158,7 +162,7 @@ def test_an_axis_that_does_not_divide_names_parameter_and_mesh_axis():
 
 def test_moments_are_split_as_their_parameters_and_the_rest_is_not():
   mesh = sharding.make_mesh((1, 4, 2))
-  model = network('llama')
+  model = network('mistral')
   placed = sharding.params(mesh, model.abstract_params, model.logical_axes)
   state = jax.eval_shape(optax.adam(1.0).init, model.abstract_params)
   adam = sharding.like_params(mesh, state, placed)[0]
@@ -170,7 +174,7 @@ def test_moments_are_split_as_their_parameters_and_the_rest_is_not():
 
 def test_adapters_are_split_along_the_kernels_axes():
   mesh = sharding.make_mesh((1, 4, 2))
-  model = lora.Lora(network('llama'), rank=3, alpha=3.0, targets=('query',))
+  model = lora.Lora(network('mistral'), rank=3, alpha=3.0, targets=('query',))
   placed = sharding.params(mesh, model.abstract_params, model.logical_axes)
   query = placed['decoder']['layers']['self_attention']['query']['kernel']
   assert query['a'].spec == PartitionSpec(None, 'fsdp', None)
