@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tensorstore
 
@@ -391,7 +392,8 @@ def test_paths_of_cloud_storage(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('write', [orbax.write, orbax.write_t5x])
-def test_orbax_is_written_one_array_at_a_time(tmp_path, write):
+def test_orbax_is_written_few_arrays_at_a_time(tmp_path, monkeypatch, write):
+  monkeypatch.setattr(orbax, '_FILE_BYTES', 2**21)
   shape, count = (512, 1024), 16  # 2 MiB each
   names = [f'a{i}' for i in range(count)]
   made = lambda: np.ones(shape, np.float32)
@@ -405,3 +407,16 @@ def test_orbax_is_written_one_array_at_a_time(tmp_path, write):
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert peak < count * 2**21 / 2
+
+
+def test_orbax_itself_reads_what_is_written(tmp_path):
+  network = _network('t5_v1_1')
+  _convert(network, HF / 't5_v1_1', tmp_path / 'there', 't5x_orbax')
+  state = tmp_path / 'there' / 'checkpoint_0' / 'state'
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    tree = checkpointer.restore(state)
+  assert tree['state']['step'] == 0
+  stored = t5x.read_ocdbt(epath.Path(state), 'target')
+  assert arrays.flatten(tree['target']).keys() == stored.keys()
+  for name, array in arrays.flatten(tree['target']).items():
+    np.testing.assert_array_equal(array, stored[name].read())

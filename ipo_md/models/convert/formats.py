@@ -171,6 +171,8 @@ def _read_config(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def metadata(directory: epath.Path) -> dict[str, Any]:
   """What a run of ours saved besides a checkpoint's arrays."""
   path = directory.parent / '_CHECKPOINT_METADATA'
+  if not path.exists():
+    return {}
   return json.loads(path.read_text()).get('custom_metadata') or {}
 
 

@@ -1,4 +1,4 @@
-"""Orbax checkpoints, written with one array in memory at a time."""
+"""Orbax checkpoints, written with few arrays in memory at a time."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from ipo_md.models.convert import arrays
 from ipo_md.models.convert import t5x
 
-# Orbax holds a file in memory until it is this long.
+# Orbax holds a file in memory until it is this long, and so do we its arrays.
 _FILE_BYTES = 10**8
 
 
@@ -36,7 +36,7 @@ class _Later:
 
 
 class _LaterHandler(ocp.type_handlers.NumpyHandler):
-  """Saves as `NumpyHandler` does, but each array before the next is made."""
+  """Saves as `NumpyHandler` does, but a file's worth of arrays at a time."""
 
   async def serialize(
     self,
@@ -45,9 +45,15 @@ class _LaterHandler(ocp.type_handlers.NumpyHandler):
     args: Sequence[ocp.SaveArgs] | None = None,
   ) -> Sequence[Any]:
     args = args or [ocp.SaveArgs()] * len(values)
-    for value, info, arg in zip(values, infos, args, strict=True):
-      for saved in await super().serialize([value.make()], [info], [arg]):
-        saved.result()
+    first, size = 0, 0
+    for i, value in enumerate(values, 1):
+      size += value.nbytes
+      if size >= _FILE_BYTES or i == len(values):
+        part = slice(first, i)
+        made = [later.make() for later in values[part]]
+        for saved in await super().serialize(made, infos[part], args[part]):
+          saved.result()
+        first, size = i, 0
     return []
 
 
