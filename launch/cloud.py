@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+_CODE = ('gin', 'ipo_md', 'launch', 'tasks', 'constraints.txt', 'setup.py')
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Prefix of the accelerator type, its units per chip (TensorCores, or chips),
@@ -194,13 +195,14 @@ def check_offered(shell: Shell, where: list[str], accelerator: str) -> None:
 
 
 def commit(shell: Shell) -> str:
-  """The commit of this checkout, all of whose files must be committed.
+  """The commit of this checkout, all of whose code must be committed.
 
   Raises:
     Failed: files differ from the commit, so they would not be what runs.
   """
   git = Shell(dry_run=False)
-  changed = git.call('git', '-C', str(ROOT), 'status', '--porcelain').rstrip()
+  status = ('git', '-C', str(ROOT), 'status', '--porcelain', '--')
+  changed = git.call(*status, *_CODE).rstrip()
   if changed and not shell.dry_run:
     raise Failed(
       'What runs is a commit, and these files differ from it; commit them '

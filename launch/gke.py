@@ -44,9 +44,11 @@ def create(shell: cloud.Shell, where: list[str], args) -> int:
     *_tier(args),
   )
   if code:
-    delete(shell, where, args)
+    left = delete(shell, where, args)
     raise cloud.Failed(
-      f'xpk cluster create failed ({code}). Created and deleted: {args.name}.'
+      f'xpk cluster create failed ({code}). '
+      + ('It may be there still: ' if left else 'Created and deleted: ')
+      + f'{args.name}.'
     )
   return 0
 

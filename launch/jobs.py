@@ -49,12 +49,9 @@ class Job:
 
 def last(shell: cloud.Shell, bucket: str, name: str) -> Job | None:
   """The last attempt at NAME; None: there was none."""
-  found = _or_nothing(
-    lambda: shell.call('gcloud', 'storage', 'ls', f'{bucket}/jobs/{name}/')
-  )
-  folders = sorted(
-    line.rstrip('/') for line in found.split() if line[-1] == '/'
-  )
+  scripts = f'{bucket}/jobs/{name}/*/start.sh'
+  found = _or_nothing(lambda: shell.call('gcloud', 'storage', 'ls', scripts))
+  folders = sorted(line.rpartition('/')[0] for line in found.split())
   return Job(shell, folders[-1]) if folders else None
 
 

@@ -250,10 +250,10 @@ def test_bad_input_is_refused_before_anything_is_created(
 
 
 def test_uncommitted_files_are_named(google):
-  (google.repository / 'mine.gin').write_text('')
+  (google.repository / 'launch' / 'mine.gin').write_text('')
   code, output = google.call(*google.run('wait', '--tpu=v5e:4x4'))
   assert code == 1
-  assert 'commit them first:\n?? mine.gin' in output
+  assert 'commit them first:\n?? launch/mine.gin' in output
   assert not google.queued('create')
 
 
