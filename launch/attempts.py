@@ -8,26 +8,33 @@ import jobs
 import slices
 
 _AGAIN = 42  # of launch/worker.py
-_LOST = 15  # looks without a sign of life, and a worker is taken for lost
+_LOST = 900  # seconds without a sign of life, and a worker is taken for lost
+_SHORT = 600  # seconds; three attempts that were shorter are enough
 _GRACE = 3  # looks for the others to end, or the preemption to show
 
 
 def until_done(tpu, args, job, running, make) -> bool:
   """Attempts, until one is done (True) or was stopped by the user (False)."""
-  lost = 0
+  lost = short = 0
   while True:
     if not running:
       _ready(tpu, args)
       job = jobs.following(job, tpu.shell, args.bucket, tpu.name)
       _start(tpu, args, job, make(job.folder))
     running = False
+    begin = time.monotonic()
     how = _follow(tpu, job)
     tpu.shell.did(f'{job.folder}: {how}.')
     if how in ('done', 'stopped'):
       return how == 'done'
     lost = lost + 1 if how == 'lost' else 0
-    if lost == 3:
-      raise cloud.Failed('Workers were lost three times; see the logs.')
+    quick = how != 'preempted' and time.monotonic() - begin < _SHORT
+    short = short + 1 if quick else 0
+    if 3 in (lost, short):
+      raise cloud.Failed(
+        f'Three attempts in a row were {"lost" if lost == 3 else "too short"}; '
+        f'see {job.folder}.'
+      )
 
 
 def is_running(job, found, make) -> bool:
@@ -91,7 +98,7 @@ def _follow(tpu: slices.Slices, job: jobs.Job) -> str:
   Raises:
     cloud.Failed: the command failed, and would fail again.
   """
-  shown, silent, failing, before = 0, 0, 0, None
+  shown, failing, before, changed = 0, 0, None, time.monotonic()
   while True:
     states = cloud.patiently(job.states, tpu.poll)
     if tpu.shell.dry_run:
@@ -115,10 +122,10 @@ def _follow(tpu: slices.Slices, job: jobs.Job) -> str:
         return 'to be started again'
       host = min(h for h, code in codes.items() if code)
       raise cloud.Failed(_failure(job, host, codes[host]))
-    silent = silent + 1 if states == before else 0
-    if silent == _LOST:
+    if states != before:
+      before, changed = states, time.monotonic()
+    if time.monotonic() - changed > _LOST:
       return 'lost'
-    before = states
     time.sleep(tpu.poll)
 
 

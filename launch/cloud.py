@@ -5,6 +5,7 @@ Standard library only: this runs on a laptop without the environment of ipo_md.
 
 import dataclasses
 import difflib
+import hashlib
 import math
 import pathlib
 import re
@@ -225,18 +226,19 @@ def bucket_folder(bucket: str) -> str:
 def resource_name(name: str, longest: int) -> str:
   """A name that Google takes: small letters, digits and hyphens.
 
-  A run's name may be one of a sweep: ipo_tau0.1 -> ipo-tau0-1.
+  A run's name may be one of a sweep: ipo_tau0.1 -> ipo-tau0-1. What is too long
+  ends in a checksum instead.
 
   Raises:
-    Failed: it does not begin with a letter, or is too long.
+    Failed: it does not begin with a letter.
   """
   found = re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
-  if not re.fullmatch('[a-z].*', found) or len(found) > longest:
-    raise Failed(
-      f'The name {name!r} must begin with a letter and have at most {longest} '
-      'letters, digits and hyphens.'
-    )
-  return found
+  if not re.match('[a-z]', found):
+    raise Failed(f'The name {name!r} must begin with a letter.')
+  if len(found) <= longest:
+    return found
+  checksum = hashlib.sha256(name.encode()).hexdigest()[:8]
+  return f'{found[: longest - 9].rstrip("-")}-{checksum}'
 
 
 def say(text: str) -> None:

@@ -50,11 +50,13 @@ print(json.dumps({
 def model_dir(command):
   """MODEL_DIR of a command line, as the last binding sets it; else None."""
   found = None
-  pattern = r'--?(?:gin\.|gin_bindings=)MODEL_DIR *= *(.*)'
+  pattern = r'(?:--?(?:gin\.|gin_bindings=))?MODEL_DIR *= *(.*)'
   for word in command:
-    match = re.fullmatch(pattern, word, re.DOTALL)
-    if match:
-      found = ast.literal_eval(match.group(1))
+    if match := re.fullmatch(pattern, word, re.DOTALL):
+      try:
+        found = ast.literal_eval(match.group(1))
+      except (SyntaxError, ValueError):
+        found = None  # the command itself says what is wrong with it
   return found
 
 

@@ -40,6 +40,7 @@ until_term() { trap 'exit 0' TERM; while true; do sleep .05; done; }
 [ $1 = fail ] || mkdir -p "$dir/checkpoints/$((step + 1))"
 case $1-$step in
   preempt-0) touch "$FAKE/preempt"; sleep 60 ;;
+  often-*) kill -TERM $PPID; until_term ;;
   preempt-1) kill -TERM $PPID; until_term ;;
   wait-0) until_term ;;
   fail-*) echo "ipo_md: ValueError: no"; exit 3 ;;
@@ -210,6 +211,14 @@ def test_the_same_command_follows_what_is_running(google):
   assert [path.name for path in google.jobs('*')] == ['0001']
 
 
+def test_a_run_that_ends_at_once_is_not_started_for_ever(google):
+  code, output = google.call(*google.run('often', '--tpu=v5e:2x4'))
+  assert code == 1
+  assert 'Three attempts in a row were too short' in output
+  assert len(google.jobs('*')) == 3
+  assert not google.slices()
+
+
 @pytest.mark.parametrize('created', [True, False])
 def test_a_run_that_fails_says_why_and_deletes_what_it_queued(google, created):
   if created:
@@ -247,6 +256,23 @@ def test_bad_input_is_refused_before_anything_is_created(
   assert message in output, output
   assert not google.queued('create')
   assert not (google.fake / 'gs').exists()
+
+
+def test_names_of_a_sweep_become_names_of_google(google):
+  name = 'ipo_md_TAU=0.1_MIXTURE_COEFS=(0.125, 0.125)_SEED='
+  found = set()
+  for seed in '12':
+    _, output = google.call(
+      *('run', name + seed, '--tpu=v5e:4x4', '--bucket=gs://bucket'),
+      *('--dry_run', '--', 'python'),
+    )
+    found.add(re.search(r'--node-id=(\S+)', output)[1])
+  assert len(found) == 2
+  for short in found:
+    assert re.fullmatch(r'ipo-md-tau-0-1-mixture-[a-z0-9-]*[a-z0-9]', short)
+    assert len(short) <= 40
+  code, output = google.call('delete', '1st')
+  assert (code, 'must begin with a letter' in output) == (1, True)
 
 
 def test_uncommitted_files_are_named(google):

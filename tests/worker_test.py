@@ -47,8 +47,12 @@ def test_exit_code(tmp_path, command, code):
 
 def test_a_completed_run_that_fails_failed(tmp_path):
   (tmp_path / 'COMPLETED').touch()
-  binding = f"--gin_bindings=MODEL_DIR = '{tmp_path}'"
-  assert _start('exit 1', 'run', binding).wait(timeout=30) == 1
+  words = ('--gin_bindings', f"MODEL_DIR = '{tmp_path}'")
+  assert _start('exit 1', 'run', *words).wait(timeout=30) == 1
+
+
+def test_a_model_dir_that_cannot_be_read_is_the_commands_own_error():
+  assert _start('exit 1', 'run', '--gin.MODEL_DIR=/tmp/x').wait(30) == 1
 
 
 def test_a_command_without_model_dir_has_its_own_exit_code():
