@@ -109,23 +109,33 @@ def test_sampled_log_probs_are_those_of_the_loss(
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_no_weight_is_gathered_at_each_token():
+@pytest.mark.parametrize('scan', [False, True])
+def test_no_weight_is_gathered_at_each_token(scan):
   """Parameters split over `fsdp` are gathered before the loop, once."""
-  model = network('t5', scan=True)
+  model = network('t5', scan=scan)
   mesh = sharding.make_mesh((1, 8, 1))
+
+  def draw(params, context, rng):
+    return sampling.sample(
+      model,
+      params,
+      None,
+      (context, None),
+      rng,
+      mixture_coefs=(0.0,) * K,
+      max_new_tokens=T,
+      eos_id=EOS,
+    )
+
   with jax.set_mesh(mesh):
     params = sharding.abstract_params(
       mesh, model.abstract_params, model.logical_axes
     )
-    batch = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=sharding.batch(mesh)
-      ),
-      prompts(),
-    )
-    run = jax.jit(functools.partial(sample, model))
-    program = run.lower(params, params, batch, jax.random.key(0)).compile()
-  text = program.as_text()
-  gathered = re.findall(r'all-gather\S*\(.*op_name="([^"]*)"', text)
-  assert gathered
-  assert not [name for name in gathered if 'while/body' in name]
+    context = jax.eval_shape(model.encode, params, prompts())
+    program = jax.jit(draw).lower(params, context, jax.random.key(0)).compile()
+  moved = re.findall(
+    r' (all-gather|all-to-all|collective-permute)\S*\(.*op_name="([^"]*)"',
+    program.as_text(),
+  )
+  assert [name for _, name in moved if 'while' not in name]
+  assert not [name for _, name in moved if 'while' in name]
