@@ -210,8 +210,8 @@ def test_likelihood_of_chosen_and_rejected(kind):
     rewards = batch.rewards.at[0].set(jnp.array([3.0, 1.0, 2.0]))
     mask = batch.completion_mask.at[0, 0].set(False)
     batch = batch.replace(rewards=rewards, completion_mask=mask)
-    best = np.argmax(rewards, -1)
-    worst = np.argmin(rewards, -1)
+    best = np.argmax(np.asarray(rewards), -1)
+    worst = np.argmin(np.asarray(rewards), -1)
     best[0], worst[0] = 2, 1
   rows = np.arange(B)
   chosen, rejected = log_prob[rows, best], log_prob[rows, worst]
