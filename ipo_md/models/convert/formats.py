@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from typing import Any
 from typing import Literal
 
@@ -275,10 +276,22 @@ def new_directory(output_dir: str) -> Iterator[epath.Path]:
     yield partial
     partial.rename(output)
   except BaseException:
-    partial.rmtree()
+    _remove(partial)
     raise
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def _remove(directory: epath.Path) -> None:
+  """Removes a folder into which threads of a stopped save may still write."""
+  end = time.monotonic() + 10
+  while directory.exists():
+    try:
+      directory.rmtree()
+    except OSError:
+      if time.monotonic() > end:
+        raise
+      time.sleep(0.1)
 
 
 def _stop(number: int, frame: Any) -> None:

@@ -52,7 +52,11 @@ class _LaterHandler(ocp.type_handlers.NumpyHandler):
         part = slice(first, i)
         made = [later.make() for later in values[part]]
         for saved in await super().serialize(made, infos[part], args[part]):
-          saved.result()
+          try:
+            saved.result()
+          except BaseException:  # SIGTERM: its thread would write on
+            saved.result()
+            raise
         first, size = i, 0
     return []
 
