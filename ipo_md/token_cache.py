@@ -45,7 +45,15 @@ def load(
     split: of the task.
     feature_lengths: as for `examples.tokenise`.
     cache_dir: CACHE_DIR, a local directory.
+
+  Raises:
+    ValueError: it is not local, or `examples.tokenise` refuses a row.
   """
+  if '://' in cache_dir:
+    raise ValueError(
+      f'CACHE_DIR {cache_dir} is not a local directory: its files are mapped '
+      'into memory, and each host keeps its own.'
+    )
   source = describe(task, split, feature_lengths)
   text = json.dumps(source, sort_keys=True)
   fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -96,6 +96,8 @@ class Ultrafeedback(originals.Builder):
 
 def _parse(row: Mapping[str, Any]) -> dict[str, Any]:
   field, number = json_lines.field, json_lines.number
+  if not field(row, 'instruction', str).strip():
+    raise json_lines.BadRow("field 'instruction' is empty")
   completions = field(row, 'completions', list)
   if not 0 < len(completions) <= 4:
     raise json_lines.BadRow(f"field 'completions' has {len(completions)}")

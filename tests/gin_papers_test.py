@@ -1,11 +1,14 @@
 """The papers' runs resolve at full size, with the published numbers."""
 
+import functools
+
 import gin
 import gin_resolve
 import jax
 import pytest
 
 from ipo_md import data
+from ipo_md import held_out
 from ipo_md.models import lora
 
 without_data = gin_resolve.without_data
@@ -90,14 +93,23 @@ def test_side_by_side():
     vocabulary='t5_',
   )
   prompts = arguments['prompts']
-  dataset = prompts.dataset()
-  data.check_vocabulary(dataset, arguments['model'].config.vocab_size)
+  dataset, model = prompts.dataset(), arguments['model']
+  data.check_vocabulary(dataset, model.config.vocab_size)
   assert (prompts.examples, prompts.batch_size) == (2000, 80)
-  pair = gin_resolve.pair_of(gin_resolve.batch_of(dataset, 80), 128)
+  drawn, *_ = jax.eval_shape(
+    functools.partial(
+      held_out._sample, model=model, sampler=arguments['sampler'], k=2
+    ),
+    model.abstract_params,
+    model.abstract_params,
+    gin_resolve.batch_of(dataset, 80),
+    jax.eval_shape(jax.random.key, 0),
+  )
+  assert drawn.completions.ids.shape == (80, 2, 128)
   for name in ('comparator', 'reward_model'):
     bound = gin.get_bindings(f'{name}/pairwise.LearnedJudge')
     judged = jax.eval_shape(
-      bound['judge'], bound['model'].abstract_params, pair
+      bound['judge'], bound['model'].abstract_params, drawn
     )
     assert judged.preference.shape == (80,)
   # Each judge reads its own prompt.

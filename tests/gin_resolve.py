@@ -182,18 +182,6 @@ def batch_of(dataset: data.Dataset, batch_size: int):
   )
 
 
-def pair_of(prompts: types.Tokens, length: int) -> types.Completions:
-  """Two completions of `length` of each prompt, as shapes."""
-  shape = (prompts.ids.shape[0], 2, length)
-  return types.Completions(
-    prompts=prompts,
-    completions=types.Tokens(
-      ids=jax.ShapeDtypeStruct(shape, np.int32),
-      mask=jax.ShapeDtypeStruct(shape, bool),
-    ),
-  )
-
-
 def trace(arguments: dict, *, evaluate: bool = False) -> None:
   """What `train.train` does before it compiles, and its traces."""
   model, start = arguments['model'], arguments['start']

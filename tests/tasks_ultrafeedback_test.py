@@ -153,6 +153,7 @@ class TestBuilder:
       (_row('a', ['b'], [float('nan')]), "fine-grained_score' is nan"),
       (_row('a', [], []), "field 'completions' has 0"),
       (_row(None, ['b'], [1]), "field 'instruction' is null"),
+      (_row(' ', ['b'], [1]), "field 'instruction' is empty"),
       (
         _row('a', ['b'], [1], completions=[{'model': 'x'}]),
         "field 'completions.0.response' is missing",

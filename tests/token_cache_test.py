@@ -114,6 +114,12 @@ class TestCache:
       _assert_same(_load(task, tmp_path), plain)
       assert _caches(tmp_path) == [name]
 
+  def test_the_directory_is_local(self, path):
+    with pytest.raises(ValueError, match='CACHE_DIR gs://b/c is not a local'):
+      token_cache.load(
+        _lines(path), split='train', feature_lengths={}, cache_dir='gs://b/c'
+      )
+
   def test_interrupted_leaves_nothing(self, path, tmp_path, monkeypatch):
     chunks = examples.chunks
 
