@@ -28,6 +28,7 @@ setuptools.setup(
     'optax',
     'orbax-checkpoint',
     'rich',
+    'rouge-score',
     'safetensors',
     'scipy',
     'sentencepiece',
@@ -37,6 +38,7 @@ setuptools.setup(
     'tensorflow-datasets',
     'tensorflow-text',
     'tokenizers',
+    'urllib3',
   ],
   extras_require={
     'tpu': ['jax[tpu]'],

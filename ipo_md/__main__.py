@@ -7,12 +7,14 @@ function that the run file names: RUN = @train.train.
 from collections.abc import Sequence
 import difflib
 import importlib.util
+import io
 import os
 import pathlib
 import re
 import signal
 import socket
 import sys
+import tokenize
 
 from absl import app
 from absl import flags
@@ -72,6 +74,8 @@ def rewrite_gin_args(args: list[str]) -> list[str]:
 
 def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
   """gin files, then bindings. A ValueError says what cannot be read."""
+  for binding in bindings:
+    check_keys(binding)
   try:
     gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
   except SyntaxError as error:
@@ -84,6 +88,29 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
     raise ValueError(str(error)) from error
   check_macros(bindings)
   gin.finalize()
+
+
+def check_keys(binding: str) -> None:
+  """Refuses a key that a dictionary has twice, of which gin drops the first.
+
+  Args:
+    binding: such as "POLICIES = {'ipo': 'a', 'ipo': 'b'}".
+  """
+  open_ = []  # the keys so far of each bracket that is open
+  last = ''
+  try:
+    for token in tokenize.generate_tokens(io.StringIO(binding).readline):
+      if token.string in ('{', '[', '('):
+        open_.append(set())
+      elif token.string in ('}', ']', ')') and open_:
+        open_.pop()
+      elif token.string == ':' and open_:
+        if last in open_[-1]:
+          raise ValueError(f'{binding}: the name {last} is there twice.')
+        open_[-1].add(last)
+      last = token.string
+  except (tokenize.TokenError, SyntaxError):
+    pass  # gin says what is wrong with it
 
 
 def check_macros(bindings: Sequence[str]) -> None:

@@ -224,7 +224,7 @@ def labelled_pairs(
       f'Task {dataset.examples[0].name} has no pairs with a preference, to '
       'which judges could be compared (PREFERENCE_TASK).'
     )
-  samples = pairwise.Samples.of(rows.completions, dataset.vocabulary)
+  samples = pairwise.Samples.of(rows.completions, dataset)
   return samples, rows.preference
 
 
@@ -236,8 +236,9 @@ def _right(preference: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def _both_orders(
   judge: pairwise.Judge, samples: pairwise.Samples
 ) -> np.ndarray:
-  """[N, 2] what a judge says of the first two completions."""
-  return judge(samples, [(0, 1)])[:, 0]
+  """[N, 2] what a judge says of the first two completions; 1/2 for nothing."""
+  (both,) = judge(samples, [(0, 1)])
+  return np.nan_to_num(both, nan=0.5)
 
 
 def _longer(samples: pairwise.Samples) -> np.ndarray:

@@ -45,6 +45,14 @@ _MAY_CHANGE = (
   'HANG_SECONDS',
   'PROFILE_START',
   'PROFILE_STEPS',
+  'NEITHER',
+  'BASE_URL',
+  'API_KEY_VARIABLE',
+  'RATER_CACHE',
+  'PRICES',
+  'CONCURRENCY',
+  'TIMEOUT',
+  'ATTEMPTS',
 )
 
 
@@ -111,7 +119,7 @@ def claim(model_dir: str, config: str) -> None:
         f'MODEL_DIR {model_dir} holds results without their config.gin, so '
         'they may be of another run; choose another one.'
       )
-    ours, theirs = _bindings(config), _bindings(path.read_text())
+    ours, theirs = bindings(config), bindings(path.read_text())
     if ours != theirs:
       changes = [
         line
@@ -143,7 +151,7 @@ def _has_saved(directory: epath.Path) -> bool:
   return folder.exists() and any(d.name.isdigit() for d in folder.iterdir())
 
 
-def _bindings(config: str) -> list[str]:
+def bindings(config: str) -> list[str]:
   """The bindings of a config, one a line, without those that may change."""
   config = re.sub(r'\\\n\s*', '', config)
   config = re.sub(r'\n\s+', ' ', config)
@@ -354,6 +362,21 @@ def _one(path: str, name: str) -> str:
   """A path without :best."""
   path, best, _ = path.partition(':best')
   return _best(path, name) if best else path
+
+
+def identity(path: str, name: str) -> str:
+  """A text that changes when `load_params` would read another checkpoint.
+
+  Args:
+    path: as `load_params` takes it.
+    name: of the gin parameter that holds the path, for messages.
+  """
+  if not path:
+    raise ValueError(f'{name} is not set: the path of a checkpoint is needed.')
+  _, directory = formats.detect(_one(path, name), name)
+  metadata = directory.parent / '_CHECKPOINT_METADATA'  # has the time
+  written = metadata.read_text() if metadata.exists() else ''
+  return f'{directory} {hashlib.sha256(written.encode()).hexdigest()[:12]}'
 
 
 def _best(path: str, name: str) -> str:

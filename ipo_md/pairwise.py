@@ -1,13 +1,16 @@
 """Judges of side-by-side comparisons, one seam for all kinds.
 
-  judge(samples, pairs) -> [N, J, 2]
+  judge(samples, pairs) yields [N, 2] for each pair (i, k)
 
-For each of N prompts and J pairs (i, k) of completions, P(y_i > y_k | x) with
-y_i shown first, and with y_i shown second. A judge that sees no order gives
-the same number twice.
+P(y_i > y_k | x) for each of N prompts, with y_i shown first and with y_i shown
+second. A judge that sees no order gives the same number twice; NaN is an answer
+that names no winner and counts as a tie. Pair by pair, so that what is judged
+can be kept.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -21,8 +24,11 @@ from scipy import special
 import seqio
 
 from ipo_md import checkpoints
+from ipo_md import data
 from ipo_md import judges
+from ipo_md import kept
 from ipo_md import sharding
+from ipo_md import statistics
 from ipo_md import telemetry
 from ipo_md import types
 from ipo_md.models import model as model_lib
@@ -37,7 +43,7 @@ class Samples:
   Attributes:
     tokens: numpy arrays, prompts [N, P] and completions [N, K, T].
     vocabulary: of the tokens.
-    prompts: N texts.
+    prompts: N texts, without what a prompt format adds.
     texts: N lists of K texts.
   """
 
@@ -47,15 +53,18 @@ class Samples:
   texts: Sequence[Sequence[str]]
 
   @classmethod
-  def of(
-    cls, tokens: types.Completions, vocabulary: seqio.Vocabulary
-  ) -> 'Samples':
-    """Decodes tokens. Special tokens, such as EOS, leave no trace."""
-    decode = functools.partial(_decode, vocabulary=vocabulary)
+  def of(cls, tokens: types.Completions, dataset: data.Dataset) -> 'Samples':
+    """Decodes tokens. Special tokens, such as EOS, leave no trace.
+
+    Args:
+      tokens: numpy arrays.
+      dataset: of the prompts, for its vocabulary and prompt format.
+    """
+    decode = functools.partial(_decode, vocabulary=dataset.vocabulary)
     return cls(
       tokens=tokens,
-      vocabulary=vocabulary,
-      prompts=decode(tokens.prompts),
+      vocabulary=dataset.vocabulary,
+      prompts=bare_texts(tokens.prompts, dataset),
       texts=[
         decode(types.Tokens(ids=ids, mask=mask))
         for ids, mask in zip(
@@ -97,7 +106,7 @@ class Samples:
     )
 
 
-Judge = Callable[[Samples, Pairs], np.ndarray]
+Judge = Callable[[Samples, Pairs], Iterable[np.ndarray]]
 # (prompts, completions) -> measures of each completion by name, numbers.
 Measure = Callable[[Sequence[str], Sequence[str]], Sequence[Mapping[str, Any]]]
 
@@ -112,19 +121,18 @@ class TextJudge:
 
   preference: Callable[[str, str, str], float]
 
-  def __call__(self, samples: Samples, pairs: Pairs) -> np.ndarray:
-    return np.array(
-      [
+  def __call__(self, samples: Samples, pairs: Pairs) -> Iterator[np.ndarray]:
+    rows = list(zip(samples.prompts, samples.texts, strict=True))
+    for i, k in pairs:
+      yield np.array(
         [
           (
             self.preference(prompt, row[i], row[k]),
             1 - self.preference(prompt, row[k], row[i]),
           )
-          for i, k in pairs
+          for prompt, row in rows
         ]
-        for prompt, row in zip(samples.prompts, samples.texts, strict=True)
-      ]
-    )
+      )
 
 
 class LearnedJudge:
@@ -157,23 +165,21 @@ class LearnedJudge:
     self._label = label
     self._params = None
 
-  def __call__(self, samples: Samples, pairs: Pairs) -> np.ndarray:
+  def __call__(self, samples: Samples, pairs: Pairs) -> Iterator[np.ndarray]:
     params = self._load(samples.vocabulary)
     two = jax.eval_shape(self._judge, params, _columns(samples.tokens, (0, 1)))
     if two.matrix is not None:
-      matrices = np.stack(self._run(params, samples.tokens, pairs, 'matrix'), 1)
-      return np.stack([matrices[..., 0, 1], 1 - matrices[..., 1, 0]], axis=-1)
-    if two.rewards is not None:
+      for found in self._run(params, samples.tokens, pairs, 'matrix'):
+        yield np.stack([found[:, 0, 1], 1 - found[:, 1, 0]], axis=-1)
+    elif two.rewards is not None:
       every = range(len(samples.texts[0]))
       (rewards,) = self._run(params, samples.tokens, [every], 'rewards')
-      first, second = np.array(pairs).T
-      margin = rewards[:, first].astype(np.float64) - rewards[:, second]
-      found = special.expit(margin)
+      for i, k in pairs:
+        margin = rewards[:, i].astype(np.float64) - rewards[:, k]
+        yield np.stack([special.expit(margin)] * 2, axis=-1)
     else:
-      found = np.stack(
-        self._run(params, samples.tokens, pairs, 'preference'), axis=1
-      )
-    return np.stack([found, found], axis=-1)
+      for found in self._run(params, samples.tokens, pairs, 'preference'):
+        yield np.stack([found] * 2, axis=-1)
 
   def _load(self, vocabulary: seqio.Vocabulary) -> types.Params:
     if self._params is None:
@@ -192,7 +198,7 @@ class LearnedJudge:
     tokens: types.Completions,
     groups: Sequence[Sequence[int]],
     field: str,
-  ) -> list[np.ndarray]:
+  ) -> Iterator[np.ndarray]:
     """A field of what it says about each group of columns, [N, ...] each."""
     count = tokens.prompts.ids.shape[0]
     placed = sharding.batch(jax.sharding.get_mesh())
@@ -204,20 +210,65 @@ class LearnedJudge:
       batch = jax.tree.map(lambda x, r=rows: x[r], _columns(tokens, columns))
       judged = self._judge(params, jax.device_put(batch, placed))
       found.append(getattr(judged, field))
-    found = multihost_utils.process_allgather(found, tiled=True)
-    size = len(starts)
-    return [
-      np.concatenate(found[g * size : (g + 1) * size])[:count]
-      for g in range(len(groups))
+      if start == starts[-1]:
+        found = multihost_utils.process_allgather(found, tiled=True)
+        yield np.concatenate(found)[:count]
+        found = []
+
+
+class Kept:
+  """A judge whose judgements of each pair are kept on disk.
+
+  Args:
+    judge: is asked about what is not there.
+    name: of the judge.
+    parts: where judgements are.
+    recipe: all that the judge is made of.
+  """
+
+  def __init__(
+    self, judge: Judge, name: str, parts: kept.Folder, recipe: kept.Recipe
+  ):
+    self._judge, self._name, self._parts = judge, name, parts
+    self._recipe = {'judge': name, **recipe}
+
+  def __call__(self, samples: Samples, pairs: Pairs) -> Iterator[np.ndarray]:
+    tokens = samples.tokens.completions
+    columns = {
+      k: kept.digest(
+        [
+          samples.prompts,
+          [row[k] for row in samples.texts],
+          np.where(tokens.mask[:, k], tokens.ids[:, k], -1).tolist(),
+        ]
+      )
+      for k in {k for pair in pairs for k in pair}
+    }
+    recipes = [
+      {**self._recipe, 'pair': [columns[i], columns[k]]} for i, k in pairs
     ]
+    found = [
+      self._parts.get('judgements', self._name, recipe) for recipe in recipes
+    ]
+    missing = [j for j, rows in enumerate(found) if rows is None]
+    if missing:
+      judged = self._judge(samples, [pairs[j] for j in missing])
+      for j, rows in zip(missing, judged, strict=True):
+        found[j] = rows
+        self._parts.put('judgements', self._name, recipes[j], rows.tolist())
+    yield from map(np.asarray, found)
+
+
+def orders(judge: Judge, samples: Samples, pairs: Pairs) -> np.ndarray:
+  """[N, J, 2] what a judge yields."""
+  if not pairs:  # a lone policy
+    return np.zeros((len(samples.prompts), 0, 2))
+  return np.stack(list(judge(samples, pairs)), axis=1)
 
 
 def preference(judge: Judge, samples: Samples, pairs: Pairs) -> np.ndarray:
-  """[N, J] P(y_i > y_k | x), both orders averaged, to six decimals.
-
-  Rounded here, so that what is written down gives the same statistics.
-  """
-  return np.round(np.mean(judge(samples, pairs), axis=-1), 6)
+  """[N, J] P(y_i > y_k | x), both orders averaged."""
+  return statistics.both_orders(orders(judge, samples, pairs))
 
 
 def best_of(judge: Judge, samples: Samples) -> np.ndarray:
@@ -230,6 +281,11 @@ def best_of(judge: Judge, samples: Samples) -> np.ndarray:
     score[:, i] += judged[:, n]
     score[:, j] += 1 - judged[:, n]
   return np.argmax(score, axis=1)
+
+
+def bare_texts(prompts: types.Tokens, dataset: data.Dataset) -> list[str]:
+  """Prompts [N, P], decoded without what a prompt format adds."""
+  return _decode(dataset.prompt_format.bare(prompts), dataset.vocabulary)
 
 
 def _columns(

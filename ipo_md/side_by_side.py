@@ -1,18 +1,23 @@
-"""Policies side by side: the same held-out prompts, every pair judged.
+"""Policies side by side: the same held-out prompts, pairs of them judged.
 
   MODEL_DIR/results.json       win rates with intervals, measures of each policy
-  MODEL_DIR/completions.jsonl  every completion and judgement, a line per prompt
+  MODEL_DIR/completions.jsonl  what was compared and judged, a line per prompt
   MODEL_DIR/index.html         both, to look at (`report`)
+  MODEL_DIR/samples/           every completion that was drawn
+  MODEL_DIR/judgements/        every judgement of a pair, in both orders
 
-Two runs of one configuration write the same bytes.
+An interrupted run finds its samples and judgements again, and two runs of one
+configuration write the same bytes.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
 import pathlib
 from typing import Any
+from typing import Literal
 
 from etils import epath
 import gin
@@ -22,11 +27,13 @@ import numpy as np
 from ipo_md import agreement as agreement_lib
 from ipo_md import checkpoints
 from ipo_md import held_out
+from ipo_md import kept
 from ipo_md import pairwise
 from ipo_md import report
 from ipo_md import results
 from ipo_md import sharding
 from ipo_md import telemetry
+from ipo_md import texts
 from ipo_md.models import model as model_lib
 
 
@@ -60,12 +67,14 @@ def side_by_side(
   seed: int,
   mesh_shape: Sequence[int],
   model: model_lib.Model,
-  policies: Mapping[str, str],
+  policies: Mapping[str, str | Sequence[str]],
   reference_checkpoint_path: str,
   prompts: held_out.Prompts,
   sampler: held_out.Sampler,
   judges: Mapping[str, pairwise.Judge],
+  compared: Literal['all', 'baseline'] = 'all',
   measure: pairwise.Measure | None = None,
+  task_metrics: Callable[..., pairwise.Measure | None] | None = None,
   best_of: BestOf | None = None,
   agreement: agreement_lib.Agreement | None = None,
 ) -> None:
@@ -78,77 +87,143 @@ def side_by_side(
     model_dir: MODEL_DIR, for the results.
     seed: SEED of the samples.
     mesh_shape: MESH_SHAPE.
-    model: network of all policies.
-    policies: POLICIES, name -> checkpoint path. The first is the baseline of
-      paired differences.
+    model: network of the policies that are checkpoints.
+    policies: POLICIES, name -> checkpoint path, or paths of several seeds, rows
+      'name[0]', 'name[1]', ...; or the MODEL_DIR of an `infer` run on these
+      prompts, of any model. The first is the baseline.
     reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH, of KL.
     prompts: the held-out prompts.
     sampler: how completions are drawn.
     judges: JUDGES, name -> judge.
+    compared: COMPARED, 'all' pairs or those with the 'baseline'.
     measure: of completions, as texts; None for length and EOS alone.
+    task_metrics: `task_metrics.of_task`; None: not those of the task.
     best_of: None for no such row.
     agreement: None for no such table.
 
   Raises:
     ValueError: the configuration does not fit together.
   """
-  _check(policies, judges, best_of, agreement)
+  groups = _groups(policies)
+  paths = {n: path for rows in groups.values() for n, path in rows.items()}
+  _check(groups, judges, compared, best_of, agreement)
+  foreign = _foreign(paths, judges)
   checkpoints.claim(model_dir, gin.config_str())
   if checkpoints.is_completed(model_dir, 0):
     telemetry.say(f'{model_dir} is complete.')
     return
-  mesh = sharding.make_mesh(mesh_shape)
-  with jax.set_mesh(mesh):
+  parts = kept.Folder(model_dir)
+  runs = _runs(paths, judges)
+  judges = {n: _kept(n, judge, parts) for n, judge in judges.items()}
+  dataset = prompts.load()
+  with jax.set_mesh(sharding.make_mesh(mesh_shape)):
     draw = held_out.drawer(
-      model, prompts, reference_checkpoint_path, mesh, seed
+      model, prompts, dataset, reference_checkpoint_path, seed, parts
     )
-    drawn, compared, kl, entropy = {}, {}, {}, {}
-    for name, path in policies.items():
-      drawn[name] = plain = draw(name, path, sampler, k=2)
-      compared[name] = drawn[name].take(np.zeros(prompts.examples, int))
-      if sampler != sampler.plain:
-        plain = draw(name, path, sampler.plain, k=2)
-      kl[name] = plain.log_ratio.mean()
-      entropy[name] = -plain.log_prob.mean()
-      if best_of is not None and best_of.policy == name:
-        many = draw(best_of.name, path, sampler, k=best_of.n)
-        chosen = pairwise.best_of(judges[best_of.judge], many.samples)
-        compared[best_of.name] = many.take(chosen)
-        kl[best_of.name] = best_of.kl_bound
-    scores = {name: _scores(d, measure) for name, d in compared.items()}
-    samples = pairwise.Samples.beside([d.samples for d in compared.values()])
+    read = {
+      name: texts.read(
+        name, paths[name], prompts.examples, dataset, sampler.max_new_tokens
+      )
+      for name in foreign
+    }
+    drawn, rows, found = _draw(paths, read, draw, sampler, judges, best_of)
+    samples = pairwise.Samples.beside([d.samples for d in rows.values()])
+    pairs = _pairs(list(rows), groups, compared)
     judged = {
-      name: pairwise.preference(judge, samples, results.pairs(len(compared)))
+      name: pairwise.orders(judge, samples, pairs)
       for name, judge in judges.items()
     }
-    found = _found(compared, scores, judged)
-    found.update(kl=kl, entropy=entropy)
     if agreement is not None:
       found |= agreement_lib.tables(agreement, drawn, judges, measure)
   if jax.process_index() == 0:
-    folder = pathlib.Path(epath.Path(model_dir))
-    texts = {
-      n: [row[0] for row in d.samples.texts] for n, d in compared.items()
-    }
-    results.write(folder, found, samples.prompts, texts, scores, judged)
-    report.write(str(folder), _runs(policies, judges))
+    of_task = task_metrics and task_metrics(dataset, prompts.examples)
+    comparison = results.Comparison(
+      prompts=samples.prompts,
+      texts={n: [row[0] for row in d.samples.texts] for n, d in rows.items()},
+      scores={n: _scores(d, [measure, of_task]) for n, d in rows.items()},
+      pairs=pairs,
+      judged=judged,
+      one_vocabulary=not foreign,
+    )
+    found |= results.found(comparison, {n: list(g) for n, g in groups.items()})
+    results.write(epath.Path(model_dir), found, comparison)
+    report.write(model_dir, runs)
   checkpoints.complete(model_dir, 0)
 
 
-def _check(policies, judges, best_of, agreement) -> None:
-  if not policies or not judges:
+def _draw(
+  paths: Mapping[str, str],
+  foreign: Mapping[str, held_out.Drawn],
+  draw: Callable[..., held_out.Drawn],
+  sampler: held_out.Sampler,
+  judges: Mapping[str, pairwise.Judge],
+  best_of: BestOf | None,
+) -> tuple[
+  dict[str, held_out.Drawn], dict[str, held_out.Drawn], dict[str, Any]
+]:
+  """Samples of each policy, and the rows of the comparison: one completion.
+
+  Args:
+    paths: of the policies, by name.
+    foreign: those that are texts.
+    draw: `held_out.drawer`.
+    sampler: how completions are drawn.
+    judges: by name, for best_of.
+    best_of: a row after its policy; or None.
+
+  Returns:
+    Policy -> two completions of each prompt; row -> one; and their measures
+    that texts do not have, `kl` and `entropy` by row.
+  """
+  drawn, rows, kl, entropy = {}, {}, {}, {}
+  for name, path in paths.items():
+    if name in foreign:
+      rows[name] = foreign[name]
+      continue
+    drawn[name] = plain = draw(name, path, sampler, k=2)
+    rows[name] = plain.take(np.zeros(len(plain.ended), int))
+    if sampler != sampler.plain:
+      plain = draw(name, path, sampler.plain, k=2)
+    kl[name] = plain.log_ratio.mean()
+    entropy[name] = -plain.log_prob.mean()
+    if best_of is not None and best_of.policy == name:
+      many = draw(best_of.name, path, sampler, k=best_of.n)
+      chosen = pairwise.best_of(judges[best_of.judge], many.samples)
+      rows[best_of.name] = many.take(chosen)
+      kl[best_of.name] = best_of.kl_bound
+  return drawn, rows, {'kl': kl, 'entropy': entropy}
+
+
+def _groups(
+  policies: Mapping[str, str | Sequence[str]],
+) -> dict[str, dict[str, str]]:
+  """Rows of each policy, one for each seed: name -> row's name -> path."""
+  return {
+    name: {name: paths}
+    if isinstance(paths, str)
+    else {f'{name}[{seed}]': path for seed, path in enumerate(paths)}
+    for name, paths in policies.items()
+  }
+
+
+def _check(groups, judges, compared, best_of, agreement) -> None:
+  rows = [name for group in groups.values() for name in group]
+  if not judges or not rows or not all(groups.values()):
     raise ValueError('POLICIES and JUDGES need at least one name each.')
   if best_of is not None:
-    if best_of.policy not in policies or best_of.judge not in judges:
+    if best_of.policy not in rows or best_of.judge not in judges:
       raise ValueError(
-        f'BestOf: policy {best_of.policy!r} is to be one of POLICIES '
-        f'{list(policies)}, judge {best_of.judge!r} one of JUDGES '
-        f'{list(judges)}.'
+        f'BestOf: policy {best_of.policy!r} is to be one of POLICIES {rows}, '
+        f'judge {best_of.judge!r} one of JUDGES {list(judges)}.'
       )
-    if best_of.name in policies:
+    rows.append(best_of.name)
+  for name in rows:
+    if rows.count(name) > 1:
       raise ValueError(
-        f'POLICIES has a name that BestOf gives: {best_of.name}.'
+        f'POLICIES, with their seeds and BestOf, name {name} twice: {rows}.'
       )
+  if compared not in ('all', 'baseline'):
+    raise ValueError(f"COMPARED = {compared!r} is not 'all' or 'baseline'.")
   if agreement is not None and agreement.truth not in judges:
     raise ValueError(
       f'Agreement.truth {agreement.truth!r} is not one of JUDGES '
@@ -156,47 +231,70 @@ def _check(policies, judges, best_of, agreement) -> None:
     )
 
 
-def _scores(
-  drawn: held_out.Drawn, measure: pairwise.Measure | None
-) -> list[dict[str, Any]]:
-  """Measures of each completion of K = 1."""
-  texts = [row[0] for row in drawn.samples.texts]
-  measured = [{}] * len(texts)
-  if measure is not None:
-    measured = measure(drawn.samples.prompts, texts)
-  mask = drawn.samples.tokens.completions.mask
-  length = mask.sum(axis=-1) - drawn.ended
+def _foreign(
+  paths: Mapping[str, str], judges: Mapping[str, pairwise.Judge]
+) -> list[str]:
+  """The policies that are texts, which judges of tokens cannot read."""
+  foreign = [name for name, path in paths.items() if texts.is_texts(path)]
+  of_tokens = [
+    name
+    for name, judge in judges.items()
+    if isinstance(judge, pairwise.LearnedJudge)
+  ]
+  if foreign and of_tokens:
+    raise ValueError(
+      f'JUDGES {of_tokens} read tokens, and POLICIES {foreign} are texts of '
+      'infer runs, whose vocabulary may be another one: leave out the ones or '
+      'the others.'
+    )
+  return foreign
+
+
+def _pairs(
+  rows: Sequence[str], groups: Mapping[str, Mapping[str, str]], compared: str
+) -> list[tuple[int, int]]:
+  """The pairs of rows that are judged."""
+  baseline = next(iter(groups.values()))
   return [
-    {
-      **row,
-      'length': int(length[n, 0]),
-      'eos_rate': int(drawn.ended[n, 0]),
-    }
-    for n, row in enumerate(measured)
+    (i, k)
+    for i, k in results.pairs(len(rows))
+    if compared == 'all' or rows[i] in baseline or rows[k] in baseline
   ]
 
 
-def _found(compared, scores, judged) -> dict[str, Any]:
-  """What results.json says of completions and judgements."""
-  policies = list(compared)
-  lengths = {
-    name: np.array([row['length'] for row in rows])
-    for name, rows in scores.items()
-  }
-  return {
-    'policies': policies,
-    'judges': list(judged),
-    'prompts': len(lengths[policies[0]]),
-    **results.matrices(policies, judged, lengths),
-    **results.measures(policies, scores),
-  }
+def _kept(
+  name: str, judge: pairwise.Judge, parts: kept.Folder
+) -> pairwise.Kept:
+  """The judge, with judgements that an interrupted run finds again."""
+  recipe = {'bindings': checkpoints.bindings(gin.config_str())}
+  if isinstance(judge, pairwise.LearnedJudge):
+    recipe['checkpoint'] = checkpoints.identity(
+      judge.checkpoint_path, f'the checkpoint path of JUDGES[{name!r}]'
+    )
+  return pairwise.Kept(judge, name, parts, recipe)
+
+
+def _scores(
+  drawn: held_out.Drawn, measures: Sequence[pairwise.Measure | None]
+) -> list[dict[str, Any]]:
+  """Measures of each completion of K = 1."""
+  completions = [row[0] for row in drawn.samples.texts]
+  measured = [m(drawn.samples.prompts, completions) for m in measures if m]
+  return [
+    {
+      **{k: v for rows in measured for k, v in rows[n].items()},
+      'length': int(drawn.length[n, 0]),
+      'eos_rate': int(drawn.ended[n, 0]),
+    }
+    for n in range(len(completions))
+  ]
 
 
 def _runs(
-  policies: Mapping[str, str], judges: Mapping[str, pairwise.Judge]
+  paths: Mapping[str, str], judges: Mapping[str, pairwise.Judge]
 ) -> dict[str, str]:
   """The MODEL_DIRs behind the checkpoints, for curves and gin."""
-  paths = dict(policies)
+  paths = dict(paths)
   for name, judge in judges.items():
     if isinstance(judge, pairwise.LearnedJudge):
       paths[name] = judge.checkpoint_path

@@ -23,6 +23,15 @@ class Estimate(NamedTuple):
   high: float
 
 
+def both_orders(judged: np.ndarray) -> np.ndarray:
+  """[..., 2] P(y_1 > y_2 | x) in each order -> [...] their mean.
+
+  NaN, no answer, counts 1/2. Rounded to six decimals, so that what is written
+  down gives the same statistics.
+  """
+  return np.round(np.mean(np.nan_to_num(judged, nan=0.5), axis=-1), 6)
+
+
 def win_rate(preference: np.ndarray) -> Estimate:
   """Mean over prompts of [p > 1/2] + 1/2 [p = 1/2].
 
@@ -99,12 +108,16 @@ def mean_preference(preference: np.ndarray) -> Estimate:
 
     mean + se w / (1 - a w)^2,   w = a +- z,   a = skewness / (6 sqrt(n))
 
-  Judgements that are all equal have an interval of width 0.
+  Where all are 0, 1/2 or 1 the mean is the win rate, and its interval that of
+  `win_rate`, which holds near 0 and 1 as well. Judgements that are all
+  the same and neither 0 nor 1 have an interval of width 0.
 
   Args:
     preference: [N] P(y_1 > y_2 | x).
   """
   preference = _judgements(preference)
+  if np.all(np.isin(preference, (0, 0.5, 1))) and np.any(preference != 0.5):
+    return win_rate(preference)
   mean = preference.mean()
   centred = preference - mean
   spread = np.sqrt(np.mean(centred**2))
@@ -220,8 +233,8 @@ def order_consistency(first: np.ndarray, second: np.ndarray) -> Estimate:
   """How often a judge names the same winner whichever completion comes first.
 
   Args:
-    first: [N] P(y_1 > y_2 | x) with y_1 shown first.
-    second: [N] P(y_1 > y_2 | x) with y_1 shown second.
+    first: [N] or [N, J] P(y_1 > y_2 | x) with y_1 shown first.
+    second: the same with y_1 shown second.
 
   Returns:
     The share of pairs as in `agreement`.
@@ -233,16 +246,50 @@ def agreement(first: np.ndarray, second: np.ndarray) -> Estimate:
   """How often two judges name the same winner; 1/2 where either sees a tie.
 
   Args:
-    first: [N] P(y_1 > y_2 | x) by one judge.
-    second: [N] P(y_1 > y_2 | x) by another, in the same order.
+    first: [N] P(y_1 > y_2 | x) by one judge, or [N, J] of J pairs a prompt.
+    second: the same by another, in the same order.
+
+  Returns:
+    The share, with an interval over prompts.
   """
-  first, second = _judgements(first), _judgements(second)
-  if first.size != second.size:
+  first, second = (np.asarray(x, np.float64) for x in (first, second))
+  if first.shape != second.shape:
     raise ValueError(
-      f'Two judges of the same pairs: {first.size} and {second.size} given.'
+      f'Two judges of the same pairs: {first.shape} and {second.shape} given.'
     )
-  same = np.sign(first - 0.5) * np.sign(second - 0.5)
-  return win_rate((1 + same) / 2)
+  shape = first.shape
+  first, second = _judgements(first.ravel()), _judgements(second.ravel())
+  same = (1 + np.sign(first - 0.5) * np.sign(second - 0.5)) / 2
+  if len(shape) == 1:
+    return win_rate(same)
+  return mean_preference(same.reshape(shape).mean(axis=1))
+
+
+def seed_means(rates: np.ndarray) -> Estimate:
+  """Mean win rate of runs that differ in their seed, and its t interval.
+
+    mean +- t(nu) sqrt(s_a^2 / A + s_b^2 / B)
+
+  s_a and s_b are the spreads of the means of each seed of the one side and of
+  the other, nu is Welch's. With one seed on a side its term is left out: the
+  interval is then for that very run. What it covers is the variation between
+  seeds; prompts are the same for all.
+
+  Args:
+    rates: [A, B] win rate of seed a over the other side's seed b, A B > 1.
+  """
+  rates = np.asarray(rates, np.float64)
+  terms = [
+    (means.var(ddof=1) / means.size, means.size - 1)
+    for means in (rates.mean(axis=1), rates.mean(axis=0))
+    if means.size > 1
+  ]
+  mean, variance = float(rates.mean()), sum(term for term, _ in terms)
+  if not variance:
+    return Estimate(mean, mean, mean)
+  freedom = variance**2 / sum(term**2 / nu for term, nu in terms)
+  half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance)
+  return Estimate(mean, float(mean - half), float(mean + half))
 
 
 def _judgements(preference: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from tasks import metrics
 from tasks import mini_tldr_truth as truth
 from tasks import mini_tldr_writers as writers
 
@@ -98,6 +99,7 @@ for _name in ('mini_tldr_sft', 'mini_tldr_prompts'):
       'inputs': _INPUTS,
       'targets': seqio.Feature(VOCABULARY, add_eos=True),
     },
+    metric_fns=[metrics.rouge],
   )
 
 seqio.TaskRegistry.add(

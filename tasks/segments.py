@@ -214,6 +214,8 @@ def add_task(
   preprocessors: Sequence[Callable] = (),
   scores: Sequence[str] = (),
   targets_rank: int | None = None,
+  postprocess_fn: Callable | None = None,
+  metric_fns: Sequence[Callable] = (),
 ):
   """Registers a task of text.
 
@@ -223,6 +225,8 @@ def add_task(
     preprocessors: what comes after `tokenise`.
     scores: 'preference' or 'rewards', where the examples have them.
     targets_rank: 1 for a lone target, 2 for K; None: bare prompts.
+    postprocess_fn: seqio's, of targets and predictions before the metrics.
+    metric_fns: seqio's, of lone targets and predictions.
   """
   features = {'inputs': seqio.Feature(T5_VOCABULARY, add_eos=False)}
   if targets_rank is not None:
@@ -239,4 +243,6 @@ def add_task(
     source=source,
     preprocessors=[tokenise, *preprocessors],
     output_features=features,
+    postprocess_fn=postprocess_fn,
+    metric_fns=metric_fns,
   )

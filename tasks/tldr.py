@@ -16,6 +16,7 @@ Stiennon et al., arXiv 2009.01325.
 from collections.abc import Mapping
 from typing import Any
 
+from tasks import metrics
 from tasks import originals
 from tasks import segments
 from tasks import tldr_builder  # noqa: F401, registers the data sets
@@ -50,6 +51,7 @@ for _name in ('tldr_sft', 'tldr_prompts'):
       'tldr_summaries', _summary, signature=segments.SUMMARY
     ),
     targets_rank=1,
+    metric_fns=[metrics.rouge],
   )
 
 for _name in ('tldr_preference', 'tldr_reward', 'tldr_pairs'):

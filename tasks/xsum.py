@@ -20,6 +20,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from tasks import json_lines
+from tasks import metrics
 from tasks import originals
 from tasks import segments
 
@@ -63,4 +64,5 @@ segments.add_task(
     _rows, files=_files, signature=segments.SUMMARY, splits=_SPLITS
   ),
   targets_rank=1,
+  metric_fns=[metrics.rouge],
 )

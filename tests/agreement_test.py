@@ -176,6 +176,7 @@ def test_both_orders_of_a_comparator_reach_the_table(comparator):
     both = pairwise.LearnedJudge(
       judge=judge, model=MODEL, checkpoint_path=path, batch_size=8
     )(samples, [(0, 1), (1, 0)])
+    both = np.stack(list(both), axis=1)
   judged = jax.jit(judge)(params, samples.tokens)
   np.testing.assert_allclose(both[:, 0].mean(-1), judged.preference, atol=1e-6)
   np.testing.assert_allclose(both[:, 0, 0], judged.matrix[:, 0, 1], atol=1e-6)

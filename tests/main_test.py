@@ -118,6 +118,10 @@ def error_of(call, args, capsys) -> str:
     ),
     ({'train.trian.seed': 1}, "No configurable matching 'train.trian'"),
     ({'OPTIMIZER': '@optimizers.adamm'}, "'@optimizers.adamm'"),
+    (
+      {'TASK_FEATURE_LENGTHS': "{'inputs': 74, 'a': [{'inputs': 1}], 'a': 2}"},
+      "the name 'a' is there twice",
+    ),
     ({'MODEL_DIR': '/tmp/x'}, r'MODEL_DIR = /tmp/x\n.*needs quotes'),
     (
       {'TASK_FEATURE_LENGTHS': "{'inputs': 1, 'targets': 36}"},

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,15 @@ from ipo_md import checkpoints
 from ipo_md import data
 from ipo_md import held_out
 from ipo_md import judges
+from ipo_md import kept
 from ipo_md import pairwise
 from ipo_md import results
 from ipo_md import sequences
 from ipo_md import sharding
 from ipo_md import side_by_side
+from ipo_md import statistics
+from ipo_md import summaries
+from ipo_md import task_metrics
 from ipo_md import types
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
@@ -177,7 +182,8 @@ def test_kl_is_over_plain_samples(tmp_path, paths):
   assert a['words'] != b['words']
 
 
-def test_policies_do_not_share_noise(paths):
+def test_policies_do_not_share_noise(tmp_path, paths):
+  parts = kept.Folder(str(tmp_path))
   mesh = sharding.make_mesh((1, -1, 1))
   prompts = held_out.Prompts(
     dataset=lambda: dataset('mini_tldr_prompts', True),
@@ -186,7 +192,9 @@ def test_policies_do_not_share_noise(paths):
   )
   sampler = held_out.Sampler(max_new_tokens=4, eos_id=1)
   with jax.set_mesh(mesh):
-    draw = held_out.drawer(MODEL, prompts, paths['supervised'], mesh, 0)
+    draw = held_out.drawer(
+      MODEL, prompts, prompts.load(), paths['supervised'], 0, parts
+    )
     one, again, other = (
       draw(name, paths['ipo'], sampler, k=2) for name in ('a', 'a', 'b')
     )
@@ -210,7 +218,9 @@ def test_policies_do_not_share_noise(paths):
 @pytest.fixture(scope='module')
 def samples():
   rows = dataset('mini_tldr_pairs', False).rows([(0, n) for n in range(11)])
-  return pairwise.Samples.of(rows.completions, mini_tldr.VOCABULARY)
+  return pairwise.Samples.of(
+    rows.completions, dataset('mini_tldr_pairs', False)
+  )
 
 
 def test_samples_as_text(samples):
@@ -232,6 +242,10 @@ def test_text_judge_is_the_ground_truth(samples):
   np.testing.assert_array_equal(found[:, 1], 1 - rows.preference)
 
 
+def ask(judge, samples, pairs):
+  return np.stack(list(judge(samples, pairs)), axis=1)
+
+
 def by_pairs(params, completions):
   """The likelihood judge as one that gives no rewards."""
   judged = judges.likelihood(params, completions, model=MODEL)
@@ -244,13 +258,14 @@ def test_learned_judges_by_completion_and_by_pair(samples, paths):
   )
   pairs = [(0, 1), (1, 2), (2, 0)]
   with jax.set_mesh(sharding.make_mesh((1, -1, 1))):
-    found = learned_judge(paths['judge'])(three, pairs)
+    found = ask(learned_judge(paths['judge']), three, pairs)
     other = pairwise.LearnedJudge(
       judge=by_pairs,
       model=MODEL,
       checkpoint_path=paths['judge'],
       batch_size=8,
-    )(three, pairs)
+    )
+    other = ask(other, three, pairs)
     chosen = pairwise.best_of(learned_judge(paths['judge']), three)
   params = checkpoints.load_params(
     paths['judge'], MODEL, sharding.make_mesh((1, -1, 1)), name=''
@@ -266,7 +281,7 @@ def test_learned_judges_by_completion_and_by_pair(samples, paths):
 def test_matrices_by_hand():
   judged = {'truth': np.array([[1, 0.5, 0], [1, 0.5, 1], [0, 0.5, 1.0]])}
   lengths = {n: np.array([i, 2 * i, 3]) for i, n in enumerate('abc')}
-  found = results.matrices(list('abc'), judged, lengths)
+  found = results.matrices(list('abc'), results.pairs(3), judged, lengths)
   np.testing.assert_allclose(
     found['win_rate']['truth'],
     [[1 / 2, 2 / 3, 1 / 2], [1 / 3, 1 / 2, 2 / 3], [1 / 2, 1 / 3, 1 / 2]],
@@ -316,6 +331,14 @@ def test_bad_configurations(tmp_path, paths):
     ),
     (
       {
+        'policies': {'supervised': paths['ipo'], 'a[0]': 'x', 'a': ['y']},
+      },
+      r'name a\[0\] twice',
+    ),
+    ({'policies': {'supervised': paths['ipo'], 'a': []}}, 'POLICIES'),
+    ({'compared': 'some'}, "COMPARED = 'some'"),
+    (
+      {
         'prompts': held_out.Prompts(
           dataset=lambda: dataset('mini_tldr_prompts', True),
           examples=0,
@@ -328,3 +351,229 @@ def test_bad_configurations(tmp_path, paths):
   ):
     with pytest.raises(ValueError, match=message):
       compare(tmp_path, paths, **changes)
+
+
+class Stop(Exception):
+  """In place of a kill."""
+
+
+def test_an_interrupted_run_does_nothing_twice(tmp_path, paths, monkeypatch):
+  plain = {'best_of': None, 'agreement': None}
+  calls = {'sample': 0, 'judge': 0}
+  limits = {'sample': 3, 'judge': 100}
+
+  def counted(name, function):
+    def call(*args, **kwargs):
+      if calls[name] == limits[name]:
+        raise Stop
+      calls[name] += 1
+      return function(*args, **kwargs)
+
+    return call
+
+  monkeypatch.setattr(held_out, '_sample', counted('sample', held_out._sample))
+  truth = counted('judge', mini_tldr_truth.preference)
+  # Each pair of three policies takes 24 calls: 12 prompts in 2 orders.
+  arguments = plain | {
+    'policies': {n: paths[n] for n in ('supervised', 'ipo', 'judge')},
+    'judges': {'ground_truth': pairwise.TextJudge(truth)},
+  }
+  with pytest.raises(Stop):  # in the second policy's second batch
+    compare(tmp_path / 'a', paths, **arguments)
+  limits['sample'] = 100
+  with pytest.raises(Stop):  # in the first pair
+    limits['judge'] = 10
+    compare(tmp_path / 'a', paths, **arguments)
+  calls['judge'] = 0
+  with pytest.raises(Stop):  # in the second pair
+    limits['judge'] = 30
+    compare(tmp_path / 'a', paths, **arguments)
+  limits['judge'] = 100
+  assert not (tmp_path / 'a' / 'results.json').exists()
+  compare(tmp_path / 'a', paths, **arguments)
+  assert calls == {'sample': 3 + 4, 'judge': 30 + 48}
+  limits['judge'] = 1000
+  compare(tmp_path / 'b', paths, **arguments)
+  for name in ('results.json', 'completions.jsonl', 'index.html'):
+    first = (tmp_path / 'a' / name).read_bytes()
+    assert first == (tmp_path / 'b' / name).read_bytes()
+  kept_files = [p.name for p in (tmp_path / 'a').glob('*/*.jsonl')]
+  assert len(kept_files) == 3 + 3
+  assert not list((tmp_path / 'a').glob('**/*.partial'))
+
+
+def test_parts_of_another_recipe_are_not_found(tmp_path):
+  parts = kept.Folder(str(tmp_path))
+  parts.put('samples', '../a b/ü"', {'seed': 0}, [{'p': math.nan}, {'p': 0.1}])
+  (row, other) = parts.get('samples', '../a b/ü"', {'seed': 0})
+  assert math.isnan(row['p'])
+  assert other == {'p': 0.1}
+  assert parts.get('samples', '../a b/ü"', {'seed': 1}) is None
+  assert [p.parent.name for p in tmp_path.rglob('*.jsonl')] == ['samples']
+
+
+def test_another_checkpoint_at_the_same_path_is_told_apart(paths, tmp_path):
+  state = types.TrainState(
+    step=jnp.int32(1), params=MODEL.init(jax.random.key(9)), opt_state=()
+  )
+  found = []
+  for _ in range(2):
+    with checkpoints.manager(
+      str(tmp_path / 'run'), keep=checkpoints.Keep()
+    ) as saved:
+      checkpoints.save(saved, state, mini_tldr.VOCABULARY)
+      checkpoints.wait(saved)
+    found.append(checkpoints.identity(str(tmp_path / 'run'), ''))
+    shutil.rmtree(tmp_path / 'run')
+  assert found[0] != found[1]
+  assert checkpoints.identity(paths['ipo'], '') == checkpoints.identity(
+    paths['ipo'], ''
+  )
+
+
+def test_seeds_against_the_baseline(tmp_path, paths):
+  three = ('supervised', 'ipo', 'judge')
+  compare(
+    tmp_path,
+    paths,
+    policies={'supervised': paths['ipo'], 'ipo': [paths[n] for n in three]},
+    judges={'ground_truth': pairwise.TextJudge(mini_tldr_truth.preference)},
+    compared='baseline',
+    best_of=None,
+    agreement=None,
+  )
+  found = json.loads((tmp_path / 'results.json').read_text())
+  names = ['supervised', 'ipo[0]', 'ipo[1]', 'ipo[2]']
+  assert found['policies'] == names
+  rates = found['win_rate']['ground_truth']
+  assert rates[1][2] is None
+  assert found['interval']['ground_truth'][1][2] == [None, None]
+  assert rates[1][1] == 0.5
+  assert 'nash_averaging' not in found
+  ours, theirs = found['seeds']['ground_truth']
+  assert (ours['policy'], ours['over']) == ('supervised', 'ipo')
+  assert ours['win_rates'] == [rates[0][1:]]
+  np.testing.assert_allclose(theirs['mean'], 1 - ours['mean'], atol=2e-6)
+  low, high = theirs['t_interval_over_seed_means']
+  expected = statistics.t_interval(np.ravel(theirs['win_rates']))
+  np.testing.assert_allclose([low, high], expected[1:], atol=1e-5)
+  line = json.loads((tmp_path / 'completions.jsonl').open().readline())
+  assert [p is None for p in line['preference']['ground_truth']] == [
+    pair not in ((0, 1), (0, 2), (0, 3)) for pair in results.pairs(4)
+  ]
+
+
+def minds_order(samples, pairs):
+  """Knows no winner of prompt 0, and likes what is shown first elsewhere."""
+  for _ in pairs:
+    found = np.tile([0.7, 0.4], (EXAMPLES, 1))
+    found[0] = math.nan
+    yield found
+
+
+def test_orders_neither_and_task_metrics(tmp_path, paths):
+  compare(
+    tmp_path,
+    paths,
+    judges={'shown_first': minds_order},
+    task_metrics=functools.partial(
+      task_metrics.of_task, mixture_or_task_name='mini_tldr_prompts'
+    ),
+    best_of=None,
+    agreement=None,
+  )
+  found = json.loads((tmp_path / 'results.json').read_text())
+  assert found['neither'] == {'shown_first': 2}
+  share, low, high, count = found['compared_order_consistency']['shown_first']
+  assert count == EXAMPLES
+  assert share == round(0.5 / EXAMPLES, 6)
+  assert low < share < high
+  assert 0 <= found['rouge1']['ipo'] <= 100
+  assert found['paired_difference']['rouge2'].keys() == {'ipo'}
+  assert 0 < found['distinct_1']['ipo'] <= 1
+  assert found['nash_averaging']['shown_first']['weights']['ipo'] < 1e-6
+  lines = (tmp_path / 'completions.jsonl').read_text().splitlines()
+  first, second = (json.loads(line) for line in lines[:2])
+  assert first['preference']['shown_first'] == [0.5]
+  assert first['orders']['shown_first'] == [[None, None]]
+  assert second['preference']['shown_first'] == [0.55]
+  assert second['orders']['shown_first'] == [[0.7, 0.4]]
+
+
+@pytest.fixture(name='inferred')
+def inferred_fixture(tmp_path):
+  """What gin/runs/infer.gin writes, of prompts in other spaces and cases."""
+  prompts = dataset('mini_tldr_prompts', True)
+  folder = tmp_path / 'inferred'
+  folder.mkdir()
+  with (folder / 'completions.jsonl').open('w') as file:
+    for task, row in held_out.first_rows(prompts, EXAMPLES):
+      ids = prompts.examples[task].prompts.row(row).tolist()
+      text = mini_tldr.VOCABULARY.decode(ids).upper().replace(' ', '\n')
+      completion = {'text': f'so {row}', 'tokens': 3, 'ended': True}
+      line = {'index': row, 'prompt': text, 'completions': [completion]}
+      file.write(json.dumps(line) + '\n')
+  return folder
+
+
+def test_texts_of_another_vocabulary(tmp_path, paths, inferred):
+  arguments = {
+    'policies': {'supervised': paths['supervised'], 'other': str(inferred)},
+    'judges': {'ground_truth': pairwise.TextJudge(mini_tldr_truth.preference)},
+    'best_of': None,
+    'agreement': None,
+  }
+  compare(tmp_path / 'out', paths, **arguments)
+  found = json.loads((tmp_path / 'out' / 'results.json').read_text())
+  assert found['length']['other'] == 2
+  assert found['kl'].keys() == {'supervised'}
+  line = json.loads((tmp_path / 'out' / 'completions.jsonl').open().readline())
+  assert line['completions']['other']['text'] == 'so 0'
+  learned = {'judges': {'reward_model': learned_judge(paths['judge'])}}
+  with pytest.raises(ValueError, match="'reward_model'.*'other'.*vocabulary"):
+    compare(tmp_path / 'b', paths, **arguments | learned)
+  path = inferred / 'completions.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+  for broken, message in (
+    (lines[1:] + lines[:1], r"POLICIES\['other'\].*prompt 0 is .*, and here "),
+    (lines[:-1], 'completions of 11 prompts; EVAL_EXAMPLES is 12'),
+    (['{"prompt": 1}\n', *lines[1:]], r'line 1 of .*infer.gin'),
+  ):
+    path.write_text(''.join(broken))
+    with pytest.raises(ValueError, match=message):
+      compare(tmp_path / 'c', paths, **arguments)
+
+
+def test_texts_alone_and_a_lone_policy(tmp_path, paths, inferred):
+  compare(
+    tmp_path / 'out',
+    paths,
+    policies={'other': str(inferred)},
+    reference_checkpoint_path=None,
+    judges={'ground_truth': pairwise.TextJudge(mini_tldr_truth.preference)},
+    best_of=None,
+    agreement=None,
+  )
+  found = json.loads((tmp_path / 'out' / 'results.json').read_text())
+  assert found['win_rate'] == {'ground_truth': [[0.5]]}
+  assert found['kl'] == {}
+
+
+def test_distinct_by_hand():
+  found = summaries.distinct({'a': ['the cat the cat', 'the dog'], 'b': ['x']})
+  assert found['distinct_1']['a'] == 3 / 6
+  assert found['distinct_2']['a'] == 3 / 4
+  assert found['distinct_3'] == {'a': 1.0, 'b': None}
+
+
+def test_nash_averaging_of_degenerate_win_rates():
+  for rates in (
+    np.full((5, 5), 0.5),
+    np.array([[0.5, 1.0], [0.0, 0.5]]),
+    np.array([[0.5, 0.9, 0.2], [0.1, 0.5, 0.7], [0.8, 0.3, 0.5]]),
+  ):
+    names = list('abcde')[: len(rates)]
+    found = summaries.nash_averaging(names, {'judge': rates.tolist()})['judge']
+    weights = np.array(list(found['weights'].values()))
+    assert abs(weights.sum() - 1) < 1e-9
+    assert max(found['skills'].values()) <= 0.5 + 1e-6

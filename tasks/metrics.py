@@ -1,0 +1,43 @@
+"""seqio metrics of targets and predictions: means over examples, in percent."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import functools
+
+import numpy as np
+from rouge_score import rouge_scorer
+
+_ROUGE = ('rouge1', 'rouge2', 'rougeLsum')
+
+
+def rouge(
+  targets: Sequence[str], predictions: Sequence[str]
+) -> Mapping[str, float]:
+  """F1 of shared unigrams, bigrams and longest common subsequences.
+
+  Scores of Google's rouge_score without stemming, as in T5's metrics, which
+  report the median of a bootstrap where this is the mean.
+  Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004.
+  """
+  found = [
+    _scorer().score(*pair) for pair in zip(targets, predictions, strict=True)
+  ]
+  return {
+    name: 100 * float(np.mean([row[name].fmeasure for row in found]))
+    for name in _ROUGE
+  }
+
+
+@functools.cache
+def _scorer() -> rouge_scorer.RougeScorer:
+  return rouge_scorer.RougeScorer(_ROUGE)
+
+
+def exact_match(
+  targets: Sequence[str | None], predictions: Sequence[str | None]
+) -> Mapping[str, float]:
+  """How often both are the same; None, no answer, is never right."""
+  same = [
+    t is not None and t == p for t, p in zip(targets, predictions, strict=True)
+  ]
+  return {'exact_match': 100 * float(np.mean(same))}
