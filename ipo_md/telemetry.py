@@ -206,7 +206,7 @@ def say(text: str) -> None:
 def progress(
   items: Iterable[_Item],
   total: int,
-  label: str,
+  label: str | Callable[[], str],
   size: Callable[[_Item], int] = lambda item: 1,
 ) -> Iterator[_Item]:
   """Yields items and shows how far a long phase is.
@@ -216,10 +216,11 @@ def progress(
   Args:
     items: what is worked on; an item counts as done when the next is asked for.
     total: their number, or the sum of their sizes; 0: unknown.
-    label: what is done.
+    label: what is done, or a function that says how it stands.
     size: of an item.
   """
   line = _Line()
+  said = label if callable(label) else lambda: label
   start = shown = time.monotonic()
   period = _TERMINAL_SECONDS if line.terminal else _LOG_SECONDS
   done = 0
@@ -232,12 +233,12 @@ def progress(
         left = (now - start) / done * (total - done)
         share = 100 * done // total
         line.show(
-          f'{label}  {done:,}/{total:,}  {share} %  left {_duration(left)}'
+          f'{said()}  {done:,}/{total:,}  {share} %  left {_duration(left)}'
         )
         shown = now
     took = _duration(time.monotonic() - start)
     of = f'/{total:,}' if total else ''
-    line.show(f'{label}  {done:,}{of}  took {took}')
+    line.show(f'{said()}  {done:,}{of}  took {took}')
   finally:
     line.end()
 

@@ -21,9 +21,14 @@ from ipo_md import types
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+# Over the host, not of one program: a run of oaif_test.
+_ON_HOST = ('http', 'oaif')
+
+
 def files(folder: str) -> list[str]:
-  """Names of the gin files of an axis."""
-  return sorted(path.stem for path in (ROOT / 'gin' / folder).glob('*.gin'))
+  """Names of the gin files of an axis, of those that run on the device."""
+  names = [path.stem for path in (ROOT / 'gin' / folder).glob('*.gin')]
+  return sorted(name for name in names if name not in _ON_HOST)
 
 
 # Vocabulary and EOS of a model, by the start of its file's name.

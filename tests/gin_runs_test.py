@@ -98,6 +98,28 @@ def test_precomputed(tmp_path, monkeypatch):
   gin_resolve.trace(gin_resolve.resolve(choice))
 
 
+def test_side_by_side_over_http(tmp_path):
+  arguments = gin_resolve.resolve(
+    Choice('side_by_side', 'mistral_7b', 'gsm8k', 'http'),
+    [
+      "MODEL_DIR = '/report'",
+      "POLICIES = {'nca': ['/nca_1', '/nca_2'], 'dpo': '/dpo'}",
+      "REFERENCE_CHECKPOINT_PATH = '/supervised'",
+      "JUDGES = {'rater': %JUDGE, 'right': @task_metrics.MetricJudge()}",
+      "BASE_URL = 'http://localhost:8000/v1'",
+      "RATER = 'rater'",
+      'API_KEY_VARIABLE = None',
+      f"RATER_CACHE = '{tmp_path}/answers.sqlite'",
+    ],
+  )
+  prompt = arguments['judges']['rater'].fill(text='x', first='y', second='z')
+  assert 'Text - x, Summary 1 - y, Summary 2 - z.' in prompt
+  assert arguments['judges']['right'].metric == 'exact_match'
+  dataset = arguments['prompts'].dataset()
+  metrics = arguments['task_metrics'](dataset, 1)
+  assert metrics([''], ['#### 1'])[0].keys() == {'exact_match'}
+
+
 def test_side_by_side():
   choice = Choice('side_by_side_mini_tldr', 't5_tiny', 'mini_tldr')
   paths = ('REFERENCE', 'PREFERENCE_MODEL', 'REWARD_MODEL')
