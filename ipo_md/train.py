@@ -121,6 +121,25 @@ class Evaluation:
       )
 
 
+def one_program(
+  step: Callable[..., Any],
+  *,
+  model: model_lib.Model,
+  dataset: data.Dataset,
+  state_sharding: Any,
+) -> Callable[..., Any]:
+  """Compiles a step as it is. `oaif.two_programs` goes over the host.
+
+  Args:
+    step: (state, frozen, batch, rng) -> (state, metrics).
+    model: network that is trained.
+    dataset: of the batches.
+    state_sharding: of the state, which is donated.
+  """
+  del model, dataset
+  return jax.jit(step, donate_argnums=0, out_shardings=(state_sharding, None))
+
+
 def train(
   *,
   model_dir: str,
@@ -135,6 +154,7 @@ def train(
   start: Start,
   evaluation: Evaluation | None = None,
   watch: Watch = Watch(),
+  program: Callable[..., Any] = one_program,
 ) -> None:
   """Runs updates until TRAIN_STEPS, from the last checkpoint if there is one.
 
@@ -154,6 +174,7 @@ def train(
     start: where parameters come from.
     evaluation: None for none.
     watch: what is looked out for.
+    program: makes of the step what is called for each batch.
 
   Raises:
     FloatingPointError: a metric is not finite, or more updates were skipped
@@ -197,10 +218,11 @@ def train(
         mesh, model, optimizer, start, examples.vocabulary, saved, init_key
       )
       _describe(model_dir, state, frozen, mesh, examples)
-    update = jax.jit(
+    update = program(
       functools.partial(step, model=model, optimizer=optimizer),
-      donate_argnums=0,
-      out_shardings=(shardings, None),
+      model=model,
+      dataset=examples,
+      state_sharding=shardings,
     )
     adapts = checkpoints.adapted(model, start.reference_checkpoint_path)
     checkpoints.reopen(model_dir)
