@@ -146,7 +146,8 @@ def table(spec: sweep_spec.Spec, chosen: Mapping[str, Selection]) -> str:
     '',
   ]
   rows = [['algorithm', 'setting', 'win rate', 'against']]
-  for algorithm, selection in chosen.items():
+  for algorithm in spec.algorithms:
+    selection = chosen[algorithm]
     setting = [f'{k} {v}' for k, v in selection.values.items()]
     if selection.step is not None:
       setting.append(f'step {selection.step:,}')

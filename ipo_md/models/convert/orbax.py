@@ -11,6 +11,7 @@ from etils import epath
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ipo_md import telemetry
 from ipo_md.models.convert import arrays
 from ipo_md.models.convert import t5x
 
@@ -46,7 +47,8 @@ class _LaterHandler(ocp.type_handlers.NumpyHandler):
   ) -> Sequence[Any]:
     args = args or [ocp.SaveArgs()] * len(values)
     first, size = 0, 0
-    for i, value in enumerate(values, 1):
+    rows = telemetry.progress(values, len(values), 'converting')
+    for i, value in enumerate(rows, 1):
       size += value.nbytes
       if size >= _FILE_BYTES or i == len(values):
         part = slice(first, i)

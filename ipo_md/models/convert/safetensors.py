@@ -14,6 +14,7 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 
+from ipo_md import telemetry
 from ipo_md.models.convert import arrays
 
 _DTYPES = {
@@ -165,5 +166,5 @@ def _write_file(path, shapes, array) -> None:
   with path.open('wb') as file:
     file.write(len(encoded).to_bytes(8, 'little'))
     file.write(encoded)
-    for name in shapes:
+    for name in telemetry.progress(shapes, len(shapes), f'writing {path.name}'):
       file.write(np.ascontiguousarray(array(name)).tobytes())

@@ -16,6 +16,7 @@ import msgpack
 import numpy as np
 import tensorstore as ts
 
+from ipo_md import telemetry
 from ipo_md.models.convert import arrays
 
 _NDARRAY, _SCALAR = 1, 3  # msgpack extension types of flax
@@ -145,7 +146,9 @@ def write_native(
   """Writes checkpoint_`step` into a directory, one array at a time."""
   directory = directory / f'checkpoint_{step}'
   target = {}
-  for path, pieces in layout(abstract).items():
+  every = layout(abstract)
+  rows = telemetry.progress(every.items(), len(every), 'converting')
+  for path, pieces in rows:
     for piece in pieces:
       folder = 'target.' + piece.name.replace('/', '.')
       array = checkpoint.read(path, piece.index)
