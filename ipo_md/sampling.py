@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
-# The caches grow by so many tokens at a time, a loop for each width: a token
-# attends to all columns of a cache, filled or not.
+# A token attends to all columns of a cache, filled or not. So the caches grow,
+# by at least so many tokens, and each width has a loop of its own.
 CACHE_BLOCK = 128
+MAX_CACHE_WIDTHS = 4
 
 
 @flax.struct.dataclass
@@ -167,16 +168,17 @@ def sample(
   def empty_caches(length):
     return tuple(model.init_cache(c, len(s), length) for _, c, s in models)
 
+  block = max(CACHE_BLOCK, math.ceil(t / MAX_CACHE_WIDTHS))
   loop = _Loop(
     n=jnp.int32(0),
     last=jnp.broadcast_to(contexts[0].start[:, None], (b, k)),
     finished=jnp.zeros((b, k), bool),
-    caches=empty_caches(min(t, CACHE_BLOCK)),
+    caches=empty_caches(min(t, block)),
     ids=jnp.zeros((b, k, t), jnp.int32),
     mask=jnp.zeros((b, k, t), bool),
     log_probs=tuple(jnp.zeros((b, len(s), t)) for _, _, s in models),
   )
-  for end in (*range(CACHE_BLOCK, t, CACHE_BLOCK), t):
+  for end in (*range(block, t, block), t):
     wider = jax.tree.map(_put_first, empty_caches(end), loop.caches)
     loop = jax.lax.while_loop(
       lambda loop, end=end: (loop.n < end) & ~jnp.all(loop.finished),

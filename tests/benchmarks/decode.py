@@ -8,6 +8,7 @@ is everything after the logits of policy and reference: the mixture, the token,
 its log-probabilities.
 """
 
+import ablations
 import jax
 import jax.numpy as jnp
 import limits
@@ -21,7 +22,9 @@ def main() -> None:
   flags = protocol.parser(__doc__)
   networks.add_flags(flags, 't5')
   flags.add_argument('--mixture_coef', type=float, default=0.0)
+  ablations.add_flag(flags)
   args = networks.fill(flags.parse_args())
+  ablations.apply(args)
   protocol.limit_threads(args.threads)
 
   model = networks.network(args)

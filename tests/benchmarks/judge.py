@@ -10,6 +10,7 @@ of real tokens, so that padding that is computed shows as a lower fraction.
 import argparse
 import functools
 
+import ablations
 import limits
 import networks
 import protocol
@@ -25,7 +26,9 @@ def main() -> None:
     '--judge', choices=('reward_model', 'likelihood'), default='reward_model'
   )
   flags.add_argument('--real', type=float, default=1.0)
+  ablations.add_flag(flags)
   args = networks.fill(flags.parse_args())
+  ablations.apply(args)
   protocol.limit_threads(args.threads)
 
   reward = args.judge == 'reward_model'

@@ -12,6 +12,7 @@ turn, in one process, and `over_first` is the time over that of the first.
 
 import functools
 
+import ablations
 import jax
 import jax.numpy as jnp
 import limits
@@ -63,7 +64,9 @@ def main() -> None:
   flags = protocol.parser(__doc__)
   networks.add_flags(flags, 'decoder')
   flags.add_argument('--algorithm', default='ipo')
+  ablations.add_flag(flags)
   args = networks.fill(flags.parse_args())
+  ablations.apply(args)
   protocol.limit_threads(args.threads)
 
   model = networks.network(args)
