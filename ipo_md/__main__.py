@@ -6,6 +6,7 @@ function that the run file names: RUN = @train.train.
 
 from collections.abc import Sequence
 import difflib
+import glob
 import importlib.util
 import io
 import os
@@ -155,15 +156,23 @@ def start_processes() -> None:
     jax.distributed.initialize(
       _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
     )
-  elif importlib.util.find_spec('libtpu') and 'cpu' not in os.environ.get(
-    'JAX_PLATFORMS', ''
-  ):
+  elif _has_tpu() and 'cpu' not in os.environ.get('JAX_PLATFORMS', ''):
     jax.distributed.initialize()
   else:
+    if importlib.util.find_spec('libtpu') and not (
+      'JAX_PLATFORMS' in os.environ or os.path.exists('/dev/nvidia0')
+    ):
+      # libtpu is here to compile alone; asking it for chips takes seconds.
+      jax.config.update('jax_platforms', 'cpu')
     with socket.socket() as probe:
       probe.bind(('localhost', 0))
       port = probe.getsockname()[1]
     jax.distributed.initialize(f'localhost:{port}', 1, 0)
+
+
+def _has_tpu() -> bool:
+  """Whether TPU chips are attached, which libtpu alone does not say."""
+  return bool(glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*'))
 
 
 def run(argv: list[str]) -> None:

@@ -299,6 +299,7 @@ def load_params(
   name: str,
   vocabulary: seqio.Vocabulary | None = None,
   fresh: Sequence[str] = (),
+  rules: Mapping[str, str] | None = None,
 ) -> types.Params:
   """Reads the parameters of a checkpoint straight onto the mesh.
 
@@ -312,6 +313,7 @@ def load_params(
     vocabulary: of the run; a checkpoint of ours must have been made with it.
     fresh: names of modules that the checkpoint may lack, such as a reward
       head; they are left out of the result then.
+    rules: logical axis -> mesh axis; None: `sharding.RULES`.
 
   Raises:
     ValueError: there is no checkpoint, or it is damaged, or of another model or
@@ -331,7 +333,7 @@ def load_params(
         f'and this run has {describe(vocabulary)} (MIXTURE_OR_TASK_NAME).'
       )
   abstract = sharding.abstract_params(
-    mesh, model.abstract_params, model.logical_axes
+    mesh, model.abstract_params, model.logical_axes, rules
   )
   return formats.load_params(
     path, abstract, model.config, name=name, fresh=fresh

@@ -273,6 +273,27 @@ def skipping(
   return optax.GradientTransformation(init, update)
 
 
+def apply(
+  optimizer: optax.GradientTransformation,
+  grads: types.Params,
+  state: types.TrainState,
+) -> tuple[types.TrainState, dict[str, jax.Array]]:
+  """One update with a gradient.
+
+  Returns:
+    The next state; grad_norm and, with `skipping`, skipped_in_a_row.
+  """
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  metrics = {'grad_norm': optax.tree.norm(grads)}
+  if isinstance(opt_state, SkippingState):
+    metrics['skipped_in_a_row'] = opt_state.in_a_row
+  return state.replace(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+  ), metrics
+
+
 def _clipped(
   max_gradient_norm: float | None, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformation:

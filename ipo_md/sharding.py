@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
@@ -31,29 +32,55 @@ RULES = {
 }
 
 
-def make_mesh(mesh_shape: Sequence[int]) -> jax.sharding.Mesh:
+def make_mesh(
+  mesh_shape: Sequence[int], devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """A mesh of all devices.
+
+  Between the slices of a multi-slice job, which the data centre's network
+  joins, lies the outer part of `data` alone.
 
   Args:
     mesh_shape: MESH_SHAPE, sizes of (data, fsdp, tensor) or (data, fsdp,
       tensor, expert); one of them may be -1, what remains.
+    devices: to make it of; None: those there are.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or the
+      slices do not divide `data`.
   """
+  devices = jax.devices() if devices is None else devices
   shape = tuple(mesh_shape) + (1,) * (len(MESH_AXES) - len(mesh_shape))
-  devices = jax.device_count()
   if len(shape) == len(MESH_AXES) and shape.count(-1) == 1:
     rest = math.prod(size for size in shape if size != -1)
-    if rest > 0 and devices % rest == 0:
-      shape = tuple(devices // rest if s == -1 else s for s in shape)
-  if len(shape) != len(MESH_AXES) or math.prod(shape) != devices:
+    if rest > 0 and len(devices) % rest == 0:
+      shape = tuple(len(devices) // rest if s == -1 else s for s in shape)
+  if len(shape) != len(MESH_AXES) or math.prod(shape) != len(devices):
+    known = math.prod(size for size in mesh_shape if size != -1)
     raise ValueError(
       f'MESH_SHAPE = {tuple(mesh_shape)}, sizes of {MESH_AXES[:3]} and '
-      f'perhaps {MESH_AXES[3]}, does not make the {devices} devices there are.'
+      f'perhaps {MESH_AXES[3]}, multiplies to {known} and does not make the '
+      f'{len(devices)} devices there are.'
     )
-  return jax.make_mesh(
-    shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
+  # Devices of one slice, and those without slices, have no slice_index.
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if shape[0] % slices:
+    raise ValueError(
+      f'MESH_SHAPE = {tuple(mesh_shape)}: data, {shape[0]}, is not divisible '
+      f'by the {slices} slices.'
+    )
+  inner = (shape[0] // slices, *shape[1:])
+  if slices > 1:
+    outer = (slices,) + (1,) * (len(MESH_AXES) - 1)
+    grid = mesh_utils.create_hybrid_device_mesh(
+      inner, outer, devices, allow_split_physical_axes=True
+    )
+  else:
+    grid = mesh_utils.create_device_mesh(
+      inner, devices, allow_split_physical_axes=True
+    )
+  return jax.sharding.Mesh(
+    grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
   )
 
 
@@ -88,29 +115,63 @@ def params(
   """
 
   def one(path, leaf, axes):
-    spec = []
-    for size, name in zip(leaf.shape, axes, strict=True):
-      axis = rules.get(name)
-      if axis in spec or axis is None or mesh.shape[axis] == 1:
-        spec.append(None)
-        continue
-      if size % mesh.shape[axis]:
+    spec = _spec(mesh, axes, rules)
+    for size, name, axis in zip(leaf.shape, axes, spec, strict=True):
+      if axis is not None and size % mesh.shape[axis]:
         raise ValueError(
           f'{jax.tree_util.keystr(path)} of shape {leaf.shape}: axis {name!r} '
           f'of size {size} is not divisible by mesh axis {axis!r} of size '
           f'{mesh.shape[axis]} (MESH_SHAPE).'
         )
-      spec.append(axis)
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(one, abstract, logical_axes)
 
 
+def _spec(
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+  axes: Sequence[str],
+  rules: Mapping[str, str],
+) -> PartitionSpec:
+  """Each logical axis on its mesh axis, which splits the first one alone."""
+  spec = []
+  for name in axes:
+    axis = rules.get(name)
+    taken = axis is None or axis in spec or mesh.shape[axis] == 1
+    spec.append(None if taken else axis)
+  return PartitionSpec(*spec)
+
+
+def split_batch(tree: Any) -> Any:
+  """Constrains axis 0 of activations to the batch axes of the mesh.
+
+  Left alone, the partitioner may split them as the weights are, and then sends
+  activations from chip to chip where it should gather weights. Arrays of
+  another size (a batch that the mesh does not divide) are left as they are.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return tree
+  parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+  def one(x):
+    if x.ndim < 2 or parts == 1 or x.shape[0] % parts:
+      return x
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
+
+  return jax.tree.map(one, tree)
+
+
 def abstract_params(
-  mesh: jax.sharding.Mesh, abstract: types.Params, logical_axes: Any
+  mesh: jax.sharding.Mesh,
+  abstract: types.Params,
+  logical_axes: Any,
+  rules: Mapping[str, str] | None = None,
 ) -> types.Params:
-  """ShapeDtypeStructs with the shardings of `params`."""
-  return with_shardings(abstract, params(mesh, abstract, logical_axes))
+  """ShapeDtypeStructs with the shardings of `params`; rules None: RULES."""
+  rules = RULES if rules is None else rules
+  return with_shardings(abstract, params(mesh, abstract, logical_axes, rules))
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
@@ -119,6 +180,43 @@ def with_shardings(abstract: Any, shardings: Any) -> Any:
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract,
     shardings,
+  )
+
+
+def table(tree: Any) -> str:
+  """A line for each array: name, shape, type, spec, bytes on one device.
+
+  Args:
+    tree: of arrays or of `jax.ShapeDtypeStruct`s with shardings.
+  """
+  rows = [('name', 'shape', 'type', 'spec', 'bytes per device')]
+  total = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    size = bytes_per_device(leaf)
+    total += size
+    rows.append(
+      (
+        jax.tree_util.keystr(path, simple=True, separator='/'),
+        str(tuple(leaf.shape)),
+        str(leaf.dtype),
+        str(tuple(leaf.sharding.spec)),
+        f'{size:,}',
+      )
+    )
+  rows.append(('all', '', '', '', f'{total:,}'))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    '  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+    for row in rows
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Of all arrays of a tree with shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
   )
 
 

@@ -1,7 +1,8 @@
 """Training steps: (state, frozen, batch, rng) -> (next state, metrics).
 
 gin binds the rest. An algorithm is a loss and one mixture coefficient per
-completion; nothing here knows its name.
+completion; nothing here knows its name. Named scopes tell `precompile` the
+phase of each instruction; what has no other is part of 'log_probs'.
 """
 
 from collections.abc import Callable
@@ -59,6 +60,11 @@ def supervised_step(
     return _likelihood(model, params, batch, rng, z_loss)
 
   return update(state, frozen, objective, model, optimizer)
+
+
+def target_tokens(batch: types.Labelled) -> jax.Array:
+  """[] what `supervised_step` takes its mean over."""
+  return jnp.sum(batch.completions.completions.mask)
 
 
 def supervised_metrics(
@@ -147,24 +153,26 @@ def online_step(
 
   def objective(policy):
     # Each model reads the prompts once, the policy for samples and loss alike.
-    context = model.encode(policy, prompts)
-    reference_context = model.encode(frozen.reference, prompts)
-    player_context = reference_context
-    if ema_decay is not None:
-      player_context = model.encode(player, prompts)
-    sampled = sampling.sample(
-      model,
-      policy,
-      player,
-      (context, player_context),
-      rng,
-      mixture_coefs=mixture_coefs,
-      max_new_tokens=max_new_tokens,
-      eos_id=eos_id,
-      temperature=temperature,
-      top_k=top_k,
-      top_p=top_p,
-    )
+    with jax.named_scope('encode'):
+      context = model.encode(policy, prompts)
+      reference_context = model.encode(frozen.reference, prompts)
+      player_context = reference_context
+      if ema_decay is not None:
+        player_context = model.encode(player, prompts)
+    with jax.named_scope('decode'):
+      sampled = sampling.sample(
+        model,
+        policy,
+        player,
+        (context, player_context),
+        rng,
+        mixture_coefs=mixture_coefs,
+        max_new_tokens=max_new_tokens,
+        eos_id=eos_id,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+      )
     labelled = _judged(
       frozen,
       types.Completions(prompts=prompts, completions=sampled.tokens),
@@ -241,9 +249,10 @@ def offline_step(
   mask = batch.completions.completions.mask
   reference_log_prob = batch.reference_log_prob
   if reference_log_prob is None:
-    log_probs, _ = sequences.log_probs(
-      model, frozen.reference, batch.completions
-    )
+    with jax.named_scope('log_probs'):
+      log_probs, _ = sequences.log_probs(
+        model, frozen.reference, batch.completions
+      )
     reference_log_prob = jnp.sum(log_probs, axis=-1)
   if per_token:
     reference_log_prob /= jnp.maximum(jnp.sum(mask, axis=-1), 1)
@@ -353,7 +362,8 @@ def _judged(
   """
 
   def read(completions):
-    labelled = judge(frozen.judge, completions)
+    with jax.named_scope('judge'):
+      labelled = judge(frozen.judge, completions)
     mask = completions.completions.mask
     reference = log_probs
     if log_probs is None:
@@ -486,17 +496,14 @@ def update(
   model: model_lib.Model,
   optimizer: optax.GradientTransformation,
 ) -> tuple[types.TrainState, Metrics]:
-  of_state = lambda params: objective(model.policy(params, frozen))
+  def of_state(params):
+    with jax.named_scope('log_probs'):
+      return objective(model.policy(params, frozen))
+
   grads, metrics = jax.grad(of_state, has_aux=True)(state.params)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  metrics = {**metrics, 'grad_norm': optax.tree.norm(grads)}
-  if isinstance(opt_state, optimizers.SkippingState):
-    metrics['skipped_in_a_row'] = opt_state.in_a_row
-  return state.replace(
-    step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
-    opt_state=opt_state,
-  ), metrics
+  with jax.named_scope('update'):
+    state, applied = optimizers.apply(optimizer, grads, state)
+    return state, {**metrics, **applied}
 
 
 def require(labelled: types.Labelled, field: str, who: str) -> None:

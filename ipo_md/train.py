@@ -1,6 +1,7 @@
 """The training loop, read top to bottom; no maths."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -18,6 +19,7 @@ import numpy as np
 import optax
 import seqio
 
+from ipo_md import accumulation
 from ipo_md import batches
 from ipo_md import checkpoints
 from ipo_md import data
@@ -87,6 +89,10 @@ class Start:
     judge_checkpoint_path: JUDGE_CHECKPOINT_PATH; None: the judge has none.
     judge_model: its network.
     ema: whether the state holds a moving average of the parameters.
+    reference_rules: REFERENCE_SHARDING, logical axis -> mesh axis, if the
+      reference is to lie otherwise than `sharding.RULES` say: {'embed': 'fsdp'}
+      splits it over fsdp alone, {} puts all of it on every chip.
+    judge_rules: JUDGE_SHARDING, likewise.
   """
 
   initial_checkpoint_path: str | None = None
@@ -95,6 +101,8 @@ class Start:
   judge_checkpoint_path: str | None = None
   judge_model: model_lib.Model | None = None
   ema: bool = False
+  reference_rules: Mapping[str, str] | None = None
+  judge_rules: Mapping[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,6 +163,8 @@ def train(
   evaluation: Evaluation | None = None,
   watch: Watch = Watch(),
   program: Callable[..., Any] = one_program,
+  microbatches: int = 1,
+  part_weight: Callable[[Any], jax.Array] | None = None,
 ) -> None:
   """Runs updates until TRAIN_STEPS, from the last checkpoint if there is one.
 
@@ -175,6 +185,9 @@ def train(
     evaluation: None for none.
     watch: what is looked out for.
     program: makes of the step what is called for each batch.
+    microbatches: MICROBATCHES, parts of a batch whose gradients are summed up
+      one after another: less memory, as much work.
+    part_weight: see `accumulation.accumulate`.
 
   Raises:
     FloatingPointError: a metric is not finite, or more updates were skipped
@@ -187,6 +200,8 @@ def train(
     telemetry.say(f'{model_dir} is complete: {schedule.train_steps:,} steps.')
     return
   mesh = sharding.make_mesh(mesh_shape)
+  accumulation.check(batch_size, microbatches, mesh)
+  step = accumulation.accumulate(step, parts=microbatches, weight=part_weight)
   examples = dataset()
   optimizer = optimizer(model.logical_axes)
   if watch.max_skipped or watch.skip_gradient_norm is not None:
@@ -308,6 +323,7 @@ def load_frozen(
       mesh,
       name='REFERENCE_CHECKPOINT_PATH',
       vocabulary=vocabulary,
+      rules=start.reference_rules,
     )
   if start.judge_checkpoint_path is not None:
     judge = checkpoints.load_params(
@@ -316,33 +332,68 @@ def load_frozen(
       mesh,
       name='JUDGE_CHECKPOINT_PATH',
       vocabulary=vocabulary,
+      rules=start.judge_rules,
     )
   return types.FrozenParams(reference=reference, judge=judge)
 
 
-def _initial_state(
-  mesh, model, optimizer, start, vocabulary, saved, rng
-) -> tuple[types.TrainState, Any]:
-  """The state to go on from, and its shardings."""
-
-  def make(params):
-    return types.TrainState(
-      step=jnp.int32(0),
-      params=params,
-      opt_state=optimizer.init(params),
-      ema=jax.tree.map(jnp.copy, params) if start.ema else None,
-    )
-
+def abstract_state(
+  mesh: jax.sharding.Mesh,
+  model: model_lib.Model,
+  optimizer: optax.GradientTransformation,
+  start: Start,
+) -> types.TrainState:
+  """The state of a run as `jax.ShapeDtypeStruct`s with their shardings."""
+  make = functools.partial(_make_state, optimizer=optimizer, start=start)
   abstract = jax.eval_shape(make, model.abstract_params)
   shardings = sharding.like_params(
     mesh,
     abstract,
     sharding.params(mesh, model.abstract_params, model.logical_axes),
   )
-  if saved.latest_step() is not None:
-    state = checkpoints.restore(
-      saved, sharding.with_shardings(abstract, shardings)
+  return sharding.with_shardings(abstract, shardings)
+
+
+def abstract_frozen(
+  mesh: jax.sharding.Mesh, model: model_lib.Model, start: Start
+) -> types.FrozenParams:
+  """Reference and judge of a run, likewise."""
+  reference = judge = None
+  if start.reference_checkpoint_path is not None:
+    reference = sharding.abstract_params(
+      mesh,
+      model.base.abstract_params,
+      model.base.logical_axes,
+      start.reference_rules,
     )
+  if start.judge_checkpoint_path is not None:
+    judge = sharding.abstract_params(
+      mesh,
+      start.judge_model.abstract_params,
+      start.judge_model.logical_axes,
+      start.judge_rules,
+    )
+  return types.FrozenParams(reference=reference, judge=judge)
+
+
+def _make_state(params, *, optimizer, start) -> types.TrainState:
+  return types.TrainState(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=optimizer.init(params),
+    ema=jax.tree.map(jnp.copy, params) if start.ema else None,
+  )
+
+
+def _initial_state(
+  mesh, model, optimizer, start, vocabulary, saved, rng
+) -> tuple[types.TrainState, Any]:
+  """The state to go on from, and its shardings."""
+  make = functools.partial(_make_state, optimizer=optimizer, start=start)
+  abstract = abstract_state(mesh, model, optimizer, start)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  if saved.latest_step() is not None:
+    state = checkpoints.restore(saved, abstract)
     telemetry.say(f'Resumed from step {int(state.step):,}.')
     return state, shardings
   params = jax.jit(model.init, out_shardings=shardings.params)(rng)

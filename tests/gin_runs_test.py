@@ -14,9 +14,12 @@ import pytest
 from ipo_md import data
 from ipo_md import held_out
 from ipo_md import play
+from ipo_md import precompile
 from ipo_md import reference_log_probs
 from ipo_md import sampling
 from ipo_md import sequences
+from ipo_md import sharding
+from ipo_md import train
 from ipo_md import types
 from ipo_md.models import lora
 
@@ -238,6 +241,40 @@ def test_preview():
   assert arguments['dataset']().rows([(0, 0)]).preference.shape == (1,)
 
 
+@pytest.mark.parametrize(
+  'choice',
+  [
+    Choice('online', 't5_tiny', 'mini_tldr', 'comparator', 'ipo_md'),
+    Choice('online', 'decoder_tiny', 'mini_tldr', 'likelihood', 'nash_ema'),
+    Choice('online', 't5_tiny', 'mini_tldr', 'indifferent', 'ipo'),
+    Choice('offline', 't5_tiny', 'ultrafeedback:rewards', 'likelihood', 'nca'),
+    Choice('judge', 't5_tiny', 'mini_tldr', 'comparator'),
+    Choice('judge', 't5_tiny', 'mini_tldr', 'reward_model'),
+    Choice('supervised', 'decoder_tiny', 'mini_tldr'),
+  ],
+  ids=str,
+)
+def test_precompile(choice):
+  """Its batch is what the run would read; each phase of the step has work."""
+  choice = dataclasses.replace(choice, overlay='runs/precompile')
+  gin_resolve.resolve(choice, [*choice.given, "TOPOLOGY = 'v5e:2x4'"])
+  run = gin.get_bindings('train.train')
+  mesh = sharding.make_mesh((1, -1, 1))
+  batch = precompile.abstract_batch(run, 8, 4, mesh)
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes(batch) == shapes(gin_resolve.batch_of(run['dataset'](), 8))
+  optimizer = run['optimizer'](run['model'].logical_axes)
+  state = train.abstract_state(mesh, run['model'], optimizer, run['start'])
+  work = precompile.work_of(run, state, batch, mesh)
+  expected = {'log_probs', 'backward'}
+  if choice.run == 'online':
+    expected |= {'encode', 'decode', 'judge'}
+  if choice.judge == 'indifferent':
+    expected.remove('judge')
+  assert {name for name, w in work.items() if w.flops} == expected
+  assert work['update'].bytes > 0
+
+
 def test_every_run_is_here():
   """A new run file needs a test above."""
   here = {
@@ -250,6 +287,7 @@ def test_every_run_is_here():
     'offline',
     'offline_precomputed',
     'online',
+    'precompile',
     'preview',
     'reference_log_probs',
     'side_by_side',

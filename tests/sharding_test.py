@@ -179,3 +179,61 @@ def test_adapters_are_split_along_the_kernels_axes():
   query = placed['decoder']['layers']['self_attention']['query']['kernel']
   assert query['a'].spec == PartitionSpec(None, 'fsdp', None)
   assert query['b'].spec == PartitionSpec(None, None, 'tensor')
+
+
+def test_the_reference_may_lie_otherwise_than_the_policy():
+  mesh = sharding.make_mesh((1, 4, 2))
+  model = network('t5')
+  whole = sharding.abstract_params(
+    mesh, model.abstract_params, model.logical_axes, {}
+  )
+  assert {s.sharding.spec for s in jax.tree.leaves(whole)} >= {
+    PartitionSpec(None, None, None)
+  }
+  assert sharding.bytes_per_device(whole) == sum(
+    x.size * 4 for x in jax.tree.leaves(model.abstract_params)
+  )
+
+
+def test_the_table_has_a_line_for_each_parameter():
+  mesh = sharding.make_mesh((1, 4, 2))
+  model = network('t5')
+  placed = sharding.abstract_params(
+    mesh, model.abstract_params, model.logical_axes
+  )
+  lines = sharding.table(placed).splitlines()
+  assert len(lines) == len(jax.tree.leaves(placed)) + 2
+  line = next(x for x in lines if x.startswith('encoder/layers/mlp/wo/kernel'))
+  assert line.split('  ')[0] == 'encoder/layers/mlp/wo/kernel'
+  assert '(2, 32, 16)' in line
+  assert "(None, 'tensor', 'fsdp')" in line
+  assert line.endswith(str(2 * 32 * 16 * 4 // 8))
+  assert lines[-1].endswith(f'{sharding.bytes_per_device(placed):,}')
+
+
+def test_slices_divide_the_data_axis():
+  """Two slices of four devices: only `data` crosses from one to the other."""
+
+  class Device:
+    platform = device_kind = 'cpu'
+
+    def __init__(self, number):
+      self.id, self.slice_index, self.process_index = number, number // 4, 0
+
+  devices = [Device(i) for i in range(8)]
+  mesh = sharding.make_mesh((2, 2, 2), devices)
+  for slice_index in range(2):
+    inside = mesh.devices[slice_index].flatten()
+    assert {d.slice_index for d in inside} == {slice_index}
+  with pytest.raises(ValueError, match='data, 1, is not .* the 2 slices'):
+    sharding.make_mesh((1, 4, 2), devices)
+
+
+def test_activations_are_split_along_the_batch():
+  mesh = sharding.make_mesh((2, 2, 2))
+  with jax.set_mesh(mesh):
+    tree = jax.jit(sharding.split_batch)(
+      {'x': jnp.ones((8, 3)), 'odd': jnp.ones((6, 3)), 'loss': jnp.ones(())}
+    )
+  assert tree['x'].sharding.spec[0] == sharding.BATCH_AXES
+  assert tree['odd'].shape == (6, 3)

@@ -12,6 +12,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from ipo_md import sharding
+
 REMAT_POLICIES = {
   'none': None,
   'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
@@ -76,6 +78,7 @@ def apply_stack(
 
   def call(params, x, layer_input, cache, slot, layer):
     key = None if rng is None else jax.random.fold_in(rng, layer)
+    x = sharding.split_batch(x)
     return f(nnx.merge(graphdef, params), x, layer_input, cache, slot, key)
 
   if remat_policy != 'none' and cache is None:

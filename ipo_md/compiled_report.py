@@ -1,0 +1,176 @@
+"""What a compiled TPU program needs and does, as data and as text."""
+
+from collections.abc import Mapping
+import re
+from typing import Any
+
+from ipo_md import chips
+from ipo_md import hlo
+from ipo_md import roofline
+
+
+def memory(stats: Any, chip: chips.Chip) -> dict[str, Any]:
+  """HBM of a chip: what is there at once, against what it has."""
+  peak = (
+    stats.argument_size_in_bytes
+    + stats.output_size_in_bytes
+    - stats.alias_size_in_bytes
+    + stats.temp_size_in_bytes
+    + stats.generated_code_size_in_bytes
+  )
+  return {
+    'fits': True,
+    'hbm_bytes': {
+      'arguments': stats.argument_size_in_bytes,
+      'temporaries': stats.temp_size_in_bytes,
+      'outputs': stats.output_size_in_bytes - stats.alias_size_in_bytes,
+      'program': stats.generated_code_size_in_bytes,
+      'peak': peak,
+      'chip': chip.hbm_bytes,
+    },
+  }
+
+
+def does_not_fit(error: str, state: Mapping[str, int]) -> dict[str, Any]:
+  """By how much, and what would help."""
+  sizes = re.search(r'Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm', error)
+  used, limit = (_bytes(size) for size in sizes.groups())
+  arguments = sum(state.values())
+  largest = max(state, key=state.get)
+  advice = []
+  if arguments > limit / 2:
+    advice.append(
+      f'more chips on fsdp or tensor (MESH_SHAPE, TOPOLOGY): {largest} alone '
+      f'takes {state[largest] / 2**30:.2f} GiB a chip, and gin/lora.gin trains '
+      'without a second copy of the weights'
+    )
+  if used - arguments > limit / 2:
+    advice += [
+      'a smaller BATCH_SIZE',
+      "REMAT_POLICY = 'full' (or 'minimal')",
+      'a tensor axis (MESH_SHAPE), which splits the weights that sampling '
+      'gathers',
+    ]
+  return {
+    'fits': False,
+    'hbm_bytes': {'arguments': arguments, 'peak': used, 'chip': limit},
+    'exceeds_by': used - limit,
+    'would_help': advice or ["the next larger slice (FIT = 'slice')"],
+  }
+
+
+def _bytes(text: str) -> int:
+  unit = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}.get(text[-1], 1)
+  return int(float(text.rstrip('KMGT')) * unit)
+
+
+def phases(
+  program: hlo.Program,
+  work: Mapping[str, roofline.Work],
+  chip: chips.Chip,
+  number: int,
+) -> dict[str, Any]:
+  """Cycles of each phase against its bound, on `number` chips."""
+  rows = {}
+  for name, cycles in program.cycles.items():
+    needed = work.get(name, roofline.Work())
+    bound = needed.seconds(chip, number) * chip.clock
+    rows[name] = {
+      'cycles': cycles,
+      'seconds': cycles / chip.clock,
+      'model_flops': needed.flops,
+      'bytes_per_chip': needed.bytes,
+      'bound_cycles': bound,
+      'over_bound': cycles / bound if bound else None,
+    }
+  total = sum(program.cycles.values())
+  flops = sum(w.flops for w in work.values())
+  seconds = total / chip.clock
+  out = {
+    'phases': rows,
+    'cycles': total,
+    'step_seconds': seconds,
+    'model_flops': flops,
+    'utilisation': flops / number / chip.flops / seconds,
+  }
+  if program.tokens:
+    bound = rows['decode']['bound_cycles'] / program.tokens
+    out['decode'] = {
+      'tokens': program.tokens,
+      'cycles_per_token': program.token_cycles,
+      'bound_cycles_per_token': bound,
+      'over_bound': program.token_cycles / bound,
+    }
+  return out
+
+
+def collectives(program: hlo.Program) -> list[dict[str, Any]]:
+  """Summed by kind, phase and whether they run for each token."""
+  sums = {}
+  for c in program.collectives:
+    row = sums.setdefault(
+      (c.kind, c.phase, c.in_loop), {'times': 0, 'bytes': 0, 'largest': 0}
+    )
+    row['times'] += c.times
+    row['bytes'] += c.bytes * c.times
+    row['largest'] = max(row['largest'], c.bytes)
+  rows = [
+    {'kind': kind, 'phase': phase, 'in_decode_loop': in_loop} | row
+    for (kind, phase, in_loop), row in sums.items()
+  ]
+  return sorted(rows, key=lambda row: (-row['in_decode_loop'], -row['bytes']))
+
+
+def render(report: Mapping[str, Any]) -> str:
+  """The report as text."""
+  gib = lambda size: f'{size / 2**30:.2f} GiB'
+  mesh = ' x '.join(f'{k} {v}' for k, v in report['mesh'].items())
+  lines = [
+    f'{report["slices"]} x {report["topology"]}, {report["chips"]} chips, mesh '
+    f'{mesh}, BATCH_SIZE {report["batch_size"]}',
+    'HBM of a chip: '
+    + ', '.join(f'{k} {gib(v)}' for k, v in report['hbm_bytes'].items()),
+    'of the arguments: '
+    + ', '.join(f'{k} {gib(v)}' for k, v in report['state_bytes'].items()),
+    f'compiled in {report["compile_cpu_seconds"]:.0f} CPU-s '
+    f'({report["compile_seconds"]:.0f} s), host memory '
+    f'{gib(report["host_bytes"])}',
+  ]
+  if not report['fits']:
+    lines.append(f'DOES NOT FIT, by {gib(report["exceeds_by"])}. Would help:')
+    lines += [f'  {advice}' for advice in report['would_help']]
+    return '\n'.join(lines) + '\n'
+  lines.append("FITS. Cycles are the compiler's estimates, bounds are by hand:")
+  row = '  {:10} {:>15} {:>10} {:>12} {:>15} {:>7}'.format
+  lines.append(row('phase', 'cycles', 'ms', 'model TFLOP', 'bound', 'ratio'))
+  for name, phase in report['phases'].items():
+    bound, ratio = phase['bound_cycles'], phase['over_bound']
+    lines.append(
+      row(
+        name,
+        f'{phase["cycles"]:,}',
+        f'{1e3 * phase["seconds"]:.1f}',
+        f'{phase["model_flops"] / 1e12:.2f}',
+        f'{bound:,.0f}' if bound else '',
+        f'{ratio:.2f}' if ratio else '',
+      )
+    )
+  lines.append(
+    f'step {1e3 * report["step_seconds"]:.0f} ms, '
+    f'{report["model_flops"] / 1e12:.1f} model TFLOP, '
+    f'{100 * report["utilisation"]:.1f} % of the matmul rate'
+  )
+  if decode := report.get('decode'):
+    lines.append(
+      f'decode: {decode["cycles_per_token"]:,} cycles a token, bound '
+      f'{decode["bound_cycles_per_token"]:,.0f}, ratio '
+      f'{decode["over_bound"]:.2f}; {decode["tokens"]} tokens'
+    )
+  lines.append('collectives, bytes of a chip in a step:')
+  for c in report['collectives']:
+    where = 'decode loop' if c['in_decode_loop'] else c['phase']
+    lines.append(
+      f'  {c["kind"]:20} {where:12} {c["times"]:>7,} times '
+      f'{c["bytes"] / 2**20:>10,.1f} MiB, largest {c["largest"] / 2**20:,.2f}'
+    )
+  return '\n'.join(lines) + '\n'

@@ -1,0 +1,227 @@
+"""What a compiled TPU program says of itself: cycles and collectives by phase.
+
+Cycles are the compiler's own estimates. They stand beside each instruction, so
+those in a loop's body count as often as the loop runs: an upper limit where it
+may end early, as the sampling loop does. Phases are the `jax.named_scope`s of
+`steps`, the innermost one of an instruction; 'backward' is what JAX transposed.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import math
+import re
+
+PHASES = ('encode', 'decode', 'judge', 'log_probs', 'backward', 'update')
+OTHER = 'other'
+
+_ITEM_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 'f64': 8}
+_COLLECTIVES = (
+  *('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'),
+  *('reduce-scatter', 'ragged-all-to-all', 'collective-broadcast'),
+)
+_SCOPE = re.compile(rf'\b({"|".join(PHASES)})\b')
+_HEAD = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\{$')
+_INSTRUCTION = re.compile(
+  r'^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = '
+  r'(?P<type>\(.*?\)|\S+) (?P<opcode>[a-z][a-z0-9-]*)\('
+)
+_ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_CALLED = re.compile(r'\b(body|condition|calls|to_apply)=%?([\w.-]+)')
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective of the program.
+
+  Attributes:
+    kind: such as 'all-gather'.
+    shapes: of what it makes, on one chip.
+    bytes: of that.
+    times: how often it runs in a step.
+    phase: where.
+    in_loop: whether once for each sampled token.
+  """
+
+  kind: str
+  shapes: tuple[tuple[int, ...], ...]
+  bytes: int
+  times: int
+  phase: str
+  in_loop: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """Of one chip and one step.
+
+  Attributes:
+    cycles: by phase.
+    token_cycles: of one round of the sampling loop; 0 without one.
+    tokens: rounds of the sampling loop at most.
+    collectives: all of them.
+  """
+
+  cycles: Mapping[str, int]
+  token_cycles: int
+  tokens: int
+  collectives: Sequence[Collective]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+  name: str
+  type: str
+  opcode: str
+  line: str
+
+  def called(self, attribute: str) -> str | None:
+    found = dict(_CALLED.findall(self.line))
+    return found.get(attribute)
+
+
+class _Found:
+  """What a walk through computations adds up."""
+
+  def __init__(self):
+    self.cycles = dict.fromkeys((*PHASES, OTHER), 0)
+    self.collectives = []
+    self.loops = []  # (cycles of one round, rounds) of the decode phase's
+
+  def add(self, other: '_Found') -> None:
+    for phase, cycles in other.cycles.items():
+      self.cycles[phase] += cycles
+    self.collectives += other.collectives
+    self.loops += other.loops
+
+  @property
+  def total(self) -> int:
+    return sum(self.cycles.values())
+
+
+def analyse(text: str) -> Program:
+  """Reads `jax.stages.Compiled.as_text()` of a TPU program."""
+  computations, entry = _computations(text)
+  found = _walk(computations, entry, times=1, phase=OTHER, in_loop=False)
+  loop = max(found.loops, default=(0, 0), key=math.prod)
+  return Program(found.cycles, *loop, found.collectives)
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+  computations, entry, current = {}, '', None
+  for line in text.splitlines():
+    if line[:1].isspace():
+      match = _INSTRUCTION.match(line)
+      if match and current is not None:
+        current.append(_Instruction(**match.groupdict(), line=line))
+    elif match := _HEAD.match(line):
+      current = computations[match[2]] = []
+      entry = match[2] if match[1] else entry
+  return computations, entry
+
+
+def _walk(
+  computations: Mapping[str, list[_Instruction]],
+  name: str,
+  *,
+  times: int,
+  phase: str,
+  in_loop: bool,
+) -> _Found:
+  """All that a computation does, `times` over."""
+  found = _Found()
+  for instruction in computations[name]:
+    here = _phase(instruction.line) or phase
+    if cycles := _CYCLES.search(instruction.line):
+      found.cycles[here] += int(cycles[1]) * times
+    kind = instruction.opcode.removesuffix('-start')
+    if kind in _COLLECTIVES:
+      found.collectives.append(
+        _collective(kind, instruction, times, here, in_loop)
+      )
+    if instruction.opcode == 'while':
+      rounds = _rounds(computations[instruction.called('condition')])
+      sampling = here == 'decode' and not in_loop
+      inner = _walk(
+        computations,
+        instruction.called('body'),
+        times=times * rounds,
+        phase=here,
+        in_loop=in_loop or sampling,
+      )
+      if sampling:
+        found.loops.append((inner.total // (times * rounds), rounds))
+      found.add(inner)
+    elif branches := _BRANCHES.search(instruction.line):
+      # One of them runs: the longest is counted.
+      inner = [
+        _walk(computations, b, times=times, phase=here, in_loop=in_loop)
+        for b in re.findall(r'[\w.-]+', branches[1])
+      ]
+      found.add(max(inner, key=lambda f: f.total))
+    else:
+      for called in _inner(instruction, computations):
+        inner = _walk(
+          computations, called, times=times, phase=here, in_loop=in_loop
+        )
+        if instruction.opcode == 'fusion':  # it has its own estimate
+          inner.cycles.clear()
+        found.add(inner)
+  return found
+
+
+def _inner(instruction: _Instruction, computations: Mapping) -> Iterator[str]:
+  """Computations that run within an instruction, reducers aside."""
+  if instruction.opcode in ('fusion', 'call', 'async-start', 'custom-call'):
+    for attribute in ('calls', 'to_apply'):
+      called = instruction.called(attribute)
+      if called in computations:
+        yield called
+
+
+def _phase(line: str) -> str | None:
+  match = _OP_NAME.search(line)
+  if not match:
+    return None
+  if 'transpose(' in match[1]:
+    return 'backward'
+  scopes = _SCOPE.findall(match[1])
+  return scopes[-1] if scopes else None
+
+
+def _rounds(condition: Sequence[_Instruction]) -> int:
+  """The constant that the loop's counter is compared with; else 1."""
+  constants = {}
+  for instruction in condition:
+    if value := re.search(r' constant\((\d+)\)', instruction.line):
+      constants[instruction.name] = int(value[1])
+  for instruction in condition:
+    if instruction.opcode == 'compare' and 'direction=LT' in instruction.line:
+      operands = re.search(r' compare\(([^)]*)\)', instruction.line)[1]
+      for operand in re.findall(r'[\w.-]+', operands):
+        if operand in constants:
+          return constants[operand]
+  return 1
+
+
+def _collective(
+  kind: str, instruction: _Instruction, times: int, phase: str, in_loop: bool
+) -> Collective:
+  arrays = []
+  for dtype, shape in _ARRAY.findall(instruction.type):
+    shape = tuple(map(int, filter(None, shape.split(','))))
+    arrays.append((math.prod(shape) * _ITEM_BYTES.get(dtype, 4), shape))
+  if instruction.opcode.endswith('-start'):  # operands, results, contexts
+    arrays = [max(arrays)]
+  return Collective(
+    kind=kind,
+    shapes=tuple(shape for _, shape in arrays),
+    bytes=sum(size for size, _ in arrays),
+    times=times,
+    phase=phase,
+    in_loop=in_loop,
+  )

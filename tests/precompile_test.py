@@ -1,0 +1,153 @@
+"""Compiling for a TPU slice; skipped where libtpu is not installed."""
+
+import importlib.util
+import json
+import pathlib
+
+import gin
+import jax
+import pytest
+
+from ipo_md import __main__ as main
+from ipo_md import compiled_report
+from ipo_md import fits
+from tasks import mini_tldr  # noqa: F401
+
+_ROOT = pathlib.Path(__file__).parent.parent
+FILES = [
+  f'gin/{name}.gin'
+  for name in (
+    'runs/online',
+    'models/t5_tiny',
+    'tasks/mini_tldr',
+    'judges/likelihood',
+    'algorithms/ipo',
+    'runs/precompile',
+  )
+]
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None,
+  reason="libtpu is not installed: pip install -e '.[tpu]'",
+)
+
+
+@pytest.fixture(name='call')
+def call_fixture(tmp_path):
+  """Runs the command with some bindings changed, without its cache."""
+  jax.config.update('jax_enable_compilation_cache', False)
+  jax.clear_caches()
+
+  def call(**changes):
+    bindings = {
+      'MODEL_DIR': f"'{tmp_path}'",
+      'TOPOLOGY': "'v5e:2x2'",
+      'BATCH_SIZE': 8,
+      'TASK_FEATURE_LENGTHS': "{'inputs': 8, 'targets': 4}",
+      'MAX_NEW_TOKENS': 4,
+      't5.T5.scan': True,
+      't5.T5.num_encoder_layers': 1,
+      't5.T5.num_decoder_layers': 3,
+    } | changes
+    gin.clear_config()
+    gin.add_config_file_search_path(str(_ROOT))
+    main.parse(FILES, [f'{k} = {v}' for k, v in bindings.items()])
+    gin.query_parameter('RUN/gin.macro.value').scoped_configurable_fn()
+    return json.loads((tmp_path / 'precompile.json').read_text())
+
+  yield call
+  gin.clear_config()
+  jax.config.update('jax_enable_compilation_cache', True)
+
+
+@needs_libtpu
+def test_a_step_is_compiled_for_a_slice(call, tmp_path, capsys):
+  report = call(PRINT_SHARDINGS=True)
+  assert report['fits']
+  assert report['chips'] == 4
+  assert report['mesh'] == {'data': 1, 'fsdp': 4, 'tensor': 1, 'expert': 1}
+  hbm = report['hbm_bytes']
+  assert hbm['arguments'] >= sum(report['state_bytes'].values())
+  assert hbm['arguments'] + hbm['temporaries'] <= hbm['peak'] < hbm['chip']
+  for name in ('encode', 'decode', 'judge', 'log_probs', 'backward', 'update'):
+    assert report['phases'][name]['cycles'] > 0, name
+  assert report['decode']['tokens'] == 4
+  decode = report['phases']['decode']['cycles']
+  assert 0 < 4 * report['decode']['cycles_per_token'] <= decode
+  # Weights are gathered before the loop: no token waits for one.
+  in_loop = [c for c in report['collectives'] if c['in_decode_loop']]
+  assert all(c['largest'] < 1024 for c in in_loop), in_loop
+  assert any(c['kind'] == 'all-gather' for c in report['collectives'])
+  printed = capsys.readouterr().out
+  assert 'FITS' in printed
+  table = (tmp_path / 'shardings.txt').read_text()
+  assert table in printed
+  line = next(
+    x for x in table.splitlines() if x.startswith('reference/token_embedder')
+  )
+  assert line.split('  ')[1:] == [] or '(320, 64)' in line
+  assert "(None, 'fsdp')" in line
+  assert f'{320 * 64 * 4 // 4:,}' in line
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'TOPOLOGY': "'v5e:3x3'"}, 'no slice'),
+    ({'MESH_SHAPE': (1, 3, 1)}, r'multiplies to 3 .* the 4 devices'),
+    ({'BATCH_SIZE': 6}, 'BATCH_SIZE 6 .* data x fsdp 4'),
+    ({'FIT': "'model'"}, "FIT = 'model'"),
+    (
+      {'MESH_SHAPE': (1, 1, 4), 't5.T5.mlp_dim': 126},
+      "'mlp' of size 126 is not divisible by mesh axis 'tensor' of size 4",
+    ),
+  ],
+)
+@needs_libtpu
+def test_what_does_not_go_together_is_said_before_compiling(
+  call, changes, message
+):
+  with pytest.raises(ValueError, match=message):
+    call(**changes)
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would_help():
+  state = {'policy': 1 << 30, 'optimizer': 0, 'reference': 0, 'judge': 6 << 30}
+  error = (
+    'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.25G of '
+    '15.75G hbm. Exceeded hbm capacity by 15.50G.'
+  )
+  report = compiled_report.does_not_fit(error, state)
+  assert report['exceeds_by'] == 15.5 * 2**30
+  advice = ' '.join(report['would_help'])
+  assert 'BATCH_SIZE' in advice and 'REMAT_POLICY' in advice
+  state['judge'] = 30 << 30
+  advice = compiled_report.does_not_fit(error, state)['would_help']
+  assert 'judge alone takes 30.00 GiB' in advice[0]
+
+
+@pytest.mark.parametrize('largest', [1, 7, 8, 40, 200])
+def test_the_largest_batch_is_found(largest):
+  """Whatever the first guess, in multiples of data x fsdp."""
+
+  def attempt(case):
+    return {'fits': case.batch_size <= largest}, ''
+
+  for first in (4, 16, 64):
+    case = fits.Case('v5e:2x2', 1, (1, -1, 1), first)
+    found = fits.largest_batch(case, attempt, first <= largest)
+    expected = min(largest // 4 * 4, 64 * first) or None
+    assert found['largest_batch_size'] == expected
+
+
+def test_the_smallest_slice_is_found():
+  def attempt(case):
+    if case.chips == 8:
+      raise ValueError('the mesh does not divide it')
+    return {'fits': case.chips >= 64}, ''
+
+  case = fits.Case('v5e:4x4', 1, (1, -1, 1), 8)
+  found = fits.smallest_slice(case, attempt)
+  assert found['smallest_slice'] == 'v5e:8x8'
+  assert found['tried']['v5e:2x4'] == 'the mesh does not divide it'
+  with pytest.raises(ValueError, match='needs -1 in MESH_SHAPE'):
+    fits.smallest_slice(fits.Case('v5e:4x4', 1, (1, 16, 1), 8), attempt)
