@@ -104,7 +104,7 @@ def _lines(path: str) -> Iterator[bytes]:
     with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as file:
       yield from file
   except (OSError, EOFError) as error:
-    raise ValueError(f'{path} cannot be read: {error}') from error
+    raise ValueError(f'{path} cannot be read: {error}') from None
 
 
 def _load(line: bytes) -> dict[str, Any]:

@@ -228,5 +228,6 @@ def trace(arguments: dict, *, evaluate: bool = False) -> None:
     batch_of(evaluation.dataset(), evaluation.batch_size),
     rng,
   )
+  measured.pop('samples', None)
   assert measured
   assert all(m.shape == () for m in measured.values())
