@@ -46,13 +46,15 @@ function entry(index) {
   return parsed[page][index];
 }
 
-// P(row > column) of one prompt; the lines hold the upper triangle.
+// P(row > column) of one prompt; the lines hold the upper triangle. Undefined
+// where the pair was not judged.
 function preference(line, judge, row, column) {
   const values = line.preference?.[judge];
   if (!values || row === column) return 0.5;
   const i = Math.min(row, column);
   const k = Math.max(row, column);
   const p = values[i * policies.length - i * (i + 1) / 2 + k - i - 1];
+  if (typeof p !== 'number') return undefined;
   return row < column ? p : 1 - p;
 }
 
@@ -120,6 +122,7 @@ function card(line, policy) {
   if (i !== k) {
     for (const judge of judges.filter(name => line.preference?.[name])) {
       const p = preference(line, judge, i, k);
+      if (p === undefined) continue;
       terms.push([`over ${policies[k]}, ${words(judge)}`, p]);
     }
   }

@@ -28,8 +28,7 @@ _SAME = (
 
 def start(spec: str, out: pathlib.Path) -> subprocess.Popen:
   return subprocess.Popen(
-    [sys.executable, str(_ROOT / 'launch/sweep.py'), spec, str(out)],
-    stdout=subprocess.DEVNULL,
+    [sys.executable, str(_ROOT / 'launch/sweep.py'), spec, str(out)]
   )
 
 
