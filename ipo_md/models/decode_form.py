@@ -12,6 +12,16 @@ from ipo_md.models import stacks
 # A parameter with one of these axes is multiplied in the activations' type.
 _MULTIPLIED = ('joined_kv', 'mlp', 'vocab')
 
+# The last two axes of kernels: inputs, then outputs. An embedding has them the
+# other way round, being a table of rows that one takes.
+_KERNELS = (
+  ('embed', 'joined_kv'),
+  ('joined_kv', 'embed'),
+  ('embed', 'mlp'),
+  ('mlp', 'embed'),
+  ('embed', 'vocab'),
+)
+
 
 def of_array(
   array: jax.Array, axes: tuple[str, ...], config: Any
@@ -25,8 +35,7 @@ def of_array(
   """
   if set(axes) & set(_MULTIPLIED):
     array = array.astype(config.dtype)
-  # Kernels have their inputs before their outputs, and the embedding is a
-  # table of rows that one takes; experts have products of their own.
+  # Experts have products of their own.
   transposed = axes[-2:] in _KERNELS and 'expert' not in axes
   if transposed:
     array = array.swapaxes(-1, -2)
@@ -35,15 +44,6 @@ def of_array(
   if axes[0] == 'layers' and not config.scan:
     array = stacks.take_apart(array, array.shape[0])
   return layers.Transposed(array) if transposed else array
-
-
-_KERNELS = (
-  ('embed', 'joined_kv'),
-  ('joined_kv', 'embed'),
-  ('embed', 'mlp'),
-  ('mlp', 'embed'),
-  ('embed', 'vocab'),
-)
 
 
 def _gathered(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
