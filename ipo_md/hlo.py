@@ -31,7 +31,10 @@ _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(r'\b(body|condition|calls|to_apply)=%?([\w.-]+)')
-_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_BRANCHES = re.compile(
+  r'(?:branch_computations=\{([^}]*)\}'
+  r'|true_computation=(%?[\w.-]+), false_computation=(%?[\w.-]+))'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +163,7 @@ def _walk(
       # One of them runs: the longest is counted.
       inner = [
         _walk(computations, b, times=times, phase=here, in_loop=in_loop)
-        for b in re.findall(r'[\w.-]+', branches[1])
+        for b in re.findall(r'[\w.-]+', ' '.join(branches.groups('')))
       ]
       found.add(max(inner, key=lambda f: f.total))
     else:

@@ -50,6 +50,7 @@ ENTRY %main (a: bf16[2,4]) -> f32[8] {
   %s = (bf16[2,8]{1,0}, bf16[16,8]{1,0}, u32[]{:S(2)}) all-gather-start(%a), metadata={op_name="jit(step)/judge/dot"}
   %e = bf16[16,8]{1,0} all-gather-done(%s)
   %b = f32[8]{0} conditional(%a, %a, %a), branch_computations={%short, %long}, metadata={op_name="jit(step)/judge/cond"}
+  %c = f32[8]{0} conditional(%a, %a, %a), true_computation=%short, false_computation=%long, metadata={op_name="jit(step)/judge/cond"}
   %u = f32[8]{0} fusion(%b), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/update/mul"}, backend_config={"window_config":{"estimated_cycles":"2"}}
   ROOT %o = f32[8]{0} fusion(%u), kind=kLoop, calls=%fused, backend_config={"window_config":{"estimated_cycles":"4"}}
 }
@@ -63,7 +64,7 @@ def test_cycles_are_multiplied_by_the_rounds_of_their_loops():
   assert program.cycles == {
     'encode': 0,
     'decode': 7 * (3 * 10 + 5),
-    'judge': 50,  # the longer branch
+    'judge': 2 * 50,  # the longer branches
     'log_probs': 0,
     'backward': 0,
     'update': 2,

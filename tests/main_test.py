@@ -257,3 +257,32 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(
   assert '-SEED = 0' in err
   assert '+SEED = 1' in err
   assert {p: p.stat().st_mtime_ns for p in straight.rglob('*')} == before
+
+
+@pytest.mark.parametrize(
+  ('tpu', 'platforms', 'cluster', 'config'),
+  [
+    (False, None, False, ['jax_platforms']),  # libtpu is there to compile
+    (False, 'cpu', False, []),
+    (True, None, True, []),
+    (True, 'cpu', False, []),  # compiling on a TPU machine
+  ],
+)
+def test_libtpu_without_chips_is_no_tpu(
+  monkeypatch, tpu, platforms, cluster, config
+):
+  joined, set_ = [], []
+  monkeypatch.delenv('JAX_PLATFORMS')
+  if platforms is not None:
+    monkeypatch.setenv('JAX_PLATFORMS', platforms)
+  monkeypatch.setattr(main.importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.setattr(main, '_has_tpu', lambda: tpu)
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *args: joined.append(args)
+  )
+  monkeypatch.setattr(jax.config, 'update', lambda k, v: set_.append(k))
+  flags.FLAGS(['ipo_md'])
+  main.start_processes()
+  assert (joined == [()]) == cluster
+  assert cluster or joined[0][1:] == (1, 0)
+  assert set_ == config
