@@ -56,7 +56,8 @@ class Meter:
     self._began = self._reported = time.monotonic()
     self._total = collections.Counter()
     self._since_report = collections.Counter()
-    self._compiled = collections.Counter()
+    self._phase = None
+    self._compiled = collections.Counter()  # in updates, by program
     self._again = []
     self._warm = False
 
@@ -72,7 +73,7 @@ class Meter:
       return
     if threading.current_thread() is threading.main_thread():
       self._add('compile', seconds)
-    if event == _COMPILE_EVENTS[-1]:
+    if event == _COMPILE_EVENTS[-1] and self._phase == 'update':
       name = str(attributes.get('fun_name'))
       if self._warm and self._compiled[name]:
         self._again.append(f'{name} in {seconds:.1f} s')
@@ -86,9 +87,11 @@ class Meter:
   def phase(self, name: str) -> Iterator[None]:
     """Counts the time of the block to a phase."""
     start, compiled = time.monotonic(), self._total['compile']
+    self._phase = name
     try:
       yield
     finally:
+      self._phase = None
       compiling = self._total['compile'] - compiled
       self._add(name, max(0.0, time.monotonic() - start - compiling))
 
@@ -104,7 +107,7 @@ class Meter:
       yield item
 
   def recompiled(self) -> list[str]:
-    """Programs compiled once more since the last call; at first none."""
+    """Programs of updates compiled again since the last call; at first none."""
     again, self._again, self._warm = self._again, [], True
     return again
 
