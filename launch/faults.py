@@ -1,0 +1,203 @@
+"""python launch/faults.py DIR: runs that are killed, and lose nothing.
+
+A micro on-line run is made once without a fault and then again and again under
+SIGKILL and SIGTERM at random moments of random processes, until --kills of them
+have struck. Of each run it then holds, or this ends with what does not:
+
+  its state (parameters and optimizer) is bit for bit that of the run without a
+    fault on as many processes and devices, and so are its metrics, of which
+    readers keep the last line of a step;
+  in the history that leads there each step has one batch, the same one that
+    any attempt had at that step;
+  every checkpoint that was there after a fault is whole;
+  SIGTERM to any one process ends all of them with exit code 0, one checkpoint
+    at their common step, and no COMPLETED.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import signal
+import time
+
+import local_runs
+
+DEVICES = 4
+STEPS = 24
+check = local_runs.check
+
+
+def online(root: pathlib.Path, name: str) -> list[str]:
+  """The command line of the run."""
+  return local_runs.arguments(
+    root / name,
+    root / 'cache',
+    'online judges/likelihood algorithms/ipo_md',
+    TRAIN_STEPS=STEPS,
+    BATCH_SIZE=8,
+    LOG_PERIOD=1,
+    EVAL_PERIOD=8,
+    EVAL_EXAMPLES=8,
+    EVAL_BATCH_SIZE=8,
+    CHECKPOINT_PERIOD=4,
+    MAX_NEW_TOKENS=6,
+    TAU=0.1,
+    INITIAL_CHECKPOINT_PATH=f"'{root / 'supervised'}'",
+    JUDGE_CHECKPOINT_PATH=f"'{root / 'supervised'}'",
+    **{f'judge/t5.T5.{k}': size for k, size in local_runs.SIZES.items()},
+    **{'judge/t5.T5.reward_head': False},
+  )
+
+
+def undisturbed(root: pathlib.Path, name: str, count: int) -> local_runs.Run:
+  """A run without a fault, in the folder `name`."""
+  return local_runs.finished(
+    online(root, name),
+    count=count,
+    devices=DEVICES,
+    log=root / 'logs' / name,
+  )
+
+
+def disturbed(
+  root: pathlib.Path,
+  name: str,
+  count: int,
+  *,
+  kills: int,
+  seconds: float,
+  rng: random.Random,
+) -> tuple[list[local_runs.Run], int]:
+  """Attempts until the run is complete, and how many of them were struck."""
+  attempts, struck = [], 0
+  while not (root / name / 'COMPLETED').exists():
+    run = local_runs.Run(
+      online(root, name),
+      count=count,
+      devices=DEVICES,
+      log=root / 'logs' / f'{name}.{len(attempts)}',
+    )
+    attempts.append(run)
+    fault = None
+    if struck < kills:
+      run.wait(rng.uniform(0, seconds))
+      victim = run.processes[rng.randrange(count)]
+      if victim.exitcode is None:
+        fault = rng.choice((signal.SIGTERM, signal.SIGKILL))
+        os.kill(victim.pid, fault)
+        struck += 1
+    check(run.wait(300), f'runs on after 300 s: {run.all_said()}')
+    check_attempt(root / name, run, fault)
+  return attempts, struck
+
+
+def check_attempt(
+  model_dir: pathlib.Path, run: local_runs.Run, fault: int | None
+) -> None:
+  """Looks at what an attempt left behind it."""
+  from ipo_md import checksums
+
+  said, folder = run.said(0), model_dir / 'checkpoints'
+  check('damaged' not in said, run.all_said())
+  steps = checksums.numbered(folder)
+  for step in steps:
+    bad = checksums.damaged_files(folder / str(step))
+    check(not bad, f'{run.log}: {folder / str(step)}: {bad}')
+  # Before it has joined the others a process has nothing to save.
+  early = fault == signal.SIGTERM and not any(run.batches())
+  if fault != signal.SIGKILL and not early:
+    check(not any(run.codes()), f'{run.codes()}: {run.all_said()}')
+    if not (model_dir / 'COMPLETED').exists():
+      text = f'Stopped by SIGTERM: step {steps[-1]} is saved'
+      check(said.count(text) == 1, f'not {text!r}: {run.all_said()}')
+
+
+def check_run(
+  model_dir: pathlib.Path,
+  attempts: list[local_runs.Run],
+  original: pathlib.Path,
+  reference: local_runs.Run,
+) -> None:
+  """Compares a run that was struck with the one that was not."""
+  from ipo_md import telemetry
+
+  for index, known in enumerate(reference.batches()):
+    known, needed = dict(known), STEPS
+    for run in reversed(attempts):
+      lines = run.batches()[index]
+      steps = [step for step, _ in lines]
+      for step, digest in lines:
+        check(digest == known[step], f'{run.log}: another batch at step {step}')
+      if needed - 1 in steps:
+        unbroken = steps == list(range(steps[0], steps[-1] + 1))
+        check(unbroken, f'{run.log}: batches of the steps {steps}')
+        needed = steps[0]
+    check(needed == 0, f'{model_dir}: no batch of step {needed - 1}')
+  ours, theirs = (local_runs.state(d, STEPS) for d in (model_dir, original))
+  check(ours.keys() == theirs.keys(), f'{model_dir}: other arrays')
+  bad = [k for k in ours if ours[k].tobytes() != theirs[k].tobytes()]
+  check(not bad, f'{model_dir}: other values of {bad}')
+  ours, theirs = (telemetry.read_metrics(str(d)) for d in (model_dir, original))
+  check(ours == theirs, f'{model_dir}: other metrics')
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('dir', type=pathlib.Path, help='a new folder')
+  parser.add_argument('--kills', type=int, default=60)
+  parser.add_argument('--processes', default='1,2,4', help='layouts, in turn')
+  parser.add_argument('--seed', type=int, default=0)
+  options = parser.parse_args()
+  root = options.dir.resolve()
+  local_runs.prepare(root)
+  rng, start = random.Random(options.seed), time.monotonic()
+  local_runs.finished(
+    local_runs.arguments(
+      root / 'supervised',
+      root / 'cache',
+      'supervised',
+      TRAIN_STEPS=2,
+      BATCH_SIZE=8,
+      EVAL_EXAMPLES=8,
+      EVAL_BATCH_SIZE=8,
+    ),
+    count=1,
+    devices=DEVICES,
+    log=root / 'logs' / 'supervised',
+  )
+  layouts = [int(count) for count in options.processes.split(',')]
+  references, struck, runs = {}, 0, 0
+  while struck < options.kills:
+    count = layouts[runs % len(layouts)]
+    name = f'undisturbed_{count}'
+    if count not in references:
+      undisturbed(root, f'compiled_{count}', count)
+      began = time.monotonic()
+      run = undisturbed(root, name, count)
+      references[count] = run, time.monotonic() - began
+    reference, seconds = references[count]
+    attempts, times = disturbed(
+      root,
+      f'run_{runs}',
+      count,
+      kills=options.kills - struck,
+      seconds=seconds,
+      rng=rng,
+    )
+    check_run(root / f'run_{runs}', attempts, root / name, reference)
+    struck, runs = struck + times, runs + 1
+    print(
+      f'run {runs}, {count} processes: struck {times} times, {struck} of '
+      f'{options.kills}; whole and the same.',
+      flush=True,
+    )
+  print(
+    f'{struck} faults in {runs} runs of {options.processes} processes, '
+    f'{time.monotonic() - start:.0f} s: no checkpoint was damaged, and states, '
+    'metrics and batches are those of the runs without a fault.'
+  )
+
+
+if __name__ == '__main__':
+  main()
