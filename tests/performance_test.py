@@ -19,7 +19,7 @@ def test_phases_add_up_and_compilation_is_its_own():
     with meter.phase('update'):
       jax.jit(lambda x: x + meter_constant())(jnp.ones(3))
     found = meter.report(updates=3, tokens=240, parameters=10)
-    assert found['seconds_data'] == pytest.approx(0.03, rel=0.5)
+    assert 0.03 <= found['seconds_data'] < found['seconds']
     assert found['seconds_compile'] > 0
     parts = sum(v for k, v in found.items() if k.startswith('seconds_'))
     assert parts <= found['seconds']
@@ -92,12 +92,17 @@ def test_a_hang_is_reported_and_ends_the_process(monkeypatch, capfd):
   codes = []
   monkeypatch.setattr(os, '_exit', codes.append)
   monkeypatch.setattr(faulthandler, 'dump_traceback', lambda file: None)
+  clock = [100.0]
+  monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
   with performance.Watchdog(0.2) as watchdog:
     for _ in range(4):
-      time.sleep(0.1)
+      clock[0] += 0.1
       watchdog.alive('step 7')
+      time.sleep(0.1)  # it looks every .05 s
     assert not codes
-    time.sleep(0.6)
+    clock[0] += 0.3
+    while not codes:
+      time.sleep(0.05)
   assert set(codes) == {1}
   err = capfd.readouterr().err
   assert 'process 0 of 1: nothing has happened for 0 s' in err
