@@ -75,6 +75,12 @@ def precompile(
   if fit not in (None, 'batch', 'slice'):
     raise ValueError(f"FIT = {fit!r} is not None, 'batch' or 'slice'.")
   run = gin.get_bindings('train.train')
+  if 'program' in run:
+    raise ValueError(
+      'A run with a judge on the host (gin/algorithms/oaif.gin) is two '
+      'programs with the host between them; compile one with a judge on the '
+      'device (gin/judges).'
+    )
   case = fits.Case(
     topology,
     num_slices,
@@ -113,7 +119,7 @@ def compile_case(
   devices = chips.devices(case.topology, case.num_slices)
   mesh = sharding.make_mesh(case.mesh_shape, devices)
   accumulation.check(case.batch_size, case.microbatches, mesh)
-  optimizer = run['optimizer'](run['model'].logical_axes)
+  optimizer = train.make_optimizer(run['optimizer'], run['model'], run['watch'])
   state = train.abstract_state(mesh, run['model'], optimizer, run['start'])
   frozen = train.abstract_frozen(mesh, run['model'], run['start'])
   batch = abstract_batch(run, case.batch_size, num_completions, mesh)

@@ -203,11 +203,7 @@ def train(
   accumulation.check(batch_size, microbatches, mesh)
   step = accumulation.accumulate(step, parts=microbatches, weight=part_weight)
   examples = dataset()
-  optimizer = optimizer(model.logical_axes)
-  if watch.max_skipped or watch.skip_gradient_norm is not None:
-    optimizer = optimizers.skipping(
-      optimizer, max_gradient_norm=watch.skip_gradient_norm
-    )
+  optimizer = make_optimizer(optimizer, model, watch)
   data.check_vocabulary(examples, model.config.vocab_size)
   init_key, step_key, eval_key = jax.random.split(jax.random.key(seed), 3)
   with (
@@ -306,6 +302,20 @@ def train(
     path = epath.Path(model_dir) / 'operative_config.gin'
     path.write_text(gin.operative_config_str())
   checkpoints.complete(model_dir, schedule.train_steps)
+
+
+def make_optimizer(
+  optimizer: Callable[[Any], optax.GradientTransformation],
+  model: model_lib.Model,
+  watch: Watch,
+) -> optax.GradientTransformation:
+  """The optimizer of a model's parameters, with what skips updates."""
+  optimizer = optimizer(model.logical_axes)
+  if watch.max_skipped or watch.skip_gradient_norm is not None:
+    optimizer = optimizers.skipping(
+      optimizer, max_gradient_norm=watch.skip_gradient_norm
+    )
+  return optimizer
 
 
 def load_frozen(
