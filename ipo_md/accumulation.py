@@ -111,8 +111,8 @@ def check(batch_size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
   """Raises ValueError if the parts of a batch do not divide over the mesh."""
   devices = mesh.shape['data'] * mesh.shape['fsdp']
   if parts < 1 or batch_size % (parts * devices):
+    microbatches = '' if parts == 1 else f' x MICROBATCHES {parts}'
     raise ValueError(
-      f'BATCH_SIZE {batch_size} is not divisible by MICROBATCHES {parts} x '
-      f'data x fsdp {devices} (MESH_SHAPE); a tensor axis takes devices off '
-      'data x fsdp.'
+      f'BATCH_SIZE {batch_size} is not divisible by {devices}{microbatches}: '
+      'data x fsdp of MESH_SHAPE, of which a tensor axis takes devices.'
     )

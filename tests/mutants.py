@@ -70,8 +70,8 @@ MUTANTS = {
   ),
   'sampler: b -> 1 - b': Mutant(
     'sampling.py',
-    '(1 - weight) * scores[0][:, mixed] + weight * scores[1]',
-    'weight * scores[0][:, mixed] + (1 - weight) * scores[1]',
+    '(1 - weight) * logits[0][:, mixed] + weight * logits[1]',
+    'weight * logits[0][:, mixed] + (1 - weight) * logits[1]',
     'tests/truth_test.py -k "cyclic and IPO-MD"',
   ),
   'sampler: one cache for both models': Mutant(
@@ -79,6 +79,15 @@ MUTANTS = {
     'caches=tuple(caches)',
     'caches=(caches[0],) * len(caches)',
     'tests/truth_test.py -k own_cache',
+  ),
+  'sampler: no stop-gradient on the models': Mutant(
+    'sampling.py',
+    'in jax.lax.stop_gradient(models)',
+    'in models',
+    'tests/truth_test.py -k mean_gradient',
+    harmless='a loss takes of the samples their ids, and log-probabilities of'
+    ' the reference: neither has a gradient in the policy; the line serves'
+    ' other callers (sampling_test).',
   ),
   'policy_gradient: the 1/2 dropped': Mutant(
     'losses.py',
@@ -112,14 +121,14 @@ MUTANTS = {
   ),
   'step: the reference is the moving policy': Mutant(
     'steps.py',
-    'model, frozen.reference, completions',
-    'model, state.params, completions',
+    'labelled = _judged(\n      frozen,',
+    'labelled = _judged(\n      frozen.replace(reference=state.params),',
     'tests/truth_test.py -k "mean_gradient and RL"',
   ),
   'step: the policy plays against itself, not the reference': Mutant(
     'steps.py',
     'player = frozen.reference',
-    'player = policy',
+    'player = state.params',
     'tests/truth_test.py -k "cyclic and IPO-MD"',
   ),
   'lora: adapters left on in the reference': Mutant(
@@ -143,15 +152,6 @@ MUTANTS = {
     'pass',
     'tests/games_test.py -k climbs_the_regularised',
     harmless='the baseline of y_i does not depend on y_i: as before.',
-  ),
-  'sampler: no stop-gradient on the models': Mutant(
-    'sampling.py',
-    'models = jax.lax.stop_gradient(models)',
-    'pass',
-    'tests/truth_test.py -k mean_gradient',
-    harmless='the step differentiates a function of the parameters that'
-    ' takes samples and log-probabilities as constants; the line serves other'
-    ' callers (sampling_test).',
   ),
   'policy_gradient: log pi(y_1) for rho_1 in front': Mutant(
     'losses.py',
