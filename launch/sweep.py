@@ -22,7 +22,6 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import fcntl
 import functools
-import itertools
 import json
 import os
 import pathlib
@@ -143,8 +142,10 @@ class Sweep:
     for name in spec.algorithms if others else []:
       print(f'# {name} as selected, with seeds {others}')
     final = {name: spec.folder(name) for name in spec.baselines}
-    for name, seed in itertools.product(spec.algorithms, spec.seeds):
-      final[f'{name}_{seed}'] = '<selected>'
+    for name in spec.algorithms:
+      final[name] = [
+        f'<{name} as selected, seed {seed}>' for seed in spec.seeds
+      ]
     print(shlex.join(self._command(spec.comparison(final))))
 
   def run(self, at_once: int) -> int:
@@ -249,11 +250,12 @@ class Sweep:
     spec = self._spec
     policies = {name: spec.folder(name) for name in spec.baselines}
     for name in spec.algorithms:
-      for seed in spec.seeds:
-        best = sweep_selection.Candidate(
-          self._policy(name, seed), self._chosen[name].step
-        )
-        policies[f'{name}_{seed}'] = best.path(spec)
+      selection = self._chosen[name]
+      every = [self._policy(name, seed) for seed in spec.seeds]
+      policies[name] = [
+        sweep_selection.Candidate(run, selection.step).path(spec)
+        for run in every
+      ]
     content = sweep_selection.describe(spec, self._chosen)
     return spec.comparison(policies), content
 

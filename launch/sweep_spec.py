@@ -122,8 +122,8 @@ class Spec:
     run = make_run(f'select_{algorithm}', self.tables, self.tables['select'])
     return _with_policies(self.expand(run), policies)
 
-  def comparison(self, policies: Mapping[str, str]) -> Run:
-    """The last one: of what was selected."""
+  def comparison(self, policies: Mapping[str, str | Sequence[str]]) -> Run:
+    """The last one: of what was selected, a path for each seed."""
     run = make_run('report', self.tables, self.tables['compare'])
     return _with_policies(self.expand(run), policies)
 
@@ -156,7 +156,9 @@ def make_run(name: str, *tables: Mapping[str, Any]) -> Run:
   return Run(name, [file, *files], bindings)
 
 
-def _with_policies(run: Run, policies: Mapping[str, str]) -> Run:
+def _with_policies(
+  run: Run, policies: Mapping[str, str | Sequence[str]]
+) -> Run:
   return dataclasses.replace(
     run, bindings={**run.bindings, 'POLICIES': repr(dict(policies))}
   )

@@ -35,15 +35,19 @@ if (folder.parent / f'break_{folder.name}').exists():
   print('It is broken.')
   sys.exit(3)
 if 'POLICIES' in given:
-  good = []
-  for name, path in given['POLICIES'].items():
+  good, paths = [], {}
+  for name, every in given['POLICIES'].items():
+    one = isinstance(every, str)
+    for seed, path in enumerate([every] if one else every):
+      paths[name if one else f'{name}[{seed}]'] = path
+  for name, path in paths.items():
     at = pathlib.Path(path)
     assert (at / 'COMPLETED').exists(), at
     good.append(float((at / 'good').read_text()))
   rate = [[.5 + a - b for b in good] for a in good]
   interval = [[[r - .1, r + .1] for r in row] for row in rate]
   (folder / 'results.json').write_text(json.dumps({
-    'policies': list(given['POLICIES']), 'judges': ['truth'], 'prompts': 9,
+    'policies': list(paths), 'judges': ['truth'], 'prompts': 9,
     'win_rate': {'truth': rate}, 'interval': {'truth': interval}}))
 else:
   good = given.get('TAU', 0) + given.get('SEED', 0) / 100
@@ -114,7 +118,13 @@ def test_the_three_stages(spec, tmp_path, capsys):
   assert 'on 9 test prompts' in table
   assert 'of truth on validation prompts' in table
   results = json.loads((out / 'report' / 'results.json').read_text())
-  assert results['policies'] == ['supervised', 'rl_0', 'rl_1', 'ipo_0', 'ipo_1']
+  assert results['policies'] == [
+    'supervised',
+    'rl[0]',
+    'rl[1]',
+    'ipo[0]',
+    'ipo[1]',
+  ]
   runs = json.loads((out / 'report' / 'sweep.json').read_text())['runs']
   assert [r['name'] for r in runs if r['selected']] == [
     'rl_TAU=0.2_SEED=0',
