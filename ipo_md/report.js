@@ -196,5 +196,8 @@ drawMeasures();
 drawSweep();
 drawLegend();
 drawFigures();
+for (const link of document.querySelectorAll('nav a')) {
+  link.hidden = byId(link.hash.slice(1)).hidden;
+}
 applyFilters();
 followHash();
