@@ -100,12 +100,15 @@ def _win_rate(metrics: Mapping[str, float]) -> float:
   return metrics['win_rate']
 
 
-def claim(model_dir: str, config: str) -> None:
+def claim(
+  model_dir: str, config: str, *, may_change: Sequence[str] = ()
+) -> None:
   """Makes MODEL_DIR this run's, or checks that it already is.
 
   Args:
     model_dir: MODEL_DIR, created if it is not there.
     config: all bindings, `gin.config_str()`.
+    may_change: bindings that do not count for this kind of run.
 
   Raises:
     ValueError: the directory cannot be written, holds another run, or holds
@@ -119,7 +122,8 @@ def claim(model_dir: str, config: str) -> None:
         f'MODEL_DIR {model_dir} holds results without their config.gin, so '
         'they may be of another run; choose another one.'
       )
-    ours, theirs = bindings(config), bindings(path.read_text())
+    ours = bindings(config, may_change)
+    theirs = bindings(path.read_text(), may_change)
     if ours != theirs:
       changes = [
         line
@@ -151,7 +155,7 @@ def _has_saved(directory: epath.Path) -> bool:
   return folder.exists() and any(d.name.isdigit() for d in folder.iterdir())
 
 
-def bindings(config: str) -> list[str]:
+def bindings(config: str, may_change: Sequence[str] = ()) -> list[str]:
   """The bindings of a config, one a line, without those that may change."""
   config = re.sub(r'\\\n\s*', '', config)
   config = re.sub(r'\n\s+', ' ', config)
@@ -163,7 +167,7 @@ def bindings(config: str) -> list[str]:
     for line in lines
     if line
     and not line.startswith('#')
-    and line.split(' = ')[0] not in set(_MAY_CHANGE) - fixed
+    and line.split(' = ')[0] not in {*_MAY_CHANGE, *may_change} - fixed
   ]
 
 

@@ -6,7 +6,8 @@
        "reference_log_prob": -22.8}, ...]}
 
 Log-probabilities are sums in nats at temperature 1. A run that was killed goes
-on after its last whole line and writes what it would have written.
+on after its last whole line and writes what it would have written; inputs.json
+says of which checkpoints and prompts its lines are.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -41,6 +43,7 @@ from ipo_md import types
 from ipo_md.models import model as model_lib
 
 COMPLETIONS_FILE = 'completions.jsonl'
+INPUTS_FILE = 'inputs.json'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +163,7 @@ def infer(
       f'MIXTURE_COEFS = {tuple(mixture_coefs)} needs a reference policy '
       '(REFERENCE_CHECKPOINT_PATH).'
     )
-  checkpoints.claim(model_dir, gin.config_str())
+  checkpoints.claim(model_dir, gin.config_str(), may_change=('BATCH_SIZE',))
   if checkpoints.is_completed(model_dir, 0):
     telemetry.say(f'{model_dir} is complete.')
     return
@@ -170,6 +173,14 @@ def infer(
   output = epath.Path(model_dir) / COMPLETIONS_FILE
   done = _whole_lines(output)
   bare = [e.prompts.row(i) for e in dataset.examples for i in range(len(e))]
+  inputs = {'prompts': hashlib.sha256(b'|'.join(map(bytes, bare))).hexdigest()}
+  for name, path in (
+    ('CHECKPOINT_PATH', checkpoint_path),
+    ('REFERENCE_CHECKPOINT_PATH', reference_checkpoint_path),
+  ):
+    if path is not None:
+      inputs[name] = checkpoints.identity(path, name)
+  _keep_inputs(epath.Path(model_dir) / INPUTS_FILE, inputs, done)
   with jax.set_mesh(mesh):
     load = functools.partial(
       checkpoints.load_params, mesh=mesh, vocabulary=dataset.vocabulary
@@ -200,6 +211,30 @@ def infer(
         with output.open('a') as file:
           file.writelines(lines[max(done - i * batch_size, 0) :])
   checkpoints.complete(model_dir, 0)
+
+
+def _keep_inputs(
+  path: epath.Path, inputs: Mapping[str, str], done: int
+) -> None:
+  """Writes down what is read, or refuses to add to lines made of another.
+
+  Bindings do not tell: a MODEL_DIR gets newer checkpoints, a file new rows.
+  """
+  if not (done and path.exists()):
+    if jax.process_index() == 0:
+      path.write_text(json.dumps(inputs, indent=1) + '\n')
+    return
+  before = json.loads(path.read_text())
+  if before != inputs:
+    changes = [
+      f'{name}: {before.get(name)} then, {inputs.get(name)} now'
+      for name in sorted(before | inputs)
+      if before.get(name) != inputs.get(name)
+    ]
+    raise ValueError(
+      f'{path.parent} (MODEL_DIR) has {done} lines made of something else; '
+      'choose another one:\n  ' + '\n  '.join(changes)
+    )
 
 
 def _draw(

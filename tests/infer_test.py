@@ -2,7 +2,9 @@
 
 import functools
 import json
+import shutil
 
+import gin
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -133,6 +135,52 @@ def test_the_batch_size_changes_rounding_alone(whole, checkpoints, tmp_path):
       for name in ('log_prob', 'reference_log_prob'):
         np.testing.assert_allclose(ours.pop(name), theirs.pop(name), rtol=1e-4)
     assert line == expected
+
+
+def killed(path, whole, lines):
+  """MODEL_DIR after a run that was killed in its middle."""
+  shutil.copytree(whole[0] / 'out', path / 'out')
+  (path / 'out' / 'COMPLETED').unlink()
+  kept = whole[1].splitlines(keepends=True)[:lines]
+  (path / 'out' / infer.COMPLETIONS_FILE).write_bytes(b''.join(kept))
+
+
+def test_another_batch_size_goes_on_with_a_run(whole, checkpoints, tmp_path):
+  killed(tmp_path, whole, 3)
+  config = tmp_path / 'out' / 'config.gin'
+  config.write_text('BATCH_SIZE = 2\n')
+  gin.parse_config('BATCH_SIZE = 4')
+  try:
+    lines = run(tmp_path, checkpoints, batch_size=4).splitlines()
+    (tmp_path / 'out' / 'COMPLETED').unlink()
+    config.write_text('SEED = 2\n')
+    with pytest.raises(ValueError, match='other bindings'):
+      run(tmp_path, checkpoints)
+  finally:
+    gin.clear_config()
+  texts = lambda line: [c['text'] for c in json.loads(line)['completions']]
+  assert list(map(texts, lines)) == list(map(texts, whole[1].splitlines()))
+
+
+def test_lines_of_other_checkpoints_or_prompts_are_not_mixed(
+  whole, checkpoints, tmp_path
+):
+  killed(tmp_path, whole, 3)
+  shutil.copytree(checkpoints, tmp_path / 'newer')
+  folder = tmp_path / 'newer' / 'policy' / 'checkpoints'
+  (folder / '0').rename(folder / '7')
+  out = tmp_path / 'out' / infer.COMPLETIONS_FILE
+  before = out.read_bytes()
+  with pytest.raises(ValueError, match='CHECKPOINT_PATH: .*/0/default.*/7/def'):
+    run(
+      tmp_path,
+      checkpoints,
+      checkpoint_path=str(tmp_path / 'newer' / 'policy'),
+    )
+  (tmp_path / 'prompts.txt').write_text('another\n' * 5)
+  with pytest.raises(ValueError, match='prompts: .* then, .* now'):
+    run(tmp_path, checkpoints)
+  assert out.read_bytes() == before
 
 
 def test_greedy_completions_have_their_log_probabilities(checkpoints, tmp_path):
