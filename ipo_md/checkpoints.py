@@ -24,7 +24,6 @@ import seqio
 
 from ipo_md import checksums
 from ipo_md import sharding
-from ipo_md import telemetry
 from ipo_md import types
 from ipo_md.models import lora
 from ipo_md.models import model as model_lib
@@ -259,7 +258,7 @@ def adapted(
   if not isinstance(model, lora.Lora) or reference_checkpoint_path is None:
     return None
   name = 'REFERENCE_CHECKPOINT_PATH'
-  reference = formats.resolve(_one(reference_checkpoint_path, name), name)
+  reference = formats.resolve(reference_checkpoint_path, name)
   return {'reference': reference, 'rank': model.rank, 'scale': model.scale}
 
 
@@ -325,10 +324,7 @@ def load_params(
   """
   if not path:
     raise ValueError(f'{name} is not set: the path of a checkpoint is needed.')
-  path = _one(path, name)
   kind, directory = formats.detect(path, name)
-  if kind == 'orbax':
-    _check_whole(directory.parent, name)
   if kind == 'orbax' and vocabulary is not None:
     theirs = formats.metadata(directory)
     if theirs.get('vocabulary') not in (None, describe(vocabulary)):
@@ -344,32 +340,6 @@ def load_params(
   )
 
 
-def _check_whole(checkpoint: epath.Path, name: str) -> None:
-  """Another checkpoint would be another model, so none is taken in its place.
-
-  What was copied without its checksums is taken as it is.
-  """
-  if not (checkpoint / checksums.FILE).exists():
-    return
-  if files := checksums.damaged_files(checkpoint):
-    others = [
-      step
-      for step in checksums.numbered(checkpoint.parent)
-      if str(step) != checkpoint.name
-    ]
-    raise ValueError(
-      f'{name} {checkpoint} is damaged: {", ".join(files[:3])}'
-      + (f' and {len(files) - 3} more files' if len(files) > 3 else '')
-      + (f'. Others there are of the steps {others}.' if others else '.')
-    )
-
-
-def _one(path: str, name: str) -> str:
-  """A path without :best."""
-  path, best, _ = path.partition(':best')
-  return _best(path, name) if best else path
-
-
 def identity(path: str, name: str) -> str:
   """A text that changes when `load_params` would read another checkpoint.
 
@@ -379,30 +349,10 @@ def identity(path: str, name: str) -> str:
   """
   if not path:
     raise ValueError(f'{name} is not set: the path of a checkpoint is needed.')
-  _, directory = formats.detect(_one(path, name), name)
+  _, directory = formats.detect(path, name)
   metadata = directory.parent / '_CHECKPOINT_METADATA'  # has the time
   written = metadata.read_text() if metadata.exists() else ''
   return f'{directory} {hashlib.sha256(written.encode()).hexdigest()[:12]}'
-
-
-def _best(path: str, name: str) -> str:
-  """The checkpoint of a MODEL_DIR whose measured win rate is highest."""
-  folder = epath.Path(path) / 'checkpoints'
-  if not folder.exists():
-    raise ValueError(f'{name} {path}:best is not a MODEL_DIR: no {folder}.')
-  steps = checksums.numbered(folder)
-  metrics = telemetry.read_metrics(path)
-  rates = {
-    step: metrics[step]['win_rate']
-    for step in steps
-    if 'win_rate' in metrics.get(step, {})
-  }
-  if not rates:
-    raise ValueError(
-      f'{name} {path}:best: no win rate was measured at the steps '
-      f'{steps} of its checkpoints (EVAL_PERIOD).'
-    )
-  return str(folder / str(max(rates, key=rates.get)))
 
 
 def describe(vocabulary: seqio.Vocabulary) -> str:

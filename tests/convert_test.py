@@ -267,6 +267,48 @@ def test_damaged_t5x_checkpoint_is_one_error(tmp_path):
     _load(network, path)
 
 
+def test_a_flipped_byte_of_ours_is_not_converted(tmp_path):
+  network = _network('t5_v1_1')
+  _convert(network, HF / 't5_v1_1', tmp_path / 'ours', 'orbax')
+  folder = tmp_path / 'ours' / 'checkpoints' / '0' / 'default'
+  file = max(folder.rglob('*'), key=lambda p: p.stat().st_size)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 4
+  file.write_bytes(content)
+  with pytest.raises(ValueError, match=f'PATH .*0 is damaged: .*{file.name}'):
+    _convert(network, tmp_path / 'ours', tmp_path / 'output', 'hf')
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['ours']
+
+
+def test_the_best_checkpoint_of_a_model_dir_is_converted(tmp_path):
+  network = _network('t5_v1_1')
+  abstract = arrays.flatten(network.abstract_params)
+  for step in (1, 2):
+    stored = {
+      path: arrays.Stored(
+        leaf.shape,
+        leaf.dtype,
+        functools.partial(np.full, leaf.shape, step, leaf.dtype),
+      )
+      for path, leaf in abstract.items()
+    }
+    layout = {path: [arrays.Piece(path)] for path in abstract}
+    orbax.write(
+      epath.Path(tmp_path / 'run'),
+      arrays.Checkpoint(stored, layout),
+      abstract,
+      step=step,
+    )
+  rows = ({'step': 1, 'win_rate': 0.7}, {'step': 2, 'win_rate': 0.6})
+  (tmp_path / 'run' / 'metrics.jsonl').write_text(
+    ''.join(json.dumps(row) + '\n' for row in rows)
+  )
+  for name, value in (('run:best', 1), ('run', 2)):
+    _convert(network, tmp_path / name, tmp_path / f'to_{value}', 'hf')
+    for leaf in jax.tree.leaves(_load(network, tmp_path / f'to_{value}')):
+      np.testing.assert_array_equal(leaf, value)
+
+
 def test_other_model_is_named_with_shapes_and_gin_file(tmp_path):
   tiny = model.Model(
     functools.partial(

@@ -28,6 +28,7 @@ from ipo_md import types
 from ipo_md.models import model as models
 from ipo_md.models.convert import arrays
 from ipo_md.models.convert import fitting
+from ipo_md.models.convert import folders
 from ipo_md.models.convert import hf
 from ipo_md.models.convert import orbax
 from ipo_md.models.convert import safetensors
@@ -41,9 +42,10 @@ def detect(path: str, name: str) -> tuple[Format, epath.Path]:
 
   Args:
     path: of the checkpoint or of the directory that holds numbered ones, the
-      latest of which is taken.
+      latest of which is taken; MODEL_DIR:best, the one of the highest win rate.
     name: of the gin parameter that holds the path, for messages.
   """
+  path = folders.without_best(path, name)
   directory = epath.Path(path)
   if not directory.is_dir():
     raise ValueError(
@@ -116,6 +118,8 @@ def open_checkpoint(
   Arguments and errors are those of `load_params`; no array is read yet.
   """
   kind, directory = detect(path, name)
+  if kind == 'orbax':
+    folders.check_whole(directory.parent, name)
   flat = arrays.flatten(abstract)
   fields, ignored = {}, lambda array: 'reward_head' in array
   if kind == 'hf':
@@ -174,7 +178,12 @@ def metadata(directory: epath.Path) -> dict[str, Any]:
   path = directory.parent / '_CHECKPOINT_METADATA'
   if not path.exists():
     return {}
-  return json.loads(path.read_text()).get('custom_metadata') or {}
+  try:
+    return json.loads(path.read_text()).get('custom_metadata') or {}
+  except (ValueError, AttributeError) as error:
+    raise ValueError(
+      f'{path.parent} is damaged: {path.name} ({error})'
+    ) from error
 
 
 def resolve(path: str, name: str) -> str:
