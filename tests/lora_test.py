@@ -336,6 +336,8 @@ def test_a_model_dir_of_adapters_is_read_as_the_whole_policy(saved, tmp_path):
     ValueError, match=f'{message}.*/base/checkpoints/1 is not'
   ):
     read(str(path / 'run'))
+  with pytest.raises(ValueError, match='gin/runs/export_lora.gin'):
+    read(str(path / 'run'))
   (tmp_path / 'base').rename(path / 'base')
 
 
@@ -354,6 +356,16 @@ def test_merged_export_is_the_policy(saved, output_format):
     loaded,
     merged(model, params, frozen),
   )
+
+
+def test_export_with_another_alpha_is_refused(saved):
+  model, _, _, path = saved
+  other = lora.Lora(
+    model.base, rank=model.rank, alpha=3 * model.alpha, targets=model.targets
+  )
+  with pytest.raises(ValueError, match='LORA_ALPHA .* in the run of .*run'):
+    export(other, path, 'peft')
+  assert not (path / 'peft').exists()
 
 
 def test_peft_export_has_its_names_and_its_product(saved):

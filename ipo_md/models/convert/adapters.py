@@ -36,6 +36,10 @@ def export(
     output_dir: must not exist; is there whole or not at all.
     output_format: 'peft' for the adapters apart, or, merged, one of `formats`.
     step: number of the checkpoint that is written.
+
+  Raises:
+    ValueError: a checkpoint is not there or does not fit; or the run scaled its
+      adapters otherwise.
   """
   adapters, flat = formats.open_checkpoint(
     initial_checkpoint_path,
@@ -43,6 +47,15 @@ def export(
     model.config,
     'INITIAL_CHECKPOINT_PATH',
   )
+  _, directory = formats.detect(
+    initial_checkpoint_path, 'INITIAL_CHECKPOINT_PATH'
+  )
+  theirs = (formats.metadata(directory).get('lora') or {}).get('scale')
+  if theirs not in (None, model.scale):
+    raise ValueError(
+      f'LORA_ALPHA {model.alpha} / LORA_RANK {model.rank} is {model.scale}, '
+      f'and {theirs} in the run of {initial_checkpoint_path}.'
+    )
   base = model.base
   if output_format == 'peft':
     with formats.new_directory(output_dir) as directory:

@@ -202,13 +202,20 @@ def _open_adapted(
   fresh: Sequence[str],
 ) -> tuple[arrays.Checkpoint, Mapping[str, Any]]:
   """The whole policy of a run with LoRA, merged as its layers are read."""
-  reference, flat = open_checkpoint(
-    lora['reference'],
-    abstract,
-    config,
-    f'{what} holds LoRA adapters, and their reference',
-    fresh,
-  )
+  try:
+    reference, flat = open_checkpoint(
+      lora['reference'],
+      abstract,
+      config,
+      f'{what} holds LoRA adapters, and their reference',
+      fresh,
+    )
+  except ValueError as error:
+    error.add_note(
+      'If the reference has moved, gin/runs/export_lora.gin writes the whole '
+      'policy: it takes the new place as REFERENCE_CHECKPOINT_PATH.'
+    )
+    raise
   shapes = {}
   for path in {name.rpartition('/')[0] for name in stored} & flat.keys():
     *lead, rows, columns = flat[path].shape
