@@ -11,9 +11,12 @@ import sys
 from typing import Any
 from typing import TypeVar
 
+import numpy as np
+
 T = TypeVar('T')
 
 _LISTED = 20  # bad rows that are named
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class BadRow(ValueError):
@@ -40,7 +43,7 @@ def field(row: Any, path: str, kind: type | tuple[type, ...]) -> Any:
 
 
 def number(row: Any, path: str) -> float:
-  """A finite number, or the text of one."""
+  """A finite number that float32 holds, or the text of one."""
   value = field(row, path, (int, float, str))
   try:
     value = float(value)
@@ -50,6 +53,8 @@ def number(row: Any, path: str) -> float:
     value = math.inf
   if not math.isfinite(value):
     raise BadRow(f'field {path!r} is {value}, not a number')
+  if abs(value) > _LARGEST:
+    raise BadRow(f'field {path!r} is {value}, too large for float32')
   return value
 
 

@@ -139,6 +139,10 @@ class TestRewards:
         "'scores.2' is 'x', not a number",
       ),
       (SCORED[0] | {'scores': [1, 2, 10**400]}, "'scores.2' is inf"),
+      (
+        SCORED[0] | {'scores': [1, 2, -1e300]},
+        "row 1: field 'scores.2' is -1e.300, too large",
+      ),
       (SCORED[0] | {'scores': [1, 2, float('nan')]}, "'scores.2' is nan"),
       (
         SCORED[0] | {'completions': ['a'] * 5},
