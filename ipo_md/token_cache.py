@@ -14,12 +14,14 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import fcntl
 import functools
 import hashlib
 import inspect
 import json
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from typing import Any
@@ -61,15 +63,41 @@ def load(
   columns = _read(path)
   if columns is None:
     os.makedirs(cache_dir, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-      dir=cache_dir, prefix='unfinished-'
-    ) as folder:
+    with _unfinished(cache_dir) as folder:
       _write(os.path.join(folder, 'cache'), task, split, source)
       _publish(os.path.join(folder, 'cache'), path)
     columns = _read(path)
     if columns is None:
       raise ValueError(f'The cache {path} cannot be read back (CACHE_DIR).')
   return examples.from_columns(task.name, columns)
+
+
+@contextlib.contextmanager
+def _unfinished(cache_dir: str) -> Iterator[str]:
+  """A new directory to write into; removes those of processes that are gone.
+
+  A writer holds a lock in its directory, which the system takes away with the
+  process, however it ends. A directory has its last name once it is locked.
+  """
+  for old in pathlib.Path(cache_dir).glob('unfinished-*'):
+    with contextlib.suppress(OSError), _locked(old):  # in use, or removed
+      shutil.rmtree(old)
+  made = pathlib.Path(tempfile.mkdtemp(dir=cache_dir, prefix='new-'))
+  (made / 'lock').touch()
+  with _locked(made):
+    folder = made.rename(made.with_name(f'unfinished-{made.name[4:]}'))
+    try:
+      yield str(folder)
+    finally:
+      shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+  """Holds the lock in a directory; raises BlockingIOError if another does."""
+  with open(folder / 'lock', 'r+') as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
 
 
 def describe(
@@ -213,7 +241,7 @@ def _read(path: str) -> dict[str, np.ndarray] | None:
     text = file.read()
   try:
     described = json.loads(text)['columns']
-  except (ValueError, KeyError):
+  except (ValueError, KeyError, TypeError):
     print(f'{info_path} is damaged; the cache is made again.', file=sys.stderr)
     return None
   columns = {}

@@ -3,6 +3,9 @@
 import functools
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,6 +134,26 @@ class TestCache:
     with pytest.raises(KeyboardInterrupt):
       _load(_lines(path), tmp_path)
     assert not _caches(tmp_path)
+
+  def test_killed_leaves_nothing_for_long(self, path, tmp_path):
+    cache = tmp_path / 'cache'
+    code = (
+      'import os, signal\n'
+      'from ipo_md import token_cache\n'
+      f'with token_cache._unfinished({str(cache)!r}) as folder:\n'
+      "  open(os.path.join(folder, 'inputs.bin'), 'w').close()\n"
+      '  os.kill(os.getpid(), signal.SIGKILL)\n'
+    )
+    cache.mkdir()
+    killed = subprocess.run([sys.executable, '-c', code])
+    assert killed.returncode == -signal.SIGKILL
+    assert _caches(tmp_path)[0].startswith('unfinished-')
+    with token_cache._unfinished(str(cache)) as writing:
+      assert _caches(tmp_path) == [os.path.basename(writing)]
+      _load(_lines(path), tmp_path)
+      assert os.path.exists(writing)
+    (name,) = _caches(tmp_path)
+    assert name.startswith('lines-train-')
 
   def test_info_says_what_it_is(self, path, tmp_path):
     _load(_lines(path), tmp_path)
