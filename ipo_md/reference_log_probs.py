@@ -56,8 +56,10 @@ def compute(
     )
     found = log_probs(params, model, examples, batch_size=batch_size, mesh=mesh)
   if jax.process_index() == 0:
-    with epath.Path(path).open('wb') as file:
+    unfinished = epath.Path(f'{path}.unfinished')
+    with unfinished.open('wb') as file:
       np.savez(file, log_prob=found, examples=_fingerprint(examples))
+    unfinished.replace(path)
   telemetry.say(
     f'{path}: {found.shape[0]:,} prompts of {found.shape[1]} completions'
   )

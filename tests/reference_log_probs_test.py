@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from ipo_md import checkpoints
 from ipo_md import data
 from ipo_md import examples
 from ipo_md import reference_log_probs
@@ -96,3 +97,34 @@ def test_attached(found, tmp_path):
   for other in others:
     with pytest.raises(ValueError, match='computed of other tokens'):
       attached(dataset=lambda other=other: other)
+
+
+def test_interrupted_writes_nothing(found, tmp_path, monkeypatch):
+  model, params, values = found
+  path = tmp_path / 'log_probs.npz'
+  compute = functools.partial(
+    reference_log_probs.compute,
+    path=str(path),
+    reference_checkpoint_path='',
+    model=model,
+    dataset=_dataset,
+    batch_size=4,
+    mesh_shape=(2, 2, 2),
+  )
+  monkeypatch.setattr(data, 'check_vocabulary', lambda *args: None)
+  monkeypatch.setattr(checkpoints, 'load_params', lambda *args, **kw: params)
+
+  def interrupted(file, **arrays):
+    file.write(b'PK')
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(np, 'savez', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      compute()
+  assert not path.exists()
+  compute()
+  attached = reference_log_probs.attached(path=str(path), dataset=_dataset)
+  np.testing.assert_allclose(
+    attached.examples[0].scores['reference_log_prob'], values, rtol=1e-5
+  )
