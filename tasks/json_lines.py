@@ -58,6 +58,14 @@ def number(row: Any, path: str) -> float:
   return value
 
 
+def max_bad_rows() -> int:
+  """MAX_BAD_ROWS of the environment, for tasks whose files it names, too."""
+  text = os.environ.get('MAX_BAD_ROWS', '0')
+  if not text.isdigit():
+    raise ValueError(f'MAX_BAD_ROWS = {text!r} in the environment is no count.')
+  return int(text)
+
+
 def read(
   paths: Iterable[str],
   parse: Callable[[dict[str, Any]], T | None],

@@ -7,7 +7,8 @@ The policy was fine-tuned on TL;DR, so the prompt is 'POST: {document}', with
 TL;DR's closing (PromptFormat.closing). Two sources:
 
 - XSUM_DIR names a directory of train.jsonl, validation.jsonl and test.jsonl,
-  rows of document, summary, id;
+  rows of document, summary, id; MAX_BAD_ROWS in the environment is how many of
+  a file's may be left out;
 - without it, TFDS's own `xsum`, whose files have to be fetched by hand.
 
 Narayan et al., arXiv 1808.08745.
@@ -28,8 +29,11 @@ _SPLITS = ('train', 'validation', 'test')
 
 
 def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+  document = json_lines.field(row, 'document', str)
+  if not document.strip():
+    raise json_lines.BadRow("field 'document' is empty")
   return {
-    'inputs': f'POST: {json_lines.field(row, "document", str)}',
+    'inputs': f'POST: {document}',
     'targets': json_lines.field(row, 'summary', str),
   }
 
@@ -50,7 +54,8 @@ def _files(split: str) -> list[str]:
 def _rows(split: str) -> segments.Rows:
   files = _files(split)
   if 'XSUM_DIR' in os.environ:
-    for _, row in json_lines.read(files, _prompt):
+    allowed = json_lines.max_bad_rows()
+    for _, row in json_lines.read(files, _prompt, max_bad_rows=allowed):
       yield row
     return
   rows = tfds.builder('xsum').as_dataset(split=split, shuffle_files=False)

@@ -462,3 +462,12 @@ def test_orbax_itself_reads_what_is_written(tmp_path):
   assert arrays.flatten(tree['target']).keys() == stored.keys()
   for name, array in arrays.flatten(tree['target']).items():
     np.testing.assert_array_equal(array, stored[name].read())
+
+
+def test_what_a_config_does_not_say_is_what_transformers_takes():
+  config = json.loads((TESTDATA / 'hf' / 'mistral' / 'config.json').read_text())
+  del config['sliding_window']
+  assert hf.model_fields(config)['sliding_window'] == 4096
+  config = json.loads((TESTDATA / 'hf' / 'mixtral' / 'config.json').read_text())
+  del config['sliding_window']
+  assert hf.model_fields(config)['sliding_window'] is None

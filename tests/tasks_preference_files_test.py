@@ -199,6 +199,22 @@ class TestXsum:
     with pytest.raises(ValueError, match='There is no file .*test.jsonl'):
       _load('xsum_prompts', 'test')
 
+  def test_bad_rows(self, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('XSUM_DIR', str(tmp_path))
+    rows = [
+      {'document': 'my dog.', 'summary': 'a dog.', 'id': '1'},
+      {'document': ' ', 'summary': 'nothing.', 'id': '2'},
+    ]
+    _write(tmp_path / 'train.jsonl', rows)
+    with pytest.raises(ValueError, match="row 2: field 'document' is empty"):
+      _load('xsum_prompts')
+    monkeypatch.setenv('MAX_BAD_ROWS', '1')
+    assert len(_load('xsum_prompts')) == 1
+    assert 'Bad rows left out: 1' in capsys.readouterr().err
+    monkeypatch.setenv('MAX_BAD_ROWS', 'all')
+    with pytest.raises(ValueError, match="MAX_BAD_ROWS = 'all'"):
+      _load('xsum_prompts')
+
   def test_neither(self, tmp_path, monkeypatch):
     monkeypatch.delenv('XSUM_DIR', raising=False)
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))

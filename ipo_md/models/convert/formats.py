@@ -169,7 +169,7 @@ def _read_config(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return theirs, hf.model_fields(theirs)
   except KeyError as error:
     raise ValueError(f'{path} has no field {error}.') from error
-  except (ValueError, TypeError, AttributeError) as error:
+  except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
     raise ValueError(f'{path}: {error}') from error
 
 
@@ -357,6 +357,6 @@ def _write_hf(directory, checkpoint, flat, config) -> None:
     array = checkpoint.read(path, piece.index).astype(shapes[name][1])
     return array.T if piece.transposed else array
 
-  safetensors.write(directory, shapes, array)
   text = json.dumps(hf.config_json(config), indent=2)
+  safetensors.write(directory, shapes, array)
   (directory / 'config.json').write_text(text + '\n')

@@ -202,7 +202,10 @@ def _decoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     'norm_epsilon': config['rms_norm_eps'],
     'rope_theta': rope.get('rope_theta', config.get('rope_theta', 10000.0)),
     'rope_factor': 1.0,
-    'sliding_window': config.get('sliding_window'),
+    # What transformers takes where the file does not say.
+    'sliding_window': config.get(
+      'sliding_window', 4096 if config['model_type'] == 'mistral' else None
+    ),
     'num_experts': config.get('num_local_experts', 1),
   }
   if fields['num_experts'] > 1:
@@ -226,6 +229,11 @@ def config_json(config: Any) -> dict[str, Any]:
 
 def _t5_json(cfg: t5.T5Config) -> dict[str, Any]:
   projections = {('relu',): 'relu', ('gelu', 'linear'): 'gated-gelu'}
+  if cfg.mlp_activations not in projections:
+    raise ValueError(
+      f'T5.mlp_activations {cfg.mlp_activations}: a config.json can say '
+      f'{list(projections)}.'
+    )
   return {
     'architectures': ['T5ForConditionalGeneration'],
     'model_type': 't5',
