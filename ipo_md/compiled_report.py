@@ -8,6 +8,17 @@ from ipo_md import chips
 from ipo_md import hlo
 from ipo_md import roofline
 
+# What the compiler says of a program that does not fit: all that it needs, or,
+# where temporaries alone are too much, these.
+_ALL = r'Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm'
+_TEMPORARIES = (
+  r'temporaries \(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)'
+)
+
+
+def is_out_of_memory(error: str) -> bool:
+  return bool(re.search(_ALL, error) or re.search(_TEMPORARIES, error))
+
 
 def memory(stats: Any, chip: chips.Chip) -> dict[str, Any]:
   """HBM of a chip: what is there at once, against what it has."""
@@ -33,9 +44,11 @@ def memory(stats: Any, chip: chips.Chip) -> dict[str, Any]:
 
 def does_not_fit(error: str, state: Mapping[str, int]) -> dict[str, Any]:
   """By how much, and what would help."""
-  sizes = re.search(r'Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm', error)
+  sizes = re.search(_TEMPORARIES, error) or re.search(_ALL, error)
   used, limit = (_bytes(size) for size in sizes.groups())
   arguments = sum(state.values())
+  if re.search(_TEMPORARIES, error):
+    used += arguments
   largest = max(state, key=state.get)
   advice = []
   if arguments > limit / 2:
@@ -46,7 +59,7 @@ def does_not_fit(error: str, state: Mapping[str, int]) -> dict[str, Any]:
     )
   if used - arguments > limit / 2:
     advice += [
-      'a smaller BATCH_SIZE',
+      'a smaller BATCH_SIZE, or more MICROBATCHES',
       "REMAT_POLICY = 'full' (or 'minimal')",
       'a tensor axis (MESH_SHAPE), which splits the weights that sampling '
       'gathers',

@@ -143,7 +143,7 @@ def compile_case(
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as raised:
       error = str(raised)
-      if 'memory space hbm' not in error:
+      if not compiled_report.is_out_of_memory(error):
         raise
   report = {
     'topology': case.topology,

@@ -118,6 +118,13 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help():
   )
   report = compiled_report.does_not_fit(error, state)
   assert report['exceeds_by'] == 15.5 * 2**30
+  other = (
+    'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required '
+    'for HLO temporaries (24.25G) exceeds available HBM (15.75G).'
+  )
+  assert compiled_report.is_out_of_memory(other)
+  assert compiled_report.does_not_fit(other, state) == report
+  assert not compiled_report.is_out_of_memory('INTERNAL: hbm')
   advice = ' '.join(report['would_help'])
   assert 'BATCH_SIZE' in advice and 'REMAT_POLICY' in advice
   state['judge'] = 30 << 30
