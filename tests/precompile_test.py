@@ -94,7 +94,7 @@ def test_a_step_is_compiled_for_a_slice(call, tmp_path, capsys):
   [
     ({'TOPOLOGY': "'v5e:3x3'"}, 'no slice'),
     ({'MESH_SHAPE': (1, 3, 1)}, r'multiplies to 3 .* the 4 devices'),
-    ({'BATCH_SIZE': 6}, 'BATCH_SIZE 6 .* data x fsdp 4'),
+    ({'BATCH_SIZE': 6}, 'BATCH_SIZE 6 .* by 4: data x fsdp'),
     ({'FIT': "'model'"}, "FIT = 'model'"),
     (
       {'MESH_SHAPE': (1, 1, 4), 't5.T5.mlp_dim': 126},
