@@ -22,6 +22,7 @@ from ipo_md import data
 from ipo_md import pairwise
 from ipo_md import sampling
 from ipo_md import sharding
+from ipo_md import steps
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
@@ -141,7 +142,7 @@ def _sample(
     **controls,
   )
   tokens = sampled.tokens
-  ended = jnp.any(tokens.mask & (tokens.ids == eos_id), axis=-1)
+  ended = steps.ended_of(tokens, eos_id)
   return types.Completions(prompts=prompts, completions=tokens), {
     'length': jnp.mean(jnp.sum(tokens.mask, axis=-1) - ended),
     'eos_rate': jnp.mean(ended),

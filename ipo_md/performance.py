@@ -19,16 +19,15 @@ from typing import TypeVar
 from etils import epath
 import jax
 
-# bfloat16 matrix multiplications a second, of a device as JAX counts them.
-# cloud.google.com/tpu/docs/system-architecture-tpu-vm; nvidia.com for GPUs.
+from ipo_md import chips
+
+# FLOP/s in bfloat16, by what JAX calls a chip.
 PEAK_FLOPS = {
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5': 459e12,
-  'TPU v5p': 459e12,
-  'TPU v6 lite': 918e12,
-  'NVIDIA A100-SXM4-80GB': 312e12,
-  'NVIDIA H100 80GB HBM3': 989e12,
+  'TPU v4': chips.CHIPS['v4'].flops,
+  'TPU v5 lite': chips.CHIPS['v5e'].flops,
+  'TPU v5': chips.CHIPS['v5p'].flops,
+  'TPU v5p': chips.CHIPS['v5p'].flops,
+  'TPU v6 lite': chips.CHIPS['v6e'].flops,
 }
 _COMPILE_EVENTS = (
   '/jax/core/compile/jaxpr_trace_duration',

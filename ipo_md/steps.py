@@ -186,7 +186,7 @@ def online_step(
       require(labelled, 'preference', 'LABEL')
       preference = label(labelled.preference, rng=label_rng)
       labelled = labelled.replace(preference=preference)
-    ended = _ended(sampled.tokens, eos_id)
+    ended = ended_of(sampled.tokens, eos_id)
     if truncation_reward is not None:
       require(labelled, 'rewards', 'TRUNCATION_REWARD')
       labelled = labelled.replace(
@@ -318,7 +318,7 @@ def win_rate_metrics(
   reference_log_probs, _ = sequences.log_probs(model, frozen.reference, own)
   log_ratio = jnp.sum(policy.policy_log_probs - reference_log_probs, axis=-1)
   mask = policy.tokens.mask
-  ended = _ended(policy.tokens, eos_id)
+  ended = ended_of(policy.tokens, eos_id)
   return {
     'win_rate': jnp.mean(losses.hard_label(preference)),
     'mean_preference': jnp.mean(preference),
@@ -329,7 +329,7 @@ def win_rate_metrics(
   }
 
 
-def _ended(tokens: types.Tokens, eos_id: int) -> jax.Array:
+def ended_of(tokens: types.Tokens, eos_id: int) -> jax.Array:
   """[B, K] whether a completion reached EOS."""
   return jnp.any(tokens.mask & (tokens.ids == eos_id), axis=-1)
 
