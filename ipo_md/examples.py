@@ -159,9 +159,13 @@ def chunks(
     trim_output_features=False,
   )
   dataset = dataset.map(_flatten, num_parallel_calls=tf.data.AUTOTUNE)
+  dataset = dataset.ragged_batch(_CHUNK).prefetch(2)
+  options = tf.data.Options()
+  # Each map costs every example a call of its own.
+  options.experimental_optimization.map_fusion = True
   first, k = 0, None
   place = f'task {task.name}, split {split}'
-  batches = iter(dataset.ragged_batch(_CHUNK).prefetch(2))
+  batches = iter(dataset.with_options(options))
   while (batch := _next(batches, place)) is not None:
     chunk = _columns(batch)
     k = _check_k(batch, k, place, first)

@@ -160,8 +160,8 @@ def tokenise(
     return out
 
   ragged = 'completions' in dataset.element_spec
-  dataset = dataset.ragged_batch(_BATCH)
-  dataset = dataset.map(tokenise_batch, num_parallel_calls=2).unbatch()
+  batch = dataset.ragged_batch if ragged else dataset.batch
+  dataset = batch(_BATCH).map(tokenise_batch, num_parallel_calls=2).unbatch()
   if not ragged:
     return dataset
   return dataset.map(lambda x: dict(x) | {'targets': x['targets'].to_tensor()})
