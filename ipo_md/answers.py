@@ -31,7 +31,8 @@ def parse(content: str) -> Answer:
   """The answer in a response of POST /chat/completions.
 
   Raises:
-    LookupError, AttributeError, TypeError, ValueError: there is none.
+    LookupError, AttributeError, TypeError, ValueError, OverflowError,
+    RecursionError: there is none.
   """
   response = json.loads(content)
   choice = response['choices'][0]

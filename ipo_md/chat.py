@@ -32,6 +32,15 @@ from ipo_md import answers
 _LONGEST_DELAY = 60.0  # seconds, of the backoff
 _PATIENCE = 900.0  # seconds that a question waits for a busy server
 _MOST_BYTES = 10_000_000  # of a response
+# What `answers.parse` raises; too deep and too large a number among them.
+_UNREADABLE = (
+  LookupError,
+  AttributeError,
+  TypeError,
+  ValueError,
+  OverflowError,
+  RecursionError,
+)
 _MAY_PASS = (408, 409, 425)  # statuses that another attempt may cure, and 5xx
 
 
@@ -249,7 +258,7 @@ class Endpoint:
     content = self._safe(content)
     try:
       answer = answers.parse(content)
-    except (LookupError, AttributeError, TypeError, ValueError) as error:
+    except _UNREADABLE as error:
       said = ' '.join(content.split())[:100]
       raise _Fault(f'a malformed response ({error!r}): {said}') from None
     return dataclasses.replace(answer, text=self._safe(answer.text))

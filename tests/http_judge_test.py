@@ -247,6 +247,9 @@ FAULTS = {
   'no message': b'{"choices": [{"message": null}]}',
   'not a log-probability': b'{"choices": [{"message": {"content": "1"}, '
   b'"logprobs": {"content": [{"token": "1", "logprob": NaN}]}}]}',
+  'too deep': b'[' * 100_000,
+  'endless usage': b'{"choices": [{"message": {"content": "1"}}], '
+  b'"usage": {"prompt_tokens": Infinity}}',
 }
 
 
