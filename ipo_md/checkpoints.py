@@ -29,6 +29,10 @@ from ipo_md.models import lora
 from ipo_md.models import model as model_lib
 from ipo_md.models.convert import formats
 
+# Under MODEL_DIR/checkpoints: what is deleted goes here first, in one step, so
+# that no checkpoint is ever half there. Buckets have no such step.
+_DELETED = 'deleted'
+
 # Bindings that a resumed run may change: they leave its trajectory as it is.
 _MAY_CHANGE = (
   'MODEL_DIR',
@@ -198,12 +202,14 @@ def manager(model_dir: str, *, keep: Keep) -> ocp.CheckpointManager:
   """
   checksums.set_damaged_aside(model_dir)
   directory = epath.Path(model_dir) / 'checkpoints'
+  _finish_deletions(directory)
   return ocp.CheckpointManager(
     directory,
     options=ocp.CheckpointManagerOptions(
       preservation_policy=keep.policy(),
       best_fn=_win_rate,  # else no metrics are saved
       cleanup_tmp_directories=True,
+      todelete_subdir=_DELETED,
       create=True,
       save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
       async_options=ocp.AsyncOptions(
@@ -233,6 +239,7 @@ def save(
   Raises:
     RuntimeError: this or an earlier save failed, as on a full disk.
   """
+  wait(checkpoints)
   step = int(state.step)
   try:
     if step in checkpoints.all_steps():
@@ -268,6 +275,12 @@ def wait(checkpoints: ocp.CheckpointManager) -> None:
     checkpoints.wait_until_finished()
   except (OSError, ValueError, RuntimeError) as error:
     raise _cannot_save(checkpoints, error) from error
+  _finish_deletions(checkpoints.directory)
+
+
+def _finish_deletions(directory: epath.Path) -> None:
+  if jax.process_index() == 0:
+    (directory / _DELETED).rmtree(missing_ok=True)
 
 
 def _cannot_save(

@@ -25,10 +25,17 @@ _THREADS = 8
 
 
 def seal(checkpoints: epath.Path) -> None:
-  """Writes the checksums of the checkpoint that is about to be committed."""
-  for directory in checkpoints.iterdir():
-    if directory.is_dir() and not (directory / COMMITTED).exists():
-      write(directory)
+  """Writes the checksums of the checkpoint that is about to be committed.
+
+  It is the latest one that is not committed. An earlier one is half deleted,
+  and checksums of what is left of it would make it a whole one.
+  """
+  unfinished = {
+    int(directory.name.partition('.')[0]): directory
+    for directory in checkpoints.iterdir()
+    if directory.name[0].isdigit() and not (directory / COMMITTED).exists()
+  }
+  write(unfinished[max(unfinished)])
 
 
 def write(directory: epath.Path) -> None:

@@ -5,6 +5,7 @@ import pathlib
 import resource
 import shutil
 
+from etils import epath
 import numpy as np
 import pytest
 import train_test
@@ -101,6 +102,38 @@ def test_the_previous_checkpoint_is_taken_and_said(
   train_test.assert_equal(
     train_test.params_of(copied), train_test.params_of(straight)
   )
+
+
+def test_what_is_half_deleted_is_never_sealed(copied):
+  """A run was killed while it deleted a checkpoint, as in a bucket."""
+  half = copied / 'checkpoints' / '4'
+  (half / checksums.COMMITTED).unlink()
+  (half / 'default' / '_METADATA').unlink()
+  unfinished = copied / 'checkpoints' / '8.orbax-checkpoint-tmp'
+  shutil.copytree(copied / 'checkpoints' / '6', unfinished)
+  for name in (checksums.FILE, checksums.COMMITTED):
+    (unfinished / name).unlink()
+  checksums.seal(epath.Path(copied / 'checkpoints'))
+  assert checksums.damaged_files(unfinished) == []
+  assert checksums.damaged_files(half) == ['default/_METADATA']
+
+
+def test_a_checkpoint_is_deleted_in_one_step(copied, monkeypatch):
+  """A kill leaves none half deleted; the rest of it goes at the next start."""
+  folder, removed = copied / 'checkpoints', []
+  rmtree = shutil.rmtree
+
+  def record(path, *args, **kwargs):
+    removed.append(str(path))
+    rmtree(path, *args, **kwargs)
+
+  monkeypatch.setattr(shutil, 'rmtree', record)
+  (folder / 'deleted' / '2').mkdir(parents=True)
+  run(copied, 10)
+  assert checksums.numbered(folder) == [8, 10]
+  assert not (folder / 'deleted').exists()
+  assert str(folder / 'deleted') in removed
+  assert not {str(folder / str(step)) for step in range(11)} & {*removed}
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_touched(copied):
