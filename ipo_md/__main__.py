@@ -16,12 +16,14 @@ import signal
 import socket
 import sys
 import tokenize
+import traceback
 
 from absl import app
 from absl import flags
 from absl import logging
 import gin
 import jax
+from jax._src import distributed
 
 # TensorFlow reads data here and has nothing to say about devices.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -196,13 +198,28 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.FATAL)
   try:
     run(argv)
-  except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-    if _TRACEBACK.value:
-      raise
-    message = '\n'.join([str(error), *getattr(error, '__notes__', ())])
-    print(f'ipo_md: {type(error).__name__}: {message}', file=sys.stderr)
-    print('(--traceback shows where.)', file=sys.stderr)
-    sys.exit(1)
+  except Exception as error:
+    expected = (ValueError, OSError, RuntimeError, FloatingPointError)
+    if _TRACEBACK.value or not isinstance(error, expected):
+      traceback.print_exc()
+    else:
+      message = '\n'.join([str(error), *getattr(error, '__notes__', ())])
+      print(f'ipo_md: {type(error).__name__}: {message}', file=sys.stderr)
+      print('(--traceback shows where.)', file=sys.stderr)
+    leave()
+
+
+def leave() -> None:
+  """Ends with exit code 1.
+
+  At a usual exit JAX waits 300 s for the other processes to end, too. If this
+  one alone has failed they cannot, as they wait for it in a collective.
+  """
+  if distributed.global_state.num_processes > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+  sys.exit(1)
 
 
 if __name__ == '__main__':

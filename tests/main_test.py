@@ -173,6 +173,21 @@ def test_a_binding_without_a_value():
   ]
 
 
+def test_a_process_that_fails_alone_does_not_wait_for_the_others(
+  call, tmp_path, capsys, monkeypatch
+):
+  """JAX would wait for them in its barrier at the exit."""
+  monkeypatch.setattr(main.distributed.global_state, 'num_processes', 2)
+
+  def leave(code):
+    raise SystemExit(f'at once: {code}')
+
+  monkeypatch.setattr(main.os, '_exit', leave)
+  with pytest.raises(SystemExit, match='at once: 1'):
+    call(arguments(tmp_path, TRAIN_STEP=1))
+  assert 'TRAIN_STEP is set' in capsys.readouterr().err
+
+
 def params_of(path: pathlib.Path) -> dict:
   """Parameters of the micro run's last checkpoint."""
   return checkpoints.load_params(
