@@ -85,18 +85,20 @@ def phases(
 ) -> dict[str, Any]:
   """Cycles of each phase against its bound, on `number` chips."""
   rows = {}
-  for name, cycles in program.cycles.items():
+  for name, computing in program.cycles.items():
+    cycles = computing + program.waits[name]
     needed = work.get(name, roofline.Work())
     bound = needed.seconds(chip, number) * chip.clock
     rows[name] = {
       'cycles': cycles,
+      'waiting_cycles': program.waits[name],
       'seconds': cycles / chip.clock,
       'model_flops': needed.flops,
       'bytes_per_chip': needed.bytes,
       'bound_cycles': bound,
       'over_bound': cycles / bound if bound else None,
     }
-  total = sum(program.cycles.values())
+  total = sum(row['cycles'] for row in rows.values())
   flops = sum(w.flops for w in work.values())
   seconds = total / chip.clock
   out = {
@@ -110,9 +112,10 @@ def phases(
     bound = rows['decode']['bound_cycles'] / program.tokens
     out['decode'] = {
       'tokens': program.tokens,
-      'cycles_per_token': program.token_cycles,
+      'cycles_per_token': program.token_cycles + program.token_waits,
+      'waiting_cycles_per_token': program.token_waits,
       'bound_cycles_per_token': bound,
-      'over_bound': program.token_cycles / bound,
+      'over_bound': (program.token_cycles + program.token_waits) / bound,
     }
   return out
 

@@ -4,12 +4,17 @@ Cycles are the compiler's own estimates. They stand beside each instruction, so
 those in a loop's body count as often as the loop runs: an upper limit where it
 may end early, as the sampling loop does. Phases are the `jax.named_scope`s of
 `steps`, the innermost one of an instruction; 'backward' is what JAX transposed.
+
+The estimates leave out what is fetched from HBM while other instructions work,
+and what waits for it. Those waits are counted here: fetches one after another,
+in the order of the program, each at the full bandwidth.
 """
 
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 import re
 
@@ -64,13 +69,17 @@ class Program:
 
   Attributes:
     cycles: by phase.
+    waits: cycles for which instructions wait for fetches from HBM, by phase.
     token_cycles: of one round of the sampling loop; 0 without one.
+    token_waits: of one round.
     tokens: rounds of the sampling loop at most.
     collectives: all of them.
   """
 
   cycles: Mapping[str, int]
+  waits: Mapping[str, int]
   token_cycles: int
+  token_waits: int
   tokens: int
   collectives: Sequence[Collective]
 
@@ -92,12 +101,16 @@ class _Found:
 
   def __init__(self):
     self.cycles = dict.fromkeys((*PHASES, OTHER), 0)
+    self.waits = dict.fromkeys((*PHASES, OTHER), 0)
     self.collectives = []
-    self.loops = []  # (cycles of one round, rounds) of the decode phase's
+    # (cycles of one round, waits, rounds) of the decode phase's
+    self.loops = []
 
   def add(self, other: '_Found') -> None:
     for phase, cycles in other.cycles.items():
       self.cycles[phase] += cycles
+    for phase, cycles in other.waits.items():
+      self.waits[phase] += cycles
     self.collectives += other.collectives
     self.loops += other.loops
 
@@ -106,12 +119,18 @@ class _Found:
     return sum(self.cycles.values())
 
 
-def analyse(text: str) -> Program:
-  """Reads `jax.stages.Compiled.as_text()` of a TPU program."""
+def analyse(text: str, *, bytes_per_cycle: float) -> Program:
+  """Reads a compiled TPU program.
+
+  Args:
+    text: `jax.stages.Compiled.as_text()`.
+    bytes_per_cycle: of the chip's HBM.
+  """
   computations, entry = _computations(text)
-  found = _walk(computations, entry, times=1, phase=OTHER, in_loop=False)
-  loop = max(found.loops, default=(0, 0), key=math.prod)
-  return Program(found.cycles, *loop, found.collectives)
+  walk = functools.partial(_walk, computations, bytes_per_cycle=bytes_per_cycle)
+  found = walk(entry, times=1, phase=OTHER, in_loop=False)
+  loop = max(found.loops, default=(0, 0, 0), key=lambda x: x[0] * x[2])
+  return Program(found.cycles, found.waits, *loop, found.collectives)
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -134,11 +153,24 @@ def _walk(
   times: int,
   phase: str,
   in_loop: bool,
+  bytes_per_cycle: float,
 ) -> _Found:
   """All that a computation does, `times` over."""
+  walk = functools.partial(_walk, computations, bytes_per_cycle=bytes_per_cycle)
   found = _Found()
+  arrivals, arrival, waited = {}, 0.0, 0  # of fetches from HBM, in cycles
   for instruction in computations[name]:
     here = _phase(instruction.line) or phase
+    now = found.total / times + waited
+    if instruction.opcode in ('copy-start', 'slice-start'):
+      fetched = min(size for size, _ in _arrays(instruction.type)[:2])
+      arrival = max(arrival, now) + fetched / bytes_per_cycle
+      arrivals[instruction.name] = arrival
+    elif instruction.opcode in ('copy-done', 'slice-done'):
+      start = re.search(r'-done\(.*?([\w.-]+)\)', instruction.line)[1]
+      wait = max(0, round(arrivals[start] - now))
+      found.waits[phase] += wait * times
+      waited += wait
     if cycles := _CYCLES.search(instruction.line):
       found.cycles[here] += int(cycles[1]) * times
     kind = instruction.opcode.removesuffix('-start')
@@ -149,28 +181,27 @@ def _walk(
     if instruction.opcode == 'while':
       rounds = _rounds(computations[instruction.called('condition')])
       sampling = here == 'decode' and not in_loop
-      inner = _walk(
-        computations,
+      inner = walk(
         instruction.called('body'),
         times=times * rounds,
         phase=here,
         in_loop=in_loop or sampling,
       )
       if sampling:
-        found.loops.append((inner.total // (times * rounds), rounds))
+        every = times * rounds
+        waits = sum(inner.waits.values())
+        found.loops.append((inner.total // every, waits // every, rounds))
       found.add(inner)
     elif branches := _BRANCHES.search(instruction.line):
       # One of them runs: the longest is counted.
       inner = [
-        _walk(computations, b, times=times, phase=here, in_loop=in_loop)
+        walk(b, times=times, phase=here, in_loop=in_loop)
         for b in re.findall(r'[\w.-]+', ' '.join(branches.groups('')))
       ]
       found.add(max(inner, key=lambda f: f.total))
     else:
       for called in _inner(instruction, computations):
-        inner = _walk(
-          computations, called, times=times, phase=here, in_loop=in_loop
-        )
+        inner = walk(called, times=times, phase=here, in_loop=in_loop)
         if instruction.opcode == 'fusion':  # it has its own estimate
           inner.cycles.clear()
         found.add(inner)
@@ -214,10 +245,7 @@ def _rounds(condition: Sequence[_Instruction]) -> int:
 def _collective(
   kind: str, instruction: _Instruction, times: int, phase: str, in_loop: bool
 ) -> Collective:
-  arrays = []
-  for dtype, shape in _ARRAY.findall(instruction.type):
-    shape = tuple(map(int, filter(None, shape.split(','))))
-    arrays.append((math.prod(shape) * _ITEM_BYTES.get(dtype, 4), shape))
+  arrays = _arrays(instruction.type)
   if instruction.opcode.endswith('-start'):  # operands, results, contexts
     arrays = [max(arrays)]
   return Collective(
@@ -228,3 +256,12 @@ def _collective(
     phase=phase,
     in_loop=in_loop,
   )
+
+
+def _arrays(text: str) -> list[tuple[int, tuple[int, ...]]]:
+  """Bytes and shapes of the arrays of a type."""
+  arrays = []
+  for dtype, shape in _ARRAY.findall(text):
+    shape = tuple(map(int, filter(None, shape.split(','))))
+    arrays.append((math.prod(shape) * _ITEM_BYTES.get(dtype, 4), shape))
+  return arrays

@@ -166,7 +166,9 @@ def compile_case(
     report |= compiled_report.does_not_fit(error, report['state_bytes'])
   else:
     report |= compiled_report.memory(compiled.memory_analysis(), found)
-    program = hlo.analyse(compiled.as_text())
+    program = hlo.analyse(
+      compiled.as_text(), bytes_per_cycle=found.hbm_bandwidth / found.clock
+    )
     work = work_of(run, state, batch, mesh)
     report |= compiled_report.phases(program, work, found, case.chips)
     report['collectives'] = compiled_report.collectives(program)

@@ -121,7 +121,7 @@ def sample(
   if mixed:
     models.append((reference, contexts[1], mixed))
   models = [
-    (model.decode_form(params), context, slots)
+    (model.decode_form(params), model.context_form(context), slots)
     for params, context, slots in jax.lax.stop_gradient(models)
   ]
   b, k, t = contexts[0].start.shape[0], len(mixture_coefs), max_new_tokens

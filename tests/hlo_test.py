@@ -23,8 +23,12 @@ HloModule jit_step, is_scheduled=true
 
 %token_body (p: (s32[], bf16[2,4])) -> (s32[], bf16[2,4]) {
   %p = (s32[], bf16[2,4]{1,0}) parameter(0)
+  %copy-start.1 = (bf16[64,4]{1,0:T(8,128)(2,1)S(1)}, bf16[64,4]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%p)
+  %slice-start.2 = ((bf16[64,4]{1,0:T(8,128)(2,1)}), bf16[16,4]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:16], [0:4]}
   %w = (s32[], bf16[2,4]{1,0}) while(%p), condition=%layer_condition, body=%layer_body, metadata={op_name="jit(step)/jvp(log_probs)/decode/while/body/while"}
   %g = bf16[16,4]{1,0:T(8,128)(2,1)} all-gather(%w), dimensions={0}, metadata={op_name="jit(step)/jvp(log_probs)/decode/while/body/gather"}
+  %copy-done.1 = bf16[64,4]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start.1)
+  %slice-done.2 = bf16[16,4]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start.2)
   ROOT %d = f32[8]{0} fusion(%w), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/jvp(log_probs)/decode/while/body/draw"}, backend_config={"window_config":{"estimated_cycles":"5"}}
 }
 
@@ -58,7 +62,7 @@ ENTRY %main (a: bf16[2,4]) -> f32[8] {
 
 
 def test_cycles_are_multiplied_by_the_rounds_of_their_loops():
-  program = hlo.analyse(PROGRAM)
+  program = hlo.analyse(PROGRAM, bytes_per_cycle=8)
   assert program.tokens == 7
   assert program.token_cycles == 3 * 10 + 5
   assert program.cycles == {
@@ -72,9 +76,18 @@ def test_cycles_are_multiplied_by_the_rounds_of_their_loops():
   }
 
 
+def test_waits_for_fetches_are_what_the_work_beside_them_does_not_cover():
+  program = hlo.analyse(PROGRAM, bytes_per_cycle=8)
+  # Fetched at cycle 64 and 16 cycles later; the layers took 30.
+  assert program.token_waits == (64 - 30) + 16
+  assert program.waits['decode'] == 7 * program.token_waits
+  assert sum(program.waits.values()) == program.waits['decode']
+
+
 def test_collectives_have_a_kind_a_size_and_a_place():
   found = {
-    (c.kind, c.phase, c.in_loop): c for c in hlo.analyse(PROGRAM).collectives
+    (c.kind, c.phase, c.in_loop): c
+    for c in hlo.analyse(PROGRAM, bytes_per_cycle=8).collectives
   }
   assert set(found) == {
     ('all-gather', 'decode', True),

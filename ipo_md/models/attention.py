@@ -1,6 +1,7 @@
 """Attention, its cache, and T5's relative positions."""
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 from flax import nnx
@@ -12,6 +13,10 @@ import numpy as np
 from ipo_md.models import layers
 
 MASKED = -1e10  # T5X's bias of a masked column
+
+# Rows of a TPU's tile. XLA takes the product of fewer queries than that as
+# many sums of products of vectors, which read the cache eight times as slowly.
+_TILE_ROWS = 8
 
 
 def attention(
@@ -37,6 +42,30 @@ def attention(
   Returns:
     [N, Q, H, D].
   """
+  attend = functools.partial(_attend, dropout_rate=dropout_rate, rng=rng)
+  missing = _TILE_ROWS - query.shape[1]
+  if missing <= 0 or bias.shape[2] > 1:
+    return attend(query, keys, values, bias)
+
+  def padded(query, *rest):
+    rows = jnp.pad(query, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    return attend(rows, *rest)[:, : query.shape[1]]
+
+  return lax.platform_dependent(
+    query, keys, values, bias, tpu=padded, default=attend
+  )
+
+
+def _attend(
+  query: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  bias: jax.Array,
+  *,
+  dropout_rate: float,
+  rng: jax.Array | None,
+) -> jax.Array:
+  """`attention`, the queries as they are."""
   logits = _scores(query, keys)
   logits += bias[:, :, :, None]
   weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
@@ -126,43 +155,28 @@ def columns(x: jax.Array, batch: int, heads: int) -> jax.Array:
 
 
 def write_cache(
-  cache: jax.Array, new: jax.Array, slot: jax.Array | None, index: Any
+  cache: tuple[jax.Array, jax.Array],
+  new: tuple[jax.Array, jax.Array],
+  index: jax.Array | int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Writes the columns `new` [N, H, D, T] at (slot, index).
+  """A layer's keys and values [N, H, D, S] with `new` from column index on.
 
   Args:
-    cache: [L, N, H, D, S], or [N, H, D, S] without a slot.
-    new: [N, H, D, T].
-    slot: layer of a scanned stack; None where each layer has its own cache.
-    index: column of the first of the T tokens.
-
-  Returns:
-    The cache, and its [N, H, D, S] part at slot.
+    cache: the keys and values so far.
+    new: those of T tokens, [N, H, D, T].
+    index: column of the first of them.
   """
-  if slot is None:
-    # A slice of what was written would be a second copy of it.
-    cache = lax.dynamic_update_slice(
-      cache, new.astype(cache.dtype), (0, 0, 0, index)
-    )
-    return cache, cache
-  cache = lax.dynamic_update_slice(
-    cache, new[None].astype(cache.dtype), (slot, 0, 0, 0, index)
+  return tuple(
+    lax.dynamic_update_slice(old, x.astype(old.dtype), (0, 0, 0, index))
+    for old, x in zip(cache, new, strict=True)
   )
-  return cache, lax.dynamic_index_in_dim(cache, slot, keepdims=False)
 
 
-def init_cache(
-  layers: int, scan: bool, shape: Sequence[int], dtype: Any
-) -> Any:
-  """Zeros for the keys and the values of `layers` layers.
-
-  One pair of arrays [L, ...] that a scan carries, or, unrolled, a pair for
-  each layer.
-  """
-  pair = lambda shape: (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-  if scan:
-    return pair((layers, *shape))
-  return tuple(pair(tuple(shape)) for _ in range(layers))
+def init_cache(layers: int, shape: Sequence[int], dtype: Any) -> Any:
+  """Zeros for keys and values, a pair for each of `layers` layers."""
+  return tuple(
+    (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)
+  )
 
 
 def rotation(

@@ -41,7 +41,7 @@ def of_array(
     array = array.swapaxes(-1, -2)
     axes = (*axes[:-2], axes[-1], axes[-2])
   array = _gathered(array, axes)
-  if axes[0] == 'layers' and not config.scan:
+  if axes[0] == 'layers':
     array = stacks.take_apart(array, array.shape[0])
   return layers.Transposed(array) if transposed else array
 

@@ -106,7 +106,7 @@ class DecoderOnly(nnx.Module):
     cfg = self.config
     batch = context.start.shape[0]
     shape = (batch * k, cfg.num_kv_heads, cfg.head_dim, length)
-    return attention.init_cache(cfg.num_layers, cfg.scan, shape, cfg.dtype)
+    return attention.init_cache(cfg.num_layers, shape, cfg.dtype)
 
   def decode(
     self,
@@ -168,7 +168,7 @@ class _Decoder(nnx.Module):
     rotation = attention.rotation(positions[None], _frequencies(cfg))
     bias = _causal_bias(positions, x.shape[1], cfg.sliding_window)
 
-    def call(layer, x, _, cache, slot, key):
+    def call(layer, x, _, cache, key):
       x, keys_values = layer.read(x, rotation, bias, key)
       return x, None, keys_values
 
@@ -199,7 +199,7 @@ class _Decoder(nnx.Module):
     context_bias = jnp.where(visible, 0.0, attention.MASKED)
     keys = layers.split(rng, 2)
 
-    def call(layer, carry, keys_values, cache, slot, key):
+    def call(layer, carry, keys_values, cache, key):
       x, loss = carry
       x, cache, layer_loss = layer(
         x,
@@ -208,7 +208,6 @@ class _Decoder(nnx.Module):
         bias,
         context_bias,
         cache,
-        slot,
         index,
         mask,
         key,
@@ -279,7 +278,6 @@ class _Layer(nnx.Module):
     bias: jax.Array,
     context_bias: jax.Array,
     cache: Any,
-    slot: jax.Array | None,
     index: jax.Array | int,
     mask: jax.Array | None,
     rng: jax.Array | None,
@@ -290,11 +288,7 @@ class _Layer(nnx.Module):
     y = self.pre_self_attention_layer_norm(x, self.config.dtype)
     query, own = self.self_attention.project(y, rotation)
     if cache is not None:
-      written = [
-        attention.write_cache(c, new, slot, index)
-        for c, new in zip(cache, own, strict=True)
-      ]
-      cache, own = zip(*written, strict=True)
+      cache = own = attention.write_cache(cache, own, index)
     y = attention.joint_attention(query, context, own, context_bias, bias)
     x = x + self._dropout(self.self_attention.combine(y), keys[0])
     x, loss = self._mlp(x, mask, keys[1])

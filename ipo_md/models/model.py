@@ -8,6 +8,7 @@ import jax
 
 from ipo_md import types
 from ipo_md.models import decode_form
+from ipo_md.models import stacks
 
 
 class Model:
@@ -77,8 +78,7 @@ class Model:
 
     The same numbers, as `encode`, `decode` and `logits` take them too: cast to
     the activations' type, gathered off the mesh axis `fsdp`, so that no token
-    waits for a weight, each layer apart unless a scan runs over them, kernels
-    transposed.
+    waits for a weight, each layer apart, kernels transposed.
     """
     return jax.tree.map(
       self._decode_leaf,
@@ -89,6 +89,16 @@ class Model:
 
   def _decode_leaf(self, axes: tuple[str, ...], leaf: Any) -> Any:
     return decode_form.of_array(leaf, axes, self.config)
+
+  def context_form(self, context: types.Context) -> types.Context:
+    """The context likewise: each layer apart. Only `decode` takes it."""
+    if not self.config.scan:
+      return context
+    return context.replace(
+      keys_values=jax.tree.map(
+        lambda x: stacks.take_apart(x, x.shape[0]), context.keys_values
+      )
+    )
 
   def init(self, rng: jax.Array) -> types.Params:
     """Fresh parameters. rng: key, consumed."""

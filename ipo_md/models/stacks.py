@@ -55,14 +55,15 @@ def apply_stack(
   """Runs x through the layers of a stack.
 
   Args:
-    f: (layer, x, input, cache, slot, rng) -> (x, cache, output); cache and
-      slot are for `write_cache`.
+    f: (layer, x, input, cache, rng) -> (x, cache, output).
     stack: module whose parameters have a leading axis of layers.
     x: what the first layer gets.
     inputs: what each layer gets besides, as `map_layers` returns it.
-    cache: from `init_cache`, or None.
+    cache: of each layer, from `init_cache`; None: there is none.
     layers: L.
-    scan: whether `lax.scan` runs the layers.
+    scan: whether `lax.scan` runs the layers, and so whether `inputs` are
+      stacked. With a cache they are unrolled even so: while one layer works,
+      a TPU fetches the next one's weights, but never across a loop's rounds.
     remat_policy: what the backward pass keeps; a key of `REMAT_POLICIES`.
     rng: key, consumed; each layer gets its own. None: none.
 
@@ -76,33 +77,33 @@ def apply_stack(
     )
   graphdef, params = nnx.split(stack)
 
-  def call(params, x, layer_input, cache, slot, layer):
+  def call(params, x, layer_input, cache, layer):
     key = None if rng is None else jax.random.fold_in(rng, layer)
     x = sharding.split_batch(x)
-    return f(nnx.merge(graphdef, params), x, layer_input, cache, slot, key)
+    return f(nnx.merge(graphdef, params), x, layer_input, cache, key)
 
   if remat_policy != 'none' and cache is None:
     call = jax.checkpoint(
       call, policy=REMAT_POLICIES[remat_policy], prevent_cse=not scan
     )
-  if scan:
+  if scan and cache is None:
 
-    def step(carry, layer):
+    def step(x, layer):
       params, layer_input, i = layer
-      x, cache, output = call(params, carry[0], layer_input, carry[1], i, i)
-      return (x, cache), output
+      x, _, output = call(params, x, layer_input, None, i)
+      return x, output
 
-    (x, cache), outputs = lax.scan(
-      step, (x, cache), (params, inputs, jnp.arange(layers))
-    )
-    return x, cache, outputs
+    x, outputs = lax.scan(step, x, (params, inputs, jnp.arange(layers)))
+    return x, None, outputs
 
   nothing = (None,) * layers
+  if scan:
+    inputs = _unstack(inputs, layers)
   inputs = nothing if inputs is None else inputs
   cache = nothing if cache is None else cache
   caches, outputs = [], []
   for i, layer_params in enumerate(_unstack(params, layers)):
-    x, layer_cache, output = call(layer_params, x, inputs[i], cache[i], None, i)
+    x, layer_cache, output = call(layer_params, x, inputs[i], cache[i], i)
     caches.append(layer_cache)
     outputs.append(output)
   cache = None if caches[0] is None else tuple(caches)

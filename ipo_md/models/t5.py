@@ -79,9 +79,7 @@ class T5(nnx.Module):
   def init_cache(self, context: types.Context, k: int, length: int) -> Any:
     cfg = self.config
     shape = (context.start.shape[0] * k, cfg.num_heads, cfg.head_dim, length)
-    return attention.init_cache(
-      cfg.num_decoder_layers, cfg.scan, shape, cfg.dtype
-    )
+    return attention.init_cache(cfg.num_decoder_layers, shape, cfg.dtype)
 
   def decode(
     self,
@@ -144,7 +142,7 @@ class _Encoder(nnx.Module):
     bias = self.relpos_bias(0, length, length)
     bias = bias + jnp.where(mask, 0.0, attention.MASKED)[:, None, None, :]
 
-    def call(layer, x, _, cache, slot, key):
+    def call(layer, x, _, cache, key):
       return layer(x, bias, key), None, None
 
     x, _, _ = stacks.apply_stack(
@@ -236,10 +234,8 @@ class _Decoder(nnx.Module):
     bias = (bias + jnp.where(future, attention.MASKED, 0.0))[None]
     context_bias = jnp.where(context.mask, 0.0, attention.MASKED)[:, None, None]
 
-    def call(layer, x, keys_values, cache, slot, key):
-      x, cache = layer(
-        x, keys_values, bias, context_bias, cache, slot, index, key
-      )
+    def call(layer, x, keys_values, cache, key):
+      x, cache = layer(x, keys_values, bias, context_bias, cache, index, key)
       return x, cache, None
 
     x, cache, _ = stacks.apply_stack(
@@ -275,7 +271,6 @@ class _DecoderLayer(nnx.Module):
     bias: jax.Array,
     context_bias: jax.Array,
     cache: Any,
-    slot: jax.Array | None,
     index: jax.Array | int,
     rng: jax.Array | None,
   ) -> tuple[jax.Array, Any]:
@@ -290,11 +285,7 @@ class _DecoderLayer(nnx.Module):
     y = self.pre_self_attention_layer_norm(x, dtype).reshape(b * k, t, e)
     own = self.self_attention.keys_values(y, batch=b * k)
     if cache is not None:
-      written = [
-        attention.write_cache(c, new, slot, index)
-        for c, new in zip(cache, own, strict=True)
-      ]
-      cache, own = zip(*written, strict=True)
+      cache = own = attention.write_cache(cache, own, index)
     y = self.self_attention(y, own, bias, keys[0])
     x = x + layers.dropout(y.reshape(x.shape), rate, keys[1])
 
