@@ -12,50 +12,63 @@ have struck. Of each run it then holds, or this ends with what does not:
   every checkpoint that was there after a fault is whole;
   SIGTERM to any one process ends all of them with exit code 0, one checkpoint
     at their common step, and no COMPLETED.
+
+Then each run without a fault goes on in each other number of processes: with
+the batches, and but for the order of sums the metrics, that it has in its own.
+Last, one of two processes is stopped, and the other one has to say so and end.
 """
 
 import argparse
 import os
 import pathlib
 import random
+import shutil
 import signal
 import time
 
 import local_runs
 
-DEVICES = 4
-STEPS = 24
+STEPS = 12
+MORE_STEPS = 4
+# Relative; float32 sums in another order, over MORE_STEPS updates of Adafactor.
+TOLERANCE = 1e-5
+HANG_SECONDS = 5
 check = local_runs.check
 
 
-def online(root: pathlib.Path, name: str) -> list[str]:
+def online(root: pathlib.Path, name: str, **changes) -> list[str]:
   """The command line of the run."""
+  bindings = {
+    'TRAIN_STEPS': STEPS,
+    'BATCH_SIZE': 8,
+    'LOG_PERIOD': 1,
+    'EVAL_PERIOD': 4,
+    'EVAL_EXAMPLES': 8,
+    'EVAL_BATCH_SIZE': 8,
+    'CHECKPOINT_PERIOD': 2,
+    'MAX_NEW_TOKENS': 6,
+    'TAU': 0.1,
+    'INITIAL_CHECKPOINT_PATH': f"'{root / 'supervised'}'",
+    'JUDGE_CHECKPOINT_PATH': f"'{root / 'supervised'}'",
+    **{f'judge/t5.T5.{k}': size for k, size in local_runs.SIZES.items()},
+    'judge/t5.T5.reward_head': False,
+  }
   return local_runs.arguments(
     root / name,
     root / 'cache',
     'online judges/likelihood algorithms/ipo_md',
-    TRAIN_STEPS=STEPS,
-    BATCH_SIZE=8,
-    LOG_PERIOD=1,
-    EVAL_PERIOD=8,
-    EVAL_EXAMPLES=8,
-    EVAL_BATCH_SIZE=8,
-    CHECKPOINT_PERIOD=4,
-    MAX_NEW_TOKENS=6,
-    TAU=0.1,
-    INITIAL_CHECKPOINT_PATH=f"'{root / 'supervised'}'",
-    JUDGE_CHECKPOINT_PATH=f"'{root / 'supervised'}'",
-    **{f'judge/t5.T5.{k}': size for k, size in local_runs.SIZES.items()},
-    **{'judge/t5.T5.reward_head': False},
+    **bindings | changes,
   )
 
 
-def undisturbed(root: pathlib.Path, name: str, count: int) -> local_runs.Run:
+def undisturbed(
+  root: pathlib.Path, name: str, count: int, steps: int = STEPS
+) -> local_runs.Run:
   """A run without a fault, in the folder `name`."""
   return local_runs.finished(
-    online(root, name),
+    online(root, name, TRAIN_STEPS=steps),
     count=count,
-    devices=DEVICES,
+    devices=max(2, count),
     log=root / 'logs' / name,
   )
 
@@ -75,7 +88,7 @@ def disturbed(
     run = local_runs.Run(
       online(root, name),
       count=count,
-      devices=DEVICES,
+      devices=max(2, count),
       log=root / 'logs' / f'{name}.{len(attempts)}',
     )
     attempts.append(run)
@@ -142,6 +155,56 @@ def check_run(
   check(ours == theirs, f'{model_dir}: other metrics')
 
 
+def moved(root: pathlib.Path, counts: list[int]) -> None:
+  """Each run goes on, in its own and in each other number of processes."""
+  from ipo_md import telemetry
+
+  for source in counts:
+    found = {}
+    for count in sorted(counts, key=lambda count: count != source):
+      name = f'{source}_goes_on_in_{count}'
+      shutil.copytree(root / f'undisturbed_{source}', root / name)
+      run = undisturbed(root, name, count, STEPS + MORE_STEPS)
+      rows = dict(run.batches()[0])
+      for step, digests in [one for some in run.batches() for one in some]:
+        rows[step].update(digests)
+      check(list(rows) == list(range(STEPS, STEPS + MORE_STEPS)), str(rows))
+      found[count] = rows, telemetry.read_metrics(str(root / name))
+      check(found[count][0] == found[source][0], f'{name}: other batches')
+      apart = max(
+        abs(value - found[source][1][step][key]) / max(1, abs(value))
+        for step, values in found[count][1].items()
+        for key, value in values.items()
+      )
+      check(apart <= TOLERANCE, f'{name}: metrics are {apart:.1e} apart')
+      if count != source:
+        print(f'{source} -> {count} processes: {apart:.1e} apart', flush=True)
+
+
+def hung(root: pathlib.Path) -> None:
+  """One of two processes is stopped, and the other one says so and ends."""
+  changes = {'TRAIN_STEPS': 10**6, 'HANG_SECONDS': HANG_SECONDS}
+  run = local_runs.Run(
+    online(root, 'hung', **changes),
+    count=2,
+    devices=2,
+    log=root / 'logs' / 'hung',
+  )
+  while not run.batches()[0] and None in run.codes():
+    time.sleep(0.02)
+  stopped, other = run.processes[1], run.processes[0]
+  os.kill(stopped.pid, signal.SIGSTOP)
+  began = time.monotonic()
+  other.join(20 * HANG_SECONDS)
+  seconds = time.monotonic() - began
+  stopped.kill()
+  check(other.exitcode == 1, f'{run.codes()}: {run.all_said()}')
+  errors = pathlib.Path(f'{run.log}.0.errors').read_text()
+  said = f'process 0 of 2: nothing has happened for {HANG_SECONDS} s'
+  check(said in errors and 'train.py' in errors, run.all_said())
+  print(f'a stopped process was reported after {seconds:.0f} s', flush=True)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('dir', type=pathlib.Path, help='a new folder')
@@ -163,7 +226,7 @@ def main() -> None:
       EVAL_BATCH_SIZE=8,
     ),
     count=1,
-    devices=DEVICES,
+    devices=2,
     log=root / 'logs' / 'supervised',
   )
   layouts = [int(count) for count in options.processes.split(',')]
@@ -181,7 +244,7 @@ def main() -> None:
       root,
       f'run_{runs}',
       count,
-      kills=options.kills - struck,
+      kills=min(options.kills - struck, -(-options.kills // len(layouts))),
       seconds=seconds,
       rng=rng,
     )
@@ -195,8 +258,11 @@ def main() -> None:
   print(
     f'{struck} faults in {runs} runs of {options.processes} processes, '
     f'{time.monotonic() - start:.0f} s: no checkpoint was damaged, and states, '
-    'metrics and batches are those of the runs without a fault.'
+    'metrics and batches are those of the runs without a fault.',
+    flush=True,
   )
+  moved(root, list(references))
+  hung(root)
 
 
 if __name__ == '__main__':

@@ -3,6 +3,8 @@
 For the commands `faults.py` and `processes.py`.
 """
 
+import atexit
+import collections
 import hashlib
 import json
 import multiprocessing
@@ -49,6 +51,9 @@ def prepare(root: pathlib.Path) -> None:
     XLA_FLAGS=FLAGS,
     JAX_PLATFORMS='cpu',
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+    # Process 0 compiles and the others wait for it, else for one another in
+    # their first collective: JAX's on a CPU, Gloo, waits for 30 s alone.
+    JAX_SHARE_BINARY_BETWEEN_HOSTS='1',
     PYTHONPATH=str(ROOT),
     TF_CPP_MIN_LOG_LEVEL='3',
   )
@@ -88,23 +93,28 @@ def process(
     os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
   from absl import app
   import jax
+  from jax._src import cache_key
 
   from ipo_md import __main__ as main
   from ipo_md import batches
 
   jax.config.update('jax_num_cpu_devices', devices // count)
+  # On a CPU it differs between processes: only process 0 would find programs.
+  cache_key._hash_accelerator_config = cache_key._hash_devices
   prefetch = batches.prefetch
 
   def recorded(make, steps):
     path = f'{log}.{index}.batches'
     for step, batch in zip(steps, prefetch(make, steps), strict=True):
-      digest = hashlib.sha256()
+      digests = collections.defaultdict(hashlib.sha256)
       for leaf in jax.tree.leaves(batch):
         for shard in leaf.addressable_shards:
-          digest.update(repr(shard.index).encode())
-          digest.update(shard.data.__array__().tobytes())
+          first = shard.index[0].start or 0
+          for row, values in enumerate(shard.data.__array__(), first):
+            digests[row].update(values.tobytes())
+      rows = {row: digest.hexdigest() for row, digest in digests.items()}
       with open(path, 'a') as file:
-        file.write(json.dumps([step, digest.hexdigest()]) + '\n')
+        file.write(json.dumps([step, rows]) + '\n')
       yield batch
 
   batches.prefetch = recorded
@@ -116,7 +126,10 @@ def process(
       f'--process_id={index}',
     ]
   sys.argv = ['ipo_md', *args]
-  app.run(main.main, argv=main.rewrite_gin_args(sys.argv))
+  try:
+    app.run(main.main, argv=main.rewrite_gin_args(sys.argv))
+  finally:
+    atexit._run_exitfuncs()  # a forked process leaves them out
 
 
 class Run:
@@ -138,7 +151,9 @@ class Run:
     self.log = log
     self.processes = [
       context.Process(
-        target=process, args=(args, i, count, devices, port, str(log))
+        target=process,
+        args=(args, i, count, devices, port, str(log)),
+        daemon=True,
       )
       for i in range(count)
     ]
@@ -174,8 +189,8 @@ class Run:
     logs = [log for log in logs if log.suffix != '.batches']
     return '\n'.join(f'{log}:\n{log.read_text()[-2000:]}' for log in logs)
 
-  def batches(self) -> list[list[tuple[int, str]]]:
-    """Of each process (step, digest of its rows), in the order of its steps."""
+  def batches(self) -> list[list[tuple[int, dict[str, str]]]]:
+    """Of each process (step, {row: its digest})."""
     found = []
     for i in range(len(self.processes)):
       path = pathlib.Path(f'{self.log}.{i}.batches')

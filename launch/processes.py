@@ -64,6 +64,17 @@ def stages(
       **training,
       **judge_sizes,
     ),
+    # Completions are given: losses do not depend on what was sampled.
+    'offline': stage(
+      'offline',
+      'offline judges/likelihood algorithms/ipo',
+      INITIAL_CHECKPOINT_PATH=supervised,
+      JUDGE_CHECKPOINT_PATH=judge,
+      MAX_NEW_TOKENS=6,
+      TAU=0.1,
+      **training,
+      **judge_sizes,
+    ),
     'side_by_side': stage(
       'side_by_side',
       'side_by_side_mini_tldr',
