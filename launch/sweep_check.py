@@ -7,6 +7,7 @@ RUNS is JSON: name -> {"arguments": [...] of python -m ipo_md, "axes": [names],
 wrong with the first one that is, and exits with 1.
 """
 
+import itertools
 import json
 import re
 import sys
@@ -31,10 +32,16 @@ def config_of(arguments: list[str], axes: list[str]) -> str:
   gin.clear_config()
   command.parse(files, bindings)
   config = gin.config._CONFIG  # pylint: disable=protected-access
-  used = {r.selector for r in gin.config.iterate_references(config)}
+  used, scopes = set(), {''}
+  for reference in gin.config.iterate_references(config):
+    if reference.selector == 'gin.macro':
+      continue
+    used.add(reference.selector)
+    scopes |= set(itertools.accumulate(reference.scopes, '{}/{}'.format))
   for axis in axes:
     function, dot, _ = axis.rpartition('.')
-    if dot and function.rpartition('/')[-1] not in used:
+    scope, _, name = function.rpartition('/')
+    if dot and (name not in used or scope not in scopes):
       raise ValueError(
         f'{axis} is an axis, but nothing in this run refers to {function}.'
       )

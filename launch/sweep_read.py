@@ -12,6 +12,9 @@ from typing import Any
 import sweep_spec
 
 _RUN = {'run', 'gin', 'bindings'}
+_KINDS = dict.fromkeys(('launcher', 'gin', 'seeds'), list) | dict.fromkeys(
+  ('env', 'runs', 'algorithms', 'select', 'compare', 'bindings', 'axes'), dict
+)
 _KEYS = {
   '': {'at_once', 'launcher', 'gin', 'env', 'runs', 'policies', 'algorithms'}
   | {'select', 'compare'},
@@ -175,10 +178,13 @@ def _check_seeds(spec: sweep_spec.Spec, path: str) -> None:
 
 
 def _check_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
-  for key in table:
+  for key, value in table.items():
     if key not in known:
       near = difflib.get_close_matches(key, known, n=1) or sorted(known)
       raise ValueError(f'{where}: unknown key {key!r}; {", ".join(near)}?')
+    if not isinstance(value, _KINDS.get(key, object)):
+      kind = 'list' if _KINDS[key] is list else 'table'
+      raise ValueError(f'{where}: {key} = {value!r} is to be a {kind}.')
 
 
 def _unquoted(text: str | None) -> str | None:
