@@ -10,6 +10,7 @@ stops at a file that differs from it; the sums of what is read are logged.
 import argparse
 from collections.abc import Sequence
 import os
+import sys
 
 from absl import logging
 import tensorflow_datasets as tfds
@@ -49,9 +50,15 @@ def build(
   builder = _BUILDERS[name](
     data_dir=data_dir,
     file_format='array_record',
+    manual_dir=manual_dir,
     max_bad_rows=max_bad_rows,
     checksums=_read_checksums(checksums) if checksums else None,
   )
+  if builder.info.splits:
+    print(
+      f'{name} is in {builder.data_dir} already: original files and checksums '
+      'are not read.'
+    )
   builder.download_and_prepare(
     download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
   )
@@ -65,7 +72,7 @@ def _read_checksums(path: str) -> dict[str, str]:
       parts = line.split()
       if len(parts) != 2 or len(parts[0]) != 64:
         raise ValueError(f'{path}, row {number}: not a line of `sha256sum`.')
-      sums[os.path.basename(parts[1].lstrip('*'))] = parts[0]
+      sums[os.path.basename(parts[1].lstrip('*'))] = parts[0].lower()
   return sums
 
 
@@ -81,7 +88,10 @@ def main(argv: Sequence[str] | None = None):
   args = vars(parser.parse_args(argv))
   logging.set_verbosity(logging.INFO)
   for name in args.pop('names'):
-    builder = build(name, **args)
+    try:
+      builder = build(name, **args)
+    except (ValueError, OSError) as error:
+      sys.exit(f'tasks.build: {name}: {error}')
     for split, info in builder.info.splits.items():
       print(f'{name} {split}: {info.num_examples:,} rows, {builder.data_dir}')
 

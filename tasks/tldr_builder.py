@@ -137,6 +137,10 @@ def _parse_comparison(
   confidence = -1
   if extra.get('confidence') is not None:
     confidence = int(json_lines.number(row, 'extra.confidence'))
+    if abs(confidence) > 100:
+      raise json_lines.BadRow(
+        f"field 'extra.confidence' is {confidence}, not 1 to 9"
+      )
   return {
     'id': field(row, 'info.id', str),
     'subreddit': field(row, 'info.subreddit', str),

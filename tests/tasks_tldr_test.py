@@ -145,6 +145,7 @@ class TestBuilder:
       (comparison(9, split='valid3'), "row 1: field 'split' is 'valid3'"),
       (comparison(9, post=None), "row 1: field 'info.post' is null"),
       (comparison(9, worker=3), "row 1: field 'worker' is 3"),
+      (comparison(9, extra={'confidence': 1e30}), "field 'extra.confidence'"),
     ],
   )
   def test_bad_rows(self, tmp_path, row, match):
@@ -175,8 +176,10 @@ class TestBuilder:
     assert "row 4: field 'subreddit' is missing" in listed
 
   def test_missing_and_wrong_files(self, tmp_path):
-    write_rows(tmp_path / 'train.jsonl', SUMMARIES['train'])
     where = {'data_dir': str(tmp_path / 'tfds'), 'manual_dir': str(tmp_path)}
+    with pytest.raises(ValueError, match='lacks test.jsonl, train.jsonl, val'):
+      build.build('tldr_summaries', **where)
+    write_rows(tmp_path / 'train.jsonl', SUMMARIES['train'])
     with pytest.raises(ValueError, match='lacks test.jsonl, valid.jsonl'):
       build.build('tldr_summaries', **where)
     for split, rows in SUMMARIES.items():
@@ -185,6 +188,12 @@ class TestBuilder:
     sums.write_text(f'{"0" * 64}  train.jsonl\n')
     with pytest.raises(ValueError, match=r'train.jsonl has the SHA-256'):
       build.build('tldr_summaries', checksums=str(sums), **where)
+    sums.write_text(f'{"0" * 64}  trian.jsonl\n')
+    with pytest.raises(ValueError, match=r'no line for train.jsonl'):
+      build.build('tldr_summaries', checksums=str(sums), **where)
+    (tmp_path / 'valid.jsonl').write_text('\n')
+    with pytest.raises(ValueError, match=r'No row of this split in .*valid'):
+      build.build('tldr_summaries', **where)
     with pytest.raises(ValueError, match='not a directory'):
       build.build('tldr_summaries', manual_dir=str(tmp_path / 'nowhere'))
 
