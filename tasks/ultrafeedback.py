@@ -8,7 +8,7 @@
 
 Rewards are the fine-grained scores, 1 to 5. Rows of 2 or 3 completions have
 masked ones; rows of one are left out of rewards and pairs, for its score
-compares to nothing. Splits: train, validation.
+compares to nothing, and rows of none of sft, too. Splits: train, validation.
 
 Cui et al., arXiv 2310.01377.
 """
@@ -55,7 +55,9 @@ def _pair(row: Mapping[str, Any]) -> dict[str, Any] | None:
   }
 
 
-def _best(row: Mapping[str, Any]) -> dict[str, Any]:
+def _best(row: Mapping[str, Any]) -> dict[str, Any] | None:
+  if not len(row['responses']):
+    return None
   best = int(np.argmax(row['fine_grained_scores']))
   return _prompt(row) | {'targets': originals.text(row['responses'])[best]}
 

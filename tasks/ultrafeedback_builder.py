@@ -99,7 +99,7 @@ def _parse(row: Mapping[str, Any]) -> dict[str, Any]:
   if not field(row, 'instruction', str).strip():
     raise json_lines.BadRow("field 'instruction' is empty")
   completions = field(row, 'completions', list)
-  if not 0 < len(completions) <= 4:
+  if len(completions) > 4:
     raise json_lines.BadRow(f"field 'completions' has {len(completions)}")
   at = [f'completions.{i}' for i in range(len(completions))]
   return {

@@ -77,6 +77,7 @@ ROWS = {
   ],
   'flan': [
     _row('one', ['cat'], ['3.5']),
+    _row('none', [], []),
     _row('\u4f60\u597d \U0001f600 ' * 5000, ['', 'dog', 'cat'], [1, 1, 1]),
   ],
   'ultrachat': [_row(_held_out_instruction(), ['dog', 'cat'], [1, 2])],
@@ -133,7 +134,7 @@ def _texts(row):
 class TestBuilder:
   def test_rows(self, built):
     builder = tfds.builder('ultrafeedback', data_dir=built)
-    assert builder.info.splits['train'].num_examples == 4
+    assert builder.info.splits['train'].num_examples == 5
     (held_out,) = builder.as_data_source(split='validation')
     assert held_out['instruction'].decode() == _held_out_instruction()
     assert np.isnan(held_out['ratings']['honesty']).all()
@@ -151,7 +152,7 @@ class TestBuilder:
       ),
       (_row('a', ['b'], [None]), "fine-grained_score' is null"),
       (_row('a', ['b'], [float('nan')]), "fine-grained_score' is nan"),
-      (_row('a', [], []), "field 'completions' has 0"),
+      (_row('a', ['b'] * 5, [1] * 5), "field 'completions' has 5"),
       (_row(None, ['b'], [1]), "field 'instruction' is null"),
       (_row(' ', ['b'], [1]), "field 'instruction' is empty"),
       (
@@ -176,7 +177,7 @@ class TestTasks:
     del built
     dataset = _load('ultrafeedback_rewards')
     assert dataset.counts['completions_missing'] == 2 + 1
-    assert dataset.counts['examples'] == 3  # one of one completion is left out
+    assert dataset.counts['examples'] == 3  # of at least two completions
     rows = _by_prompt(dataset)
     row = rows['my dog']
     assert _texts(row) == ['a cat', 'a dog', 'dog', 'cat']
@@ -191,7 +192,7 @@ class TestTasks:
   def test_pairs(self, built):
     del built
     rows = _by_prompt(_load('ultrafeedback_pairs'))
-    assert len(rows) == 3  # one completion makes no pair
+    assert len(rows) == 3  # of at least two completions
     first = _texts(rows['my dog'])
     assert first[0] == 'a dog'
     assert first[1] in ('a cat', 'dog', 'cat')
@@ -205,14 +206,15 @@ class TestTasks:
     rows = _by_prompt(_load('ultrafeedback_sft'))
     assert _texts(rows['my dog']) == ['a dog']
     assert _texts(rows['my cat']) == ['a cat']
+    assert len(rows) == 4  # 'none' has nothing to imitate
     dataset = _load('ultrafeedback_prompts', prompts_only=True)
-    assert len(dataset) == 4
+    assert len(dataset) == 5
     assert dataset.counts['prompts_cut'] == 1
 
 
 class UltrafeedbackTest(tfds.testing.DatasetBuilderTestCase):
   DATASET_CLASS = ultrafeedback_builder.Ultrafeedback
-  SPLITS = {'train': 4, 'validation': 1}
+  SPLITS = {'train': 5, 'validation': 1}
   SKIP_CHECKSUMS = True  # the files have none that is published
 
   @classmethod
