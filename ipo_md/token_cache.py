@@ -121,6 +121,8 @@ def describe(
       for name, feature in task.output_features.items()
     },
     'files': _files(task.source, split),
+    # Rows that one run may leave out are an error of another.
+    'MAX_BAD_ROWS': os.environ.get('MAX_BAD_ROWS', '0'),
     'code': {
       name: _digest(pathlib.Path(module.__file__).read_bytes())
       for name, module in sorted(modules.items())

@@ -88,9 +88,9 @@ class TestCache:
     assert isinstance(second.prompts.ids, np.memmap)
 
   @pytest.mark.parametrize(
-    'change', ['file', 'lengths', 'argument', 'vocabulary']
+    'change', ['file', 'lengths', 'argument', 'vocabulary', 'bad rows']
   )
-  def test_stale(self, path, tmp_path, change):
+  def test_stale(self, path, tmp_path, change, monkeypatch):
     _load(_lines(path), tmp_path)
     if change == 'file':
       path.write_text('four|4\n')
@@ -100,6 +100,9 @@ class TestCache:
     elif change == 'argument':
       changed = _load(_lines(path, suffix='!'), tmp_path)
       assert changed.prompts.row(0)[-1] == ord('!') + 3
+    elif change == 'bad rows':
+      monkeypatch.setenv('MAX_BAD_ROWS', '2')
+      _load(_lines(path), tmp_path)
     else:
       _load(_lines(path, vocabulary=seqio.ByteVocabulary(7)), tmp_path)
     assert len(_caches(tmp_path)) == 2
