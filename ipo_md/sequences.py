@@ -17,7 +17,7 @@ from ipo_md.models import model as model_lib
 LOGITS_CHUNK = 2**24
 
 # The least width at which a forward pass gets a branch of its own.
-LEAST_WIDTH = 32
+LEAST_WIDTH = 64
 
 T = TypeVar('T')
 
