@@ -31,7 +31,7 @@ def of_array(
   Args:
     array: float32.
     axes: names of its axes.
-    config: of the network: `dtype` of activations, `scan` over layers.
+    config: of the network: `dtype` of activations.
   """
   if set(axes) & set(_MULTIPLIED):
     array = array.astype(config.dtype)

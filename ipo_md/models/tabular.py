@@ -36,7 +36,6 @@ class Config:
   prompts: int
   stddev: float
   dtype: str = 'float32'
-  scan: bool = False
   scan: bool = False  # it has no layers
 
   @property
