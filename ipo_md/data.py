@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import numpy as np
 import seqio
+import tensorflow as tf
 
 from ipo_md import examples as examples_lib
 from ipo_md import token_cache
@@ -220,6 +221,7 @@ def load(
   room = prompt_format.room(task_feature_lengths['inputs'])
   if vocabulary is not None:
     tasks = [_with_vocabulary(task, vocabulary) for task in tasks]
+  _check_readable(tasks[0].output_features['inputs'].vocabulary)
   read = examples_lib.tokenise
   if cache_dir is not None:
     read = functools.partial(token_cache.load, cache_dir=cache_dir)
@@ -264,6 +266,17 @@ def _with_vocabulary(
     for name, feature in task.output_features.items()
   }
   return task.replace(output_features=features)
+
+
+def _check_readable(vocabulary: seqio.Vocabulary):
+  try:
+    _ = vocabulary.vocab_size  # reads the file
+  except (OSError, tf.errors.OpError) as error:
+    reason = (str(error).splitlines() or [''])[0]
+    raise ValueError(
+      f'The {type(vocabulary).__name__} cannot be read ({reason}); VOCABULARY '
+      'may name a copy of it.'
+    ) from None
 
 
 def vocabulary(

@@ -268,12 +268,13 @@ def agreement(first: np.ndarray, second: np.ndarray) -> Estimate:
 def seed_means(rates: np.ndarray) -> Estimate:
   """Mean win rate of runs that differ in their seed, and its t interval.
 
-    mean +- t(nu) sqrt(s_a^2 / A + s_b^2 / B)
+    mean +- t(nu) sqrt(s_a^2 / A + s_b^2 / B)      cut to [0, 1]
 
   s_a and s_b are the spreads of the means of each seed of the one side and of
   the other, nu is Welch's. With one seed on a side its term is left out: the
   interval is then for that very run. What it covers is the variation between
-  seeds; prompts are the same for all.
+  seeds; prompts are the same for all. Seeds that happen to agree give an
+  interval of no width, which two or three of them do not justify.
 
   Args:
     rates: [A, B] win rate of seed a over the other side's seed b, A B > 1.
@@ -289,7 +290,8 @@ def seed_means(rates: np.ndarray) -> Estimate:
     return Estimate(mean, mean, mean)
   freedom = variance**2 / sum(term**2 / nu for term, nu in terms)
   half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance)
-  return Estimate(mean, float(mean - half), float(mean + half))
+  low, high = np.clip([mean - half, mean + half], 0, 1)
+  return Estimate(mean, float(low), float(high))
 
 
 def _judgements(preference: np.ndarray) -> np.ndarray:

@@ -40,15 +40,16 @@ def reliability(
 
   Returns:
     `compared_order_consistency`: judge -> [share, low, high, number] of
-    judgements that name the same winner in both orders, of judges that see an
-    order; `judge_agreement`: judge -> judge -> [share, low, high] of judgements
-    with the same winner; `neither`: judge -> answers that name no winner.
+    judgements that name the same winner in both orders, 1 for judges that see
+    no order; `judge_agreement`: judge -> judge -> [share, low, high] of
+    judgements with the same winner; `neither`: judge -> answers that name no
+    winner.
     Intervals are over prompts.
   """
   orders = {
     name: np.nan_to_num(both, nan=0.5)
     for name, both in judged.items()
-    if see_order(both)
+    if both.size
   }
   return {
     'compared_order_consistency': {
@@ -65,6 +66,7 @@ def reliability(
         if b != a and p.size
       }
       for a, p in preference.items()
+      if len(preference) > 1
     },
     'neither': {
       name: int(np.isnan(both).sum()) for name, both in judged.items()

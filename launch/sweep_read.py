@@ -168,6 +168,7 @@ def _check_seeds(spec: sweep_spec.Spec, path: str) -> None:
   ):
     if (
       not seeds
+      or not all(isinstance(seed, int) for seed in seeds)
       or len(set(seeds)) < len(seeds)
       or not set(seeds) <= set(spec.seeds)
     ):

@@ -493,6 +493,11 @@ class TestErrors:
     with pytest.raises(ValueError, match='outside of the vocabulary'):
       data.check_vocabulary(_load(_supervised(), prompt_format=outside), 1000)
 
+  def test_a_vocabulary_that_cannot_be_read(self, tmp_path):
+    missing = seqio.SentencePieceVocabulary(str(tmp_path / 'spm.model'))
+    with pytest.raises(ValueError, match='cannot be read .*spm.model.*VOCAB'):
+      _load(_supervised(), vocabulary=missing)
+
   def test_the_vocabulary_of_a_run(self):
     other = seqio.ByteVocabulary(7)
     name = _supervised()

@@ -227,6 +227,7 @@ def test_one_sweep_at_a_time(spec, tmp_path):
     ('axes = {TAU = [0.1, 0.2]}', 'axes = {TAU = 0.1}', 'to be a list'),
     ("'$supervised'", "'$supervized'", r'\$supervized.*unknown'),
     ('seeds = [0, 1]', 'seeds = [0, 0]', 'different seeds'),
+    ('seeds = [0, 1]', 'seeds = [[0], [1]]', 'different seeds'),
     ('seeds = [0, 1]', 'seeds = 2', 'seeds = 2 .* list'),
     ('axes = {TAU = [0.1, 0.2]}', 'axes = [0.1]', r'axes = \[0.1\] .* table'),
     ('seeds = [0]', 'seeds = [2]', 'different seeds'),
