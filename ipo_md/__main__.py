@@ -5,6 +5,7 @@ function that the run file names: RUN = @train.train.
 """
 
 from collections.abc import Sequence
+import contextlib
 import difflib
 import glob
 import importlib.util
@@ -200,13 +201,15 @@ def main(argv: list[str]) -> None:
     run(argv)
   except Exception as error:
     expected = (ValueError, OSError, RuntimeError, FloatingPointError)
-    if _TRACEBACK.value or not isinstance(error, expected):
-      traceback.print_exc()
-    else:
-      message = '\n'.join([str(error), *getattr(error, '__notes__', ())])
-      print(f'ipo_md: {type(error).__name__}: {message}', file=sys.stderr)
-      print('(--traceback shows where.)', file=sys.stderr)
-    leave()
+    try:
+      if _TRACEBACK.value or not isinstance(error, expected):
+        traceback.print_exc()
+      else:
+        message = '\n'.join([str(error), *getattr(error, '__notes__', ())])
+        print(f'ipo_md: {type(error).__name__}: {message}', file=sys.stderr)
+        print('(--traceback shows where.)', file=sys.stderr)
+    finally:  # even if the disk that the errors go to is full
+      leave()
 
 
 def leave() -> None:
@@ -216,8 +219,9 @@ def leave() -> None:
   one alone has failed they cannot, as they wait for it in a collective.
   """
   if distributed.global_state.num_processes > 1:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+      sys.stdout.flush()
+      sys.stderr.flush()
     os._exit(1)
   sys.exit(1)
 

@@ -8,8 +8,10 @@ Saves are asynchronous and atomic: a folder N is there whole or not at all. What
 happens to it later, its checksums tell (`checksums`).
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -194,8 +196,12 @@ def reopen(model_dir: str) -> None:
     (epath.Path(model_dir) / 'COMPLETED').unlink(missing_ok=True)
 
 
-def manager(model_dir: str, *, keep: Keep) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def manager(model_dir: str, *, keep: Keep) -> Iterator[ocp.CheckpointManager]:
   """Orbax's manager of MODEL_DIR/checkpoints, of which the latest is whole.
+
+  Closed at the end, but not by one of several processes after an error: closing
+  waits for the others to save, and those wait for this one to go on.
 
   Raises:
     ValueError: there are checkpoints, but all are damaged.
@@ -203,7 +209,7 @@ def manager(model_dir: str, *, keep: Keep) -> ocp.CheckpointManager:
   checksums.set_damaged_aside(model_dir)
   directory = epath.Path(model_dir) / 'checkpoints'
   _finish_deletions(directory)
-  return ocp.CheckpointManager(
+  saved = ocp.CheckpointManager(
     directory,
     options=ocp.CheckpointManagerOptions(
       preservation_policy=keep.policy(),
@@ -218,6 +224,13 @@ def manager(model_dir: str, *, keep: Keep) -> ocp.CheckpointManager:
       ),
     ),
   )
+  try:
+    yield saved
+  except BaseException:
+    if jax.process_count() == 1:
+      saved.close()
+    raise
+  saved.close()
 
 
 def save(

@@ -237,12 +237,14 @@ class Watchdog:
     while not self._over.wait(min(self._seconds / 4, 10)):
       last, what = self._last
       if time.monotonic() - last > self._seconds:
-        print(
-          f'ipo_md: process {jax.process_index()} of {jax.process_count()}: '
-          f'nothing has happened for {self._seconds:,.0f} s (HANG_SECONDS) '
-          f'after {what}. What its threads do:',
-          file=sys.stderr,
-          flush=True,
-        )
-        faulthandler.dump_traceback(file=sys.__stderr__)
-        os._exit(1)
+        try:
+          print(
+            f'ipo_md: process {jax.process_index()} of {jax.process_count()}: '
+            f'nothing has happened for {self._seconds:,.0f} s (HANG_SECONDS) '
+            f'after {what}. What its threads do:',
+            file=sys.stderr,
+            flush=True,
+          )
+          faulthandler.dump_traceback(file=sys.__stderr__)
+        finally:  # even if the disk that this goes to is full
+          os._exit(1)
