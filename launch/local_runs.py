@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import socket
 import sys
 import time
@@ -28,6 +29,7 @@ FLAGS = (
   '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 '
   '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
+_GLOO = re.compile(r'\[Gloo\]|connected to \d+ peer ranks')
 # Processes are forked from a server that has imported these: it takes 8 s.
 MODULES = (
   'clu.metric_writers',
@@ -178,10 +180,13 @@ class Run:
     return [one.exitcode for one in self.processes]
 
   def said(self, index: int) -> str:
-    """What one process printed, but for the lines of JAX's collectives."""
+    """What one process printed, but for the lines of JAX's collectives.
+
+    Of those, which threads print at the same time, one may be within another.
+    """
     log = pathlib.Path(f'{self.log}.{index}')
     lines = log.read_text().splitlines() if log.exists() else []
-    return '\n'.join(line for line in lines if not line.startswith('[Gloo]'))
+    return '\n'.join(line for line in lines if line and not _GLOO.search(line))
 
   def all_said(self) -> str:
     """What all of them printed, their errors too, for messages."""
