@@ -40,14 +40,17 @@ def reliability(
 
   Returns:
     `compared_order_consistency`: judge -> [share, low, high, number] of
-    judgements that name the same winner in both orders, 1 for judges that see
+    judgements that name the same winner in both orders, 1 of a judge that sees
     no order; `judge_agreement`: judge -> judge -> [share, low, high] of
     judgements with the same winner; `neither`: judge -> answers that name no
     winner.
     Intervals are over prompts.
   """
   orders = {
+    # A tie in one order counts 1/2, but the same in both is consistent.
     name: np.nan_to_num(both, nan=0.5)
+    if see_order(both)
+    else np.ones_like(both)
     for name, both in judged.items()
     if both.size
   }

@@ -449,6 +449,7 @@ def test_seeds_against_the_baseline(tmp_path, paths):
   assert rates[1][2] is None
   assert found['interval']['ground_truth'][1][2] == [None, None]
   assert rates[1][1] == 0.5
+  assert found['compared_order_consistency']['ground_truth'][0] == 1
   assert 'nash_averaging' not in found
   ours, theirs = found['seeds']['ground_truth']
   assert (ours['policy'], ours['over']) == ('supervised', 'ipo')
