@@ -269,8 +269,10 @@ def _with_vocabulary(
 
 
 def _check_readable(vocabulary: seqio.Vocabulary):
+  if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    return
   try:
-    _ = vocabulary.vocab_size  # reads the file
+    _ = vocabulary.tokenizer  # reads the file
   except (OSError, tf.errors.OpError) as error:
     reason = (str(error).splitlines() or [''])[0]
     raise ValueError(
