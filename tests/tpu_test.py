@@ -204,8 +204,10 @@ def test_the_same_command_follows_what_is_running(google):
   assert left.returncode == 130
   assert 'ipo-md goes on' in output
 
+  looked = len(google.queued('list'))
   again = google.start(*google.run('wait'))
-  time.sleep(0.5)
+  while len(google.queued('list')) < looked + 6:  # it follows the job
+    time.sleep(0.05)
   google.call(*google.words('stop'))
   again.communicate(timeout=30)
   assert [path.name for path in google.jobs('*')] == ['0001']
