@@ -20,8 +20,13 @@ def is_out_of_memory(error: str) -> bool:
   return bool(re.search(_ALL, error) or re.search(_TEMPORARIES, error))
 
 
-def memory(stats: Any, chip: chips.Chip) -> dict[str, Any]:
-  """HBM of a chip: what is there at once, against what it has."""
+def memory(
+  stats: Any, chip: chips.Chip, state: Mapping[str, int]
+) -> dict[str, Any]:
+  """HBM of a chip: what is there at once, against what it has.
+
+  A program is compiled if its temporaries alone fit, so that is not enough.
+  """
   peak = (
     stats.argument_size_in_bytes
     + stats.output_size_in_bytes
@@ -29,26 +34,36 @@ def memory(stats: Any, chip: chips.Chip) -> dict[str, Any]:
     + stats.temp_size_in_bytes
     + stats.generated_code_size_in_bytes
   )
-  return {
-    'fits': True,
-    'hbm_bytes': {
-      'arguments': stats.argument_size_in_bytes,
-      'temporaries': stats.temp_size_in_bytes,
-      'outputs': stats.output_size_in_bytes - stats.alias_size_in_bytes,
-      'program': stats.generated_code_size_in_bytes,
-      'peak': peak,
-      'chip': chip.hbm_bytes,
-    },
+  sizes = {
+    'arguments': stats.argument_size_in_bytes,
+    'temporaries': stats.temp_size_in_bytes,
+    'outputs': stats.output_size_in_bytes - stats.alias_size_in_bytes,
+    'program': stats.generated_code_size_in_bytes,
+    'peak': peak,
+    'chip': chip.hbm_bytes,
   }
+  if peak > chip.hbm_bytes:
+    return _too_large(sizes, state)
+  return {'fits': True, 'hbm_bytes': sizes}
 
 
 def does_not_fit(error: str, state: Mapping[str, int]) -> dict[str, Any]:
-  """By how much, and what would help."""
+  """What the compiler's refusal says."""
   sizes = re.search(_TEMPORARIES, error) or re.search(_ALL, error)
   used, limit = (_bytes(size) for size in sizes.groups())
   arguments = sum(state.values())
   if re.search(_TEMPORARIES, error):
     used += arguments
+  return _too_large(
+    {'arguments': arguments, 'peak': used, 'chip': limit}, state
+  )
+
+
+def _too_large(
+  sizes: Mapping[str, int], state: Mapping[str, int]
+) -> dict[str, Any]:
+  """By how much, and what would help."""
+  arguments, used, limit = (sizes[k] for k in ('arguments', 'peak', 'chip'))
   largest = max(state, key=state.get)
   advice = []
   if arguments > limit / 2:
@@ -66,7 +81,7 @@ def does_not_fit(error: str, state: Mapping[str, int]) -> dict[str, Any]:
     ]
   return {
     'fits': False,
-    'hbm_bytes': {'arguments': arguments, 'peak': used, 'chip': limit},
+    'hbm_bytes': dict(sizes),
     'exceeds_by': used - limit,
     'would_help': advice or ["the next larger slice (FIT = 'slice')"],
   }

@@ -165,7 +165,9 @@ def compile_case(
   if compiled is None:
     report |= compiled_report.does_not_fit(error, report['state_bytes'])
   else:
-    report |= compiled_report.memory(compiled.memory_analysis(), found)
+    report |= compiled_report.memory(
+      compiled.memory_analysis(), found, report['state_bytes']
+    )
     program = hlo.analyse(
       compiled.as_text(), bytes_per_cycle=found.hbm_bandwidth / found.clock
     )

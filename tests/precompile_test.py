@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import pathlib
+import types
 
 import gin
 import jax
 import pytest
 
 from ipo_md import __main__ as main
+from ipo_md import chips
 from ipo_md import compiled_report
 from ipo_md import fits
 from tasks import mini_tldr  # noqa: F401
@@ -108,6 +110,25 @@ def test_what_does_not_go_together_is_said_before_compiling(
 ):
   with pytest.raises(ValueError, match=message):
     call(**changes)
+
+
+def test_a_compiled_program_fits_only_with_its_arguments():
+  """The compiler refuses what its temporaries alone make too large."""
+  chip = chips.chip('v5e:2x4')
+  state = {'policy': 2 * 2**30, 'judge': 2**30}
+  stats = types.SimpleNamespace(
+    argument_size_in_bytes=3 * 2**30,
+    output_size_in_bytes=2 * 2**30,
+    alias_size_in_bytes=2 * 2**30,
+    temp_size_in_bytes=13 * 2**30,
+    generated_code_size_in_bytes=0,
+  )
+  assert compiled_report.memory(stats, chip, state)['fits']
+  stats.temp_size_in_bytes += 2**30
+  report = compiled_report.memory(stats, chip, state)
+  assert not report['fits']
+  assert report['exceeds_by'] == 2**30
+  assert any('BATCH_SIZE' in advice for advice in report['would_help'])
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would_help():
