@@ -86,8 +86,13 @@ function drawShares(table, shares = {}) {
 }
 
 // Policies of several seeds: each seed apart, their mean, and its t-interval.
+// Each pair has one row, with the one that wins in front.
 function drawSeeds() {
-  const found = results.seeds?.[byId('judge').value] ?? [];
+  const rows = results.seeds?.[byId('judge').value] ?? [];
+  const turned = ({policy, over}) =>
+    rows.findIndex(row => row.policy === over && row.over === policy);
+  const found = rows.filter((row, place) => place < turned(row))
+    .map(row => row.mean < .5 ? rows[turned(row)] : row);
   byId('seeds').parentElement.hidden = !found.length;
   tableRows(byId('seeds'),
     ['over seeds', 'over', 'mean', '95 % t-interval over seed means',
