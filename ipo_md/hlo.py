@@ -174,7 +174,9 @@ def _walk(
     if cycles := _CYCLES.search(instruction.line):
       found.cycles[here] += int(cycles[1]) * times
     kind = instruction.opcode.removesuffix('-start')
-    if kind in _COLLECTIVES:
+    # A collective that runs beside other work stands in each fusion that it
+    # runs beside. The one that starts it counts.
+    if kind in _COLLECTIVES and not name.startswith('async_collective_fusion'):
       found.collectives.append(
         _collective(kind, instruction, times, here, in_loop)
       )

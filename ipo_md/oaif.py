@@ -87,7 +87,7 @@ def two_programs(
       top_p=top_p,
     )
   )
-  update = jax.jit(step, donate_argnums=0, out_shardings=(state_sharding, None))
+  update = sharding.jit_update(step, state_sharding)
 
   def sample_judge_update(state, frozen, prompts, rng):
     sample_rng, rng = jax.random.split(rng)

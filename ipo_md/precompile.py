@@ -126,10 +126,9 @@ def compile_case(
   whole = accumulation.accumulate(
     run['step'], parts=case.microbatches, weight=run['part_weight']
   )
-  step = jax.jit(
+  step = sharding.jit_update(
     functools.partial(whole, model=run['model'], optimizer=optimizer),
-    donate_argnums=0,
-    out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+    jax.tree.map(lambda x: x.sharding, state),
   )
   key = jax.eval_shape(jax.random.key, 0)
   key = jax.ShapeDtypeStruct(

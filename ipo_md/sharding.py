@@ -5,6 +5,7 @@ state split, gathered where they are used), `tensor` (heads, feed-forward and
 vocabulary split), `expert` (experts split).
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import math
@@ -161,6 +162,59 @@ def split_batch(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
 
   return jax.tree.map(one, tree)
+
+
+def map_batch(
+  f: Callable[..., jax.Array], params: Any, arrays: Sequence[jax.Array]
+) -> jax.Array:
+  """f(params, *arrays), for each device's part of the batch apart.
+
+  For what the partitioner cannot know to be one example's business, such as
+  sorting rows. Arrays of another size (a batch that the mesh does not divide)
+  are taken whole.
+
+  Args:
+    f: (params, *arrays) -> array whose axis 0 is that of the arrays.
+    params: gathered off the batch axes; other axes stay as they are.
+    arrays: [B, ...] each.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  parts = 1 if mesh.empty else math.prod(mesh.shape[a] for a in BATCH_AXES)
+  if parts == 1 or arrays[0].shape[0] % parts:
+    return f(params, *arrays)
+  split = PartitionSpec(BATCH_AXES)
+  mapped = jax.shard_map(
+    f,
+    axis_names=set(BATCH_AXES),
+    in_specs=(PartitionSpec(), *(split for _ in arrays)),
+    out_specs=split,
+    check_vma=False,
+  )
+  return mapped(params, *arrays)
+
+
+# For a product whose weight lies on several chips XLA sends the weight's parts
+# around the ring and multiplies with one at a time ("windowed einsum"). A step
+# has few rows, and each of those products reads all of them. Gathering the
+# weight first, beside other work, takes less than half of the cycles.
+_TPU_OPTIONS = {'xla_jf_spmd_threshold_for_windowed_einsum_mib': 1_000_000}
+
+
+def jit_update(step: Callable[..., Any], state_sharding: Any) -> Any:
+  """`jax.jit` of (state, ...) -> (state, metrics), the state donated.
+
+  Args:
+    step: to be compiled.
+    state_sharding: of the state, before and after.
+  """
+  devices = jax.tree.leaves(state_sharding)[0].device_set
+  on_tpu = next(iter(devices)).platform == 'tpu'
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    out_shardings=(state_sharding, None),
+    compiler_options=_TPU_OPTIONS if on_tpu else None,
+  )
 
 
 def abstract_params(

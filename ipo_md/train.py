@@ -145,7 +145,7 @@ def one_program(
     state_sharding: of the state, which is donated.
   """
   del model, dataset
-  return jax.jit(step, donate_argnums=0, out_shardings=(state_sharding, None))
+  return sharding.jit_update(step, state_sharding)
 
 
 def train(

@@ -15,6 +15,15 @@ HloModule jit_step, is_scheduled=true
   ROOT %t = (s32[]{:T(128)}, bf16[2,4]{1,0}) tuple(%p, %f)
 }
 
+%async_collective_fusion.3 (p: bf16[2,4]) -> bf16[16,4] {
+  %beside = f32[8]{0:T(128)} add(%p, %p)
+  ROOT %g = bf16[16,4]{1,0:T(8,128)(2,1)} all-gather(%p), frontend_attributes={chain_id="2"}, dimensions={0}, metadata={op_name="jit(step)/jvp(log_probs)/encode/take"}
+}
+
+%start_of_it (p: bf16[2,4]) -> bf16[16,4] {
+  ROOT %g = bf16[16,4]{1,0:T(8,128)(2,1)} all-gather(%p), frontend_attributes={chain_id="2"}, dimensions={0}, metadata={op_name="jit(step)/jvp(log_probs)/encode/take"}
+}
+
 %layer_condition (p: (s32[], bf16[2,4])) -> pred[] {
   %c = s32[]{:T(128)} constant(3)
   %i = s32[]{:T(128)} get-tuple-element(%p), index=0
@@ -27,6 +36,7 @@ HloModule jit_step, is_scheduled=true
   %slice-start.2 = ((bf16[64,4]{1,0:T(8,128)(2,1)}), bf16[16,4]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:16], [0:4]}
   %w = (s32[], bf16[2,4]{1,0}) while(%p), condition=%layer_condition, body=%layer_body, metadata={op_name="jit(step)/jvp(log_probs)/decode/while/body/while"}
   %g = bf16[16,4]{1,0:T(8,128)(2,1)} all-gather(%w), dimensions={0}, metadata={op_name="jit(step)/jvp(log_probs)/decode/while/body/gather"}
+  %n = bf16[16,4]{1,0:T(8,128)(2,1)} fusion(%p), kind=kOutput, calls=%async_collective_fusion.3
   %copy-done.1 = bf16[64,4]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start.1)
   %slice-done.2 = bf16[16,4]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start.2)
   ROOT %d = f32[8]{0} fusion(%w), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/jvp(log_probs)/decode/while/body/draw"}, backend_config={"window_config":{"estimated_cycles":"5"}}
@@ -49,6 +59,7 @@ HloModule jit_step, is_scheduled=true
 
 ENTRY %main (a: bf16[2,4]) -> f32[8] {
   %a = bf16[2,4]{1,0} parameter(0)
+  %async-collective-start.2 = bf16[16,4]{1,0:T(8,128)(2,1)} fusion(%a), kind=kCustom, calls=%start_of_it
   %loop = (s32[], bf16[2,4]{1,0}) while(%a), condition=%token_condition, body=%token_body, metadata={op_name="jit(step)/jvp(log_probs)/decode/while"}
   %r = (bf16[4,4]{1,0}, f32[2,2]{1,0}) all-reduce(%a, %a), metadata={op_name="jit(step)/transpose(jvp(log_probs))/encode/dot"}
   %s = (bf16[2,8]{1,0}, bf16[16,8]{1,0}, u32[]{:S(2)}) all-gather-start(%a), metadata={op_name="jit(step)/judge/dot"}
@@ -93,7 +104,10 @@ def test_collectives_have_a_kind_a_size_and_a_place():
     ('all-gather', 'decode', True),
     ('all-reduce', 'backward', False),
     ('all-gather', 'judge', False),
+    ('all-gather', 'encode', False),
   }
+  # It runs beside what samples, and once.
+  assert found['all-gather', 'encode', False].times == 1
   gather = found['all-gather', 'decode', True]
   assert (gather.bytes, gather.times) == (16 * 4 * 2, 7)
   assert gather.shapes == ((16, 4),)

@@ -7,12 +7,16 @@ import types
 
 import gin
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import pytest
 
 from ipo_md import __main__ as main
 from ipo_md import chips
 from ipo_md import compiled_report
 from ipo_md import fits
+from ipo_md import sharding
 from tasks import mini_tldr  # noqa: F401
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -79,6 +83,11 @@ def test_a_step_is_compiled_for_a_slice(call, tmp_path, capsys):
   in_loop = [c for c in report['collectives'] if c['in_decode_loop']]
   assert all(c['largest'] < 1024 for c in in_loop), in_loop
   assert any(c['kind'] == 'all-gather' for c in report['collectives'])
+  received = sum(
+    c['bytes'] for c in report['collectives'] if c['phase'] == 'judge'
+  )
+  network = report['phases']['judge']['network_seconds']
+  assert network == pytest.approx(received / chips.CHIPS['v5e'].ici_bandwidth)
   printed = capsys.readouterr().out
   assert 'FITS' in printed
   table = (tmp_path / 'shardings.txt').read_text()
@@ -89,6 +98,20 @@ def test_a_step_is_compiled_for_a_slice(call, tmp_path, capsys):
   assert line.split('  ')[1:] == [] or '(320, 64)' in line
   assert "(None, 'fsdp')" in line
   assert f'{320 * 64 * 4 // 4:,}' in line
+
+
+@needs_libtpu
+def test_weights_are_gathered_rather_than_sent_around():
+  mesh = sharding.make_mesh((1, 8, 1), chips.devices('v5e:2x4', 1))
+  split = NamedSharding(mesh, PartitionSpec('fsdp'))
+  array = lambda *shape: jax.ShapeDtypeStruct(
+    shape, jnp.bfloat16, sharding=split
+  )
+  update = sharding.jit_update(lambda w, x: (w, x @ w), split)
+  lowered = update.lower(array(1024, 1024), array(65536, 1024))
+  program = lowered.compile().as_text()
+  assert 'all-gather' in program
+  assert 'collective-permute' not in program
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ def attention(
 
   Args:
     query: [N, Q, H, D].
-    keys: [N, G, D, S]: a token is a column, so that one token's are written
-      by one update of a cache. H / G heads of queries share one of keys.
-    values: [N, G, D, S].
+    keys: [N, G, D, S]; H / G heads of queries share one of keys.
+    values: [N, G, S, D]. Keys are columns and values rows, since so either
+      product reads them as they lie: no token rearranges a cache.
     bias: float32, broadcastable to [N, G, Q, S].
     dropout_rate: of the weights, shared by the queries as in T5X.
     rng: key of the dropout, consumed; None: none.
@@ -91,8 +91,8 @@ def joint_attention(
 
   Args:
     query: [B, K, T, H, D].
-    context: keys and values [B, G, D, P].
-    own: keys and values [B K, G, D, S].
+    context: keys [B, G, D, P] and values [B, G, P, D].
+    own: keys [B K, G, D, S] and values [B K, G, S, D].
     context_bias: [B, T or 1, P].
     own_bias: [T, S]; every query sees a column of its own at least.
 
@@ -137,10 +137,10 @@ def _scores(query: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
-  """[N, G, Q, H / G, S], [N, G, D, S] -> [N, Q, H, D] float32."""
+  """[N, G, Q, H / G, S], [N, G, S, D] -> [N, Q, H, D] float32."""
   n, g, q, r, s = weights.shape
   out = jnp.einsum(
-    'ngqs,ngds->ngqd',
+    'ngqs,ngsd->ngqd',
     weights.reshape(n, g, q * r, s),
     values,
     preferred_element_type=jnp.float32,
@@ -148,10 +148,12 @@ def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
   return out.reshape(n, g, q, r, -1).swapaxes(1, 2).reshape(n, q, g * r, -1)
 
 
-def columns(x: jax.Array, batch: int, heads: int) -> jax.Array:
-  """[..., H D] -> [batch, H, D, S]: the layout of keys and values."""
-  x = x.reshape(batch, -1, heads, x.shape[-1] // heads)
-  return x.transpose(0, 2, 3, 1)
+def by_head(
+  keys: jax.Array, values: jax.Array, batch: int, heads: int
+) -> tuple[jax.Array, jax.Array]:
+  """[..., H D] each -> keys [batch, H, D, S], values [batch, H, S, D]."""
+  apart = lambda x: x.reshape(batch, -1, heads, x.shape[-1] // heads)
+  return apart(keys).transpose(0, 2, 3, 1), apart(values).swapaxes(1, 2)
 
 
 def write_cache(
@@ -159,24 +161,25 @@ def write_cache(
   new: tuple[jax.Array, jax.Array],
   index: jax.Array | int,
 ) -> tuple[jax.Array, jax.Array]:
-  """A layer's keys and values [N, H, D, S] with `new` from column index on.
+  """A layer's keys and values with those of T tokens from `index` on.
 
   Args:
-    cache: the keys and values so far.
-    new: those of T tokens, [N, H, D, T].
-    index: column of the first of them.
+    cache: keys [N, H, D, S] and values [N, H, S, D] so far.
+    new: keys [N, H, D, T] and values [N, H, T, D].
+    index: of the first of the T tokens.
   """
-  return tuple(
-    lax.dynamic_update_slice(old, x.astype(old.dtype), (0, 0, 0, index))
-    for old, x in zip(cache, new, strict=True)
+  write = lambda old, x, *start: lax.dynamic_update_slice(
+    old, x.astype(old.dtype), (0, 0, *start)
   )
+  keys, values = zip(cache, new, strict=True)
+  return write(*keys, 0, index), write(*values, index, 0)
 
 
 def init_cache(layers: int, shape: Sequence[int], dtype: Any) -> Any:
-  """Zeros for keys and values, a pair for each of `layers` layers."""
-  return tuple(
-    (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)
-  )
+  """Zeros, a pair for each of `layers` layers; shape: of keys."""
+  n, h, d, length = shape
+  pair = lambda: (jnp.zeros(shape, dtype), jnp.zeros((n, h, length, d), dtype))
+  return tuple(pair() for _ in range(layers))
 
 
 def rotation(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ipo_md import sharding
 from ipo_md import types
 from ipo_md.models import attention
 from ipo_md.models import grouped
@@ -162,7 +163,7 @@ class _Decoder(nnx.Module):
       )
 
   def read(self, x: jax.Array, rng: jax.Array | None) -> Any:
-    """[B, P, E] embeddings -> keys and values [B, G, D, P] of every layer."""
+    """[B, P, E] embeddings -> keys and values by head of every layer."""
     cfg = self.config
     positions = jnp.arange(x.shape[1])
     rotation = attention.rotation(positions[None], _frequencies(cfg))
@@ -262,7 +263,7 @@ class _Layer(nnx.Module):
   def read(
     self, x: jax.Array, rotation: Any, bias: jax.Array, rng: jax.Array | None
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """[B, P, E] -> [B, P, E], keys and values [B, G, D, P]."""
+    """[B, P, E] -> [B, P, E], keys [B, G, D, P] and values [B, G, P, D]."""
     keys = layers.split(rng, 2)
     y = self.pre_self_attention_layer_norm(x, self.config.dtype)
     query, own = self.self_attention.project(y, rotation)
@@ -328,7 +329,7 @@ class _Attention(nnx.Module):
   def project(
     self, x: jax.Array, rotation: tuple[jax.Array, jax.Array]
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """[..., T, E] -> queries [..., T, H, D], keys and values [N, G, D, T]."""
+    """[..., T, E] -> queries [..., T, H, D], keys and values by head."""
     cfg = self.config
     batch = math.prod(x.shape[:-2])
     heads = lambda y, n: y.reshape(*x.shape[:-1], n, cfg.head_dim)
@@ -341,10 +342,7 @@ class _Attention(nnx.Module):
     )
     key = key.astype(cfg.dtype).reshape(*x.shape[:-1], -1)
     value = self.value(x, cfg.dtype)
-    return query, (
-      attention.columns(key, batch, cfg.num_kv_heads),
-      attention.columns(value, batch, cfg.num_kv_heads),
-    )
+    return query, attention.by_head(key, value, batch, cfg.num_kv_heads)
 
   def combine(self, x: jax.Array) -> jax.Array:
     """[..., H, D] -> [..., E]."""
@@ -356,9 +354,10 @@ class _Experts(nnx.Module):
 
     y = sum over the chosen e of softmax(router)_e / (sum of chosen) mlp_e(x)
 
-  Rows are sorted by expert and multiplied group by group, so the cost is that
-  of the experts that a token uses. The loss that spreads the tokens is
-  Switch's, https://arxiv.org/abs/2101.03961 eq. 4, for several choices:
+  Each device sorts the rows of its own prompts by expert and multiplies group
+  by group, so the cost is that of the experts that a token uses. The loss that
+  spreads the tokens is Switch's, https://arxiv.org/abs/2101.03961 eq. 4, for
+  several choices:
 
     X sum_e (choices of e / tokens) (mean probability of e)
 
@@ -387,31 +386,45 @@ class _Experts(nnx.Module):
   def __call__(
     self, x: jax.Array, dtype: Any, mask: jax.Array | None = None
   ) -> tuple[jax.Array, jax.Array]:
-    """[..., E] -> [..., E], loss over the tokens where mask [...] is True."""
+    """[B, ..., E] -> [B, ..., E], loss over the tokens of mask [B, ...]."""
     cfg = self.config
-    flat = x.reshape(-1, cfg.emb_dim)
-    choices = cfg.num_experts_per_token
-    probabilities = jax.nn.softmax(self.router(flat, jnp.float32))
-    weights, chosen = jax.lax.top_k(probabilities, choices)  # [N, choices]
+    experts, choices = cfg.num_experts, cfg.num_experts_per_token
+    probabilities = jax.nn.softmax(self.router(x, jnp.float32))
+    weights, chosen = jax.lax.top_k(probabilities, choices)
     weights /= jnp.sum(weights, axis=-1, keepdims=True)
+    graphdef, params = nnx.split(self.experts)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)  # then gathered
 
+    def combine(params, x, weights, chosen):
+      return self._combine(nnx.merge(graphdef, params), x, weights, chosen)
+
+    y = sharding.map_batch(
+      combine, params, (x.astype(dtype), weights.astype(dtype), chosen)
+    )
+    loss = self._loss(
+      probabilities.reshape(-1, experts), chosen.reshape(-1, choices), mask
+    )
+    return y, loss
+
+  def _combine(
+    self, mlps: layers.Mlp, x: jax.Array, weights: jax.Array, chosen: jax.Array
+  ) -> jax.Array:
+    """[..., E], [..., choices] twice -> [..., E]: the experts' weighted sum."""
+    cfg = self.config
+    choices = chosen.shape[-1]
     order = jnp.argsort(chosen.reshape(-1))
     inverse = jnp.argsort(order)
-    sizes = jnp.sum(
-      jax.nn.one_hot(chosen, cfg.num_experts, dtype=jnp.int32), (0, 1)
+    of_expert = jax.nn.one_hot(
+      chosen.reshape(-1), cfg.num_experts, dtype=jnp.int32
     )
-    rows = jnp.repeat(flat, choices, axis=0)
+    sizes = jnp.sum(of_expert, axis=0)
+    rows = jnp.repeat(x.reshape(-1, cfg.emb_dim), choices, axis=0)
     rows = grouped.permute(rows, order, inverse)
-    product = lambda dense, rows: grouped.matmul(
-      rows.astype(dtype), dense.kernel[...].astype(dtype), sizes
-    )
-    rows = self.experts(rows, dtype, product=product)
-    rows = grouped.permute(rows, inverse, order).reshape(
-      -1, choices, x.shape[-1]
-    )
-    y = jnp.sum(rows * weights[..., None].astype(dtype), axis=1)
-
-    return y.reshape(x.shape), self._loss(probabilities, chosen, mask)
+    product = lambda dense, rows: grouped.matmul(rows, dense.kernel[...], sizes)
+    rows = mlps(rows, x.dtype, product=product)
+    rows = grouped.permute(rows, inverse, order)
+    rows = rows.reshape(*chosen.shape, cfg.emb_dim)
+    return jnp.sum(rows * weights[..., None], axis=-2)
 
   def _loss(self, probabilities, chosen, mask) -> jax.Array:
     """[N, X] probabilities, [N, choices] of N tokens, [N] or None -> []."""

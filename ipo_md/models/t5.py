@@ -205,7 +205,7 @@ class _Decoder(nnx.Module):
       )
 
   def keys_values(self, encoded: jax.Array) -> Any:
-    """Cross-attention keys and values [B, H, D, P] of every layer."""
+    """Cross-attention keys [B, H, D, P], values [B, H, P, D] by layer."""
     cfg = self.config
     batch = encoded.shape[0]
     return stacks.map_layers(
@@ -321,11 +321,10 @@ class _Attention(nnx.Module):
   def keys_values(
     self, x: jax.Array, batch: int
   ) -> tuple[jax.Array, jax.Array]:
-    """[..., E] -> keys and values [batch, H, D, S]."""
+    """[..., E] -> keys [batch, H, D, S], values [batch, H, S, D]."""
     heads, dtype = self.config.num_heads, self.config.dtype
-    return (
-      attention.columns(self.key(x, dtype), batch, heads),
-      attention.columns(self.value(x, dtype), batch, heads),
+    return attention.by_head(
+      self.key(x, dtype), self.value(x, dtype), batch, heads
     )
 
   def __call__(

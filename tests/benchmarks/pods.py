@@ -20,23 +20,34 @@ T5 = ('models/t5_1_1_large', 'models/judge_t5_1_1_xl', 'judges/comparator')
 MISTRAL = ('models/mistral_7b', 'judges/likelihood')
 MIXTRAL = ('models/mixtral_8x7b', 'judges/likelihood')
 
-# name: files beside the run's, algorithm, topology, MESH_SHAPE, BATCH_SIZE
+# name: files beside the run's, algorithm, topology, MESH_SHAPE, BATCH_SIZE and
+# what else is bound
 CASES = {
   'v5e_4x4': (T5, 'ipo', 'v5e:4x4', (1, 16, 1), 32),
   'v4_4x4x4': (T5, 'ipo', 'v4:4x4x4', (1, 32, 2), 32),
   'v5e_4x4_ipo_md': (T5, 'ipo_md', 'v5e:4x4', (1, 16, 1), 32),
   'v5e_2x4': (T5, 'ipo', 'v5e:2x4', (1, 8, 1), 32),
+  'v5e_2x4_in_two': (
+    *(T5, 'ipo', 'v5e:2x4', (1, 8, 1), 32),
+    {'MICROBATCHES': 2},
+  ),
   'v5e_16x16': (T5, 'ipo', 'v5e:16x16', (1, 256, 1), 256),
-  'v5e_2_slices': (T5, 'ipo', 'v5e:4x4', (2, 16, 1), 32),
+  'v5e_2_slices': (T5, 'ipo', 'v5e:4x4', (2, 16, 1), 32, {'NUM_SLICES': 2}),
   'v5p_2x2x4': (T5, 'ipo', 'v5p:2x2x4', (1, 16, 1), 32),
   'v6e_4x4': (T5, 'ipo', 'v6e:4x4', (1, 16, 1), 32),
-  'mistral_v5e_8x8': (MISTRAL, 'ipo', 'v5e:8x8', (1, 16, 4), 64),
-  'mixtral_v5p_4x4x4': (MIXTRAL, 'ipo', 'v5p:4x4x4', (1, 16, 4), 64),
+  'mistral_v5e_8x8': (
+    *(MISTRAL, 'ipo', 'v5e:8x8', (1, 16, 4), 64),
+    {'REMAT_POLICY': "'full'"},
+  ),
+  'mixtral_v5p_4x4x4': (
+    *(MIXTRAL, 'ipo', 'v5p:4x4x4', (1, 16, 4), 64),
+    {'REMAT_POLICY': "'full'"},
+  ),
 }
 
 
 def command(name: str, folder: pathlib.Path) -> list[str]:
-  files, algorithm, topology, mesh_shape, batch_size = CASES[name]
+  files, algorithm, topology, mesh_shape, batch_size, *others = CASES[name]
   models = [f for f in files if f.startswith('models/')]
   judge = [f for f in files if f.startswith('judges/')]
   order = ['runs/online', *models, 'tasks/tldr', *judge]
@@ -46,8 +57,9 @@ def command(name: str, folder: pathlib.Path) -> list[str]:
     'TOPOLOGY': f"'{topology}'",
     'MESH_SHAPE': mesh_shape,
     'BATCH_SIZE': batch_size,
-    'NUM_SLICES': 2 if name.endswith('2_slices') else 1,
   }
+  for more in others:
+    bindings |= more
   return [
     *(sys.executable, '-m', 'ipo_md'),
     *(f'--gin_file=gin/{name}.gin' for name in order),
@@ -75,6 +87,7 @@ def row(name: str, report: dict) -> str:
     )
     cells += [
       f'{1e3 * report["step_seconds"]:.0f}',
+      f'{1e3 * report["network_seconds"]:.0f}',
       f'{100 * report["utilisation"]:.0f} %',
       f'{decode["cycles_per_token"] / 1e6:.2f} M, '
       f'{decode["over_bound"]:.1f} x bound',
@@ -82,7 +95,7 @@ def row(name: str, report: dict) -> str:
     ]
   else:
     over = report['exceeds_by'] / 2**30
-    cells += [f'does not fit, by {over:.1f} GiB', '', '', '']
+    cells += [f'does not fit, by {over:.1f} GiB', *[''] * 4]
   cells.append(
     f'{report["compile_cpu_seconds"]:.0f} CPU-s, '
     f'{report["host_bytes"] / 2**30:.1f} GiB'
@@ -104,9 +117,9 @@ def main() -> None:
         check=False,
       )
   print(
-    '| case | mesh | batch | HBM of a chip, GiB | step, ms | of matmul rate | '
-    'decode cycles a token | gathered a token, KiB | compile |\n'
-    + '|---' * 9
+    '| case | mesh | batch | HBM of a chip, GiB | step, ms | network, ms | of '
+    'matmul rate | decode cycles a token | gathered a token, KiB | compile |\n'
+    + '|---' * 10
     + '|'
   )
   for name in CASES:
