@@ -110,6 +110,8 @@ def _collector(weight: jax.Array) -> optax.GradientTransformation:
 def check(batch_size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
   """Raises ValueError if the parts of a batch do not divide over the mesh."""
   devices = mesh.shape['data'] * mesh.shape['fsdp']
+  if batch_size < 1:
+    raise ValueError(f'BATCH_SIZE {batch_size} is below 1.')
   if parts < 1 or batch_size % (parts * devices):
     microbatches = '' if parts == 1 else f' x MICROBATCHES {parts}'
     raise ValueError(

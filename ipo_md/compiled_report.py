@@ -129,6 +129,7 @@ def phases(
     'phases': rows,
     'cycles': total,
     'step_seconds': seconds,
+    'kernels_without_estimate': program.kernels,
     'network_seconds': sum(row['network_seconds'] for row in rows.values()),
     'model_flops': flops,
     'utilisation': flops / number / chip.flops / seconds,
@@ -210,6 +211,11 @@ def render(report: Mapping[str, Any]) -> str:
       f'decode: {decode["cycles_per_token"]:,} cycles a token, bound '
       f'{decode["bound_cycles_per_token"]:,.0f}, ratio '
       f'{decode["over_bound"]:.2f}; {decode["tokens"]} tokens'
+    )
+  if kernels := report['kernels_without_estimate']:
+    lines.append(
+      f'The compiler has no estimate of {kernels:,} runs of kernels (such as '
+      "those of experts' products): their time is in none of these figures."
     )
   lines.append('collectives, bytes of a chip in a step:')
   for c in report['collectives']:

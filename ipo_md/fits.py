@@ -36,7 +36,8 @@ class Case:
 def largest_batch(case: Case, attempt: Attempt, fits: bool) -> dict[str, Any]:
   """The largest BATCH_SIZE that fits, a multiple of `_unit`.
 
-  Doubles or halves until one fits and one does not, then halves the gap.
+  Doubles or halves until one fits and one does not, then halves the gap; what
+  fits at 64 times the size to start from is said to be no limit.
   """
   unit = _unit(case)
   low, high = (case.batch_size, None) if fits else (0, case.batch_size)
@@ -47,7 +48,7 @@ def largest_batch(case: Case, attempt: Attempt, fits: bool) -> dict[str, Any]:
     fits = attempt(dataclasses.replace(case, batch_size=size))[0]['fits']
     print(f'BATCH_SIZE {size} {"fits" if fits else "does not fit"}.')
     low, high = (size, high) if fits else (low, size)
-  return {'largest_batch_size': low or None}
+  return {'largest_batch_size': low or None, 'is_limit': high is not None}
 
 
 def smallest_slice(case: Case, attempt: Attempt) -> dict[str, Any]:
@@ -56,11 +57,6 @@ def smallest_slice(case: Case, attempt: Attempt) -> dict[str, Any]:
   One axis of MESH_SHAPE is -1. Slices that the mesh or the batch does not
   divide are left out, each with what is wrong with it.
   """
-  if -1 not in case.mesh_shape:
-    raise ValueError(
-      f"FIT = 'slice' needs -1 in MESH_SHAPE = {case.mesh_shape}: the axis "
-      'that takes the chips of a larger slice.'
-    )
   kind = case.topology.partition(':')[0]
   tried = {}
   for shape in chips.chip(case.topology).slices:

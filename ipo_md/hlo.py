@@ -73,6 +73,7 @@ class Program:
     token_cycles: of one round of the sampling loop; 0 without one.
     token_waits: of one round.
     tokens: rounds of the sampling loop at most.
+    kernels: how many custom kernels run, of which there is no estimate.
     collectives: all of them.
   """
 
@@ -81,6 +82,7 @@ class Program:
   token_cycles: int
   token_waits: int
   tokens: int
+  kernels: int
   collectives: Sequence[Collective]
 
 
@@ -102,6 +104,7 @@ class _Found:
   def __init__(self):
     self.cycles = dict.fromkeys((*PHASES, OTHER), 0)
     self.waits = dict.fromkeys((*PHASES, OTHER), 0)
+    self.kernels = 0
     self.collectives = []
     # (cycles of one round, waits, rounds) of the decode phase's
     self.loops = []
@@ -111,6 +114,7 @@ class _Found:
       self.cycles[phase] += cycles
     for phase, cycles in other.waits.items():
       self.waits[phase] += cycles
+    self.kernels += other.kernels
     self.collectives += other.collectives
     self.loops += other.loops
 
@@ -130,7 +134,9 @@ def analyse(text: str, *, bytes_per_cycle: float) -> Program:
   walk = functools.partial(_walk, computations, bytes_per_cycle=bytes_per_cycle)
   found = walk(entry, times=1, phase=OTHER, in_loop=False)
   loop = max(found.loops, default=(0, 0, 0), key=lambda x: x[0] * x[2])
-  return Program(found.cycles, found.waits, *loop, found.collectives)
+  return Program(
+    found.cycles, found.waits, *loop, found.kernels, found.collectives
+  )
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -173,6 +179,8 @@ def _walk(
       waited += wait
     if cycles := _CYCLES.search(instruction.line):
       found.cycles[here] += int(cycles[1]) * times
+    elif 'custom_call_target="tpu_custom_call"' in instruction.line:
+      found.kernels += times
     kind = instruction.opcode.removesuffix('-start')
     # A collective that runs beside other work stands in each fusion that it
     # runs beside. The one that starts it counts.

@@ -75,6 +75,11 @@ def precompile(
   if fit not in (None, 'batch', 'slice'):
     raise ValueError(f"FIT = {fit!r} is not None, 'batch' or 'slice'.")
   run = gin.get_bindings('train.train')
+  if fit == 'slice' and -1 not in run['mesh_shape']:
+    raise ValueError(
+      f"FIT = 'slice' needs -1 in MESH_SHAPE = {run['mesh_shape']}: the axis "
+      'that takes the chips of a larger slice.'
+    )
   if 'program' in run:
     raise ValueError(
       'A run with a judge on the host (gin/algorithms/oaif.gin) is two '

@@ -47,9 +47,16 @@ def make_mesh(
     devices: to make it of; None: those there are.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices, or the
-      slices do not divide `data`.
+    ValueError: these are no sizes, they do not multiply to the number of
+      devices, or the slices do not divide `data`.
   """
+  if not isinstance(mesh_shape, Sequence) or not all(
+    isinstance(size, int) and (size > 0 or size == -1) for size in mesh_shape
+  ):
+    raise ValueError(
+      f'MESH_SHAPE = {mesh_shape}: sizes of {MESH_AXES[:3]} are needed, one of '
+      'them may be -1.'
+    )
   devices = jax.devices() if devices is None else devices
   shape = tuple(mesh_shape) + (1,) * (len(MESH_AXES) - len(mesh_shape))
   if len(shape) == len(MESH_AXES) and shape.count(-1) == 1:
@@ -112,8 +119,17 @@ def params(
     A tree like `abstract` of NamedSharding.
 
   Raises:
-    ValueError: a mesh axis does not divide a dimension that it splits.
+    ValueError: a mesh axis does not divide a dimension that it splits, or
+      a rule is of no axis.
   """
+  named = jax.tree.leaves(logical_axes)
+  for name, axis in rules.items():
+    if axis not in MESH_AXES or name not in {*RULES, *named}:
+      raise ValueError(
+        f'Sharding rule {name!r}: {axis!r} (REFERENCE_SHARDING, '
+        f'JUDGE_SHARDING): parameters have axes {sorted({*named})}, the mesh '
+        f'{MESH_AXES}.'
+      )
 
   def one(path, leaf, axes):
     spec = _spec(mesh, axes, rules)

@@ -195,12 +195,15 @@ def train(
       as they are.
     ValueError: the configuration does not fit together.
   """
+  # What does not go together is said before anything is made.
+  mesh = sharding.make_mesh(mesh_shape)
+  accumulation.check(batch_size, microbatches, mesh)
+  sharding.params(mesh, model.abstract_params, model.logical_axes)
+  abstract_frozen(mesh, model, start)
   checkpoints.claim(model_dir, gin.config_str())
   if checkpoints.is_completed(model_dir, schedule.train_steps):
     telemetry.say(f'{model_dir} is complete: {schedule.train_steps:,} steps.')
     return
-  mesh = sharding.make_mesh(mesh_shape)
-  accumulation.check(batch_size, microbatches, mesh)
   step = accumulation.accumulate(step, parts=microbatches, weight=part_weight)
   examples = dataset()
   optimizer = make_optimizer(optimizer, model, watch)

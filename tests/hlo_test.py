@@ -37,6 +37,7 @@ HloModule jit_step, is_scheduled=true
   %w = (s32[], bf16[2,4]{1,0}) while(%p), condition=%layer_condition, body=%layer_body, metadata={op_name="jit(step)/jvp(log_probs)/decode/while/body/while"}
   %g = bf16[16,4]{1,0:T(8,128)(2,1)} all-gather(%w), dimensions={0}, metadata={op_name="jit(step)/jvp(log_probs)/decode/while/body/gather"}
   %n = bf16[16,4]{1,0:T(8,128)(2,1)} fusion(%p), kind=kOutput, calls=%async_collective_fusion.3
+  %k = f32[8]{0} custom-call(%p), custom_call_target="tpu_custom_call", operand_layout_constraints={f32[8]{0}}
   %copy-done.1 = bf16[64,4]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start.1)
   %slice-done.2 = bf16[16,4]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start.2)
   ROOT %d = f32[8]{0} fusion(%w), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/jvp(log_probs)/decode/while/body/draw"}, backend_config={"window_config":{"estimated_cycles":"5"}}
@@ -93,6 +94,10 @@ def test_waits_for_fetches_are_what_the_work_beside_them_does_not_cover():
   assert program.token_waits == (64 - 30) + 16
   assert program.waits['decode'] == 7 * program.token_waits
   assert sum(program.waits.values()) == program.waits['decode']
+
+
+def test_kernels_without_an_estimate_are_counted():
+  assert hlo.analyse(PROGRAM, bytes_per_cycle=8).kernels == 7
 
 
 def test_collectives_have_a_kind_a_size_and_a_place():

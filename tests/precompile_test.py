@@ -120,6 +120,8 @@ def test_weights_are_gathered_rather_than_sent_around():
     ({'TOPOLOGY': "'v5e:3x3'"}, 'no slice'),
     ({'MESH_SHAPE': (1, 3, 1)}, r'multiplies to 3 .* the 4 devices'),
     ({'BATCH_SIZE': 6}, 'BATCH_SIZE 6 .* by 4: data x fsdp'),
+    ({'BATCH_SIZE': 0}, 'BATCH_SIZE 0 is below 1'),
+    ({'FIT': "'slice'", 'MESH_SHAPE': (1, 4, 1)}, 'needs -1 in MESH_SHAPE'),
     ({'FIT': "'model'"}, "FIT = 'model'"),
     (
       {'MESH_SHAPE': (1, 1, 4), 't5.T5.mlp_dim': 126},
@@ -188,6 +190,7 @@ def test_the_largest_batch_is_found(largest):
     found = fits.largest_batch(case, attempt, first <= largest)
     expected = min(largest // 4 * 4, 64 * first) or None
     assert found['largest_batch_size'] == expected
+    assert found['is_limit'] == (largest < 128 * first)
 
 
 def test_the_smallest_slice_is_found():
@@ -200,5 +203,3 @@ def test_the_smallest_slice_is_found():
   found = fits.smallest_slice(case, attempt)
   assert found['smallest_slice'] == 'v5e:8x8'
   assert found['tried']['v5e:2x4'] == 'the mesh does not divide it'
-  with pytest.raises(ValueError, match='needs -1 in MESH_SHAPE'):
-    fits.smallest_slice(fits.Case('v5e:4x4', 1, (1, 16, 1), 8), attempt)

@@ -138,11 +138,29 @@ def test_a_mesh_is_of_all_devices(mesh_shape, shape):
 
 @pytest.mark.parametrize(
   'mesh_shape',
-  [(2, 2, 1), (3, -1, 1), (-1, -1, 2), (0, -1, 1), (2, 2, 2, 1, 1)],
+  [(2, 2, 1), (3, -1, 1), (-1, -1, 2), (2, 2, 2, 1, 1)],
 )
 def test_a_mesh_that_is_not_of_the_devices_names_both(mesh_shape):
   with pytest.raises(ValueError, match='MESH_SHAPE = .* the 8 devices'):
     sharding.make_mesh(mesh_shape)
+
+
+@pytest.mark.parametrize('mesh_shape', [8, (0, -1, 1), (-1, -8, 1), (2, '4')])
+def test_sizes_of_a_mesh_are_numbers(mesh_shape):
+  with pytest.raises(ValueError, match='MESH_SHAPE = .*: sizes of'):
+    sharding.make_mesh(mesh_shape)
+
+
+@pytest.mark.parametrize('rules', [{'embed': 'foo'}, {'embeds': 'fsdp'}])
+def test_a_rule_of_no_axis_names_those_there_are(rules):
+  model = network('t5')
+  with pytest.raises(ValueError, match="rule '.*have axes .*'embed'.*'fsdp'"):
+    sharding.params(
+      sharding.make_mesh((1, 8, 1)),
+      model.abstract_params,
+      model.logical_axes,
+      rules,
+    )
 
 
 def test_an_axis_that_does_not_divide_names_parameter_and_mesh_axis():

@@ -309,6 +309,13 @@ def test_what_does_not_fit_is_said_before_anything_runs(
     supervised(tmp_path, **changes)
 
 
+@pytest.mark.parametrize('mesh_shape', [(3, 1, 1), (1, 1, 8)])
+def test_a_mesh_that_does_not_fit_leaves_nothing(tmp_path, mesh_shape):
+  with pytest.raises(ValueError):
+    supervised(tmp_path, mesh_shape=mesh_shape)
+  assert not any(tmp_path.iterdir())
+
+
 def test_a_directory_of_another_run_is_refused_and_left_alone(tmp_path):
   first = 'SEED = 0\nTAU = 0.1\nTRAIN_STEPS = 10\n'
   checkpoints.claim(str(tmp_path), first.replace('0.1', '0.3'))

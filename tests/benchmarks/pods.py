@@ -85,12 +85,13 @@ def row(name: str, report: dict) -> str:
       for c in report['collectives']
       if c['in_decode_loop'] and c['kind'] == 'all-gather'
     )
+    more_than = '> ' if report['kernels_without_estimate'] else ''
     cells += [
-      f'{1e3 * report["step_seconds"]:.0f}',
+      f'{more_than}{1e3 * report["step_seconds"]:.0f}',
       f'{1e3 * report["network_seconds"]:.0f}',
-      f'{100 * report["utilisation"]:.0f} %',
-      f'{decode["cycles_per_token"] / 1e6:.2f} M, '
-      f'{decode["over_bound"]:.1f} x bound',
+      f'{100 * report["utilisation"]:.0f} %' if not more_than else '',
+      f'{more_than}{decode["cycles_per_token"] / 1e6:.2f} M, '
+      f'{more_than}{decode["over_bound"]:.1f} x bound',
       f'{gathers / decode["tokens"] / 1024:.1f}',
     ]
   else:
