@@ -14,12 +14,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from ipo_md import sharding
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
 # A token attends to all columns of a cache, filled or not. So the caches grow,
-# by at least so many tokens, and each width has a loop of its own.
-CACHE_BLOCK = 128
+# by at least so many tokens, and each width has a loop of its own. A TPU keeps
+# 128 columns in a tile: less is not fewer.
+CACHE_BLOCK = 64
+_TPU_TILE_COLUMNS = 128
 MAX_CACHE_WIDTHS = 4
 
 
@@ -169,6 +172,8 @@ def sample(
     return tuple(model.init_cache(c, len(s), length) for _, c, s in models)
 
   block = max(CACHE_BLOCK, math.ceil(t / MAX_CACHE_WIDTHS))
+  if sharding.on_tpu():
+    block = max(block, _TPU_TILE_COLUMNS)
   loop = _Loop(
     n=jnp.int32(0),
     last=jnp.broadcast_to(contexts[0].start[:, None], (b, k)),

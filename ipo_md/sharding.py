@@ -159,6 +159,12 @@ def _spec(
   return PartitionSpec(*spec)
 
 
+def on_tpu() -> bool:
+  """Whether what is traced is for TPUs, as the mesh that is set says."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device is not None and device.platform == 'tpu'
+
+
 def split_batch(tree: Any) -> Any:
   """Constrains axis 0 of activations to the batch axes of the mesh.
 

@@ -82,8 +82,8 @@ def disturbed(
   seconds: float,
   rng: random.Random,
 ) -> tuple[list[local_runs.Run], int]:
-  """Attempts until the run is complete, and how many of them were struck."""
-  attempts, struck = [], 0
+  """Attempts until the run is complete, and the signals that struck them."""
+  attempts, faults = [], []
   while not (root / name / 'COMPLETED').exists():
     run = local_runs.Run(
       online(root, name),
@@ -93,16 +93,16 @@ def disturbed(
     )
     attempts.append(run)
     fault = None
-    if struck < kills:
+    if len(faults) < kills:
       run.wait(rng.uniform(0, seconds))
       victim = run.processes[rng.randrange(count)]
       if victim.exitcode is None:
         fault = rng.choice((signal.SIGTERM, signal.SIGKILL))
         os.kill(victim.pid, fault)
-        struck += 1
+        faults.append(fault)
     check(run.wait(300), f'runs on after 300 s: {run.all_said()}')
     check_attempt(root / name, run, fault)
-  return attempts, struck
+  return attempts, faults
 
 
 def check_attempt(
@@ -231,8 +231,8 @@ def main() -> None:
     log=root / 'logs' / 'supervised',
   )
   layouts = [int(count) for count in options.processes.split(',')]
-  references, struck, runs = {}, 0, 0
-  while struck < options.kills:
+  references, faults, runs = {}, [], 0
+  while len(faults) < options.kills:
     count = layouts[runs % len(layouts)]
     name = f'undisturbed_{count}'
     if count not in references:
@@ -241,23 +241,26 @@ def main() -> None:
       run = undisturbed(root, name, count)
       references[count] = run, time.monotonic() - began
     reference, seconds = references[count]
-    attempts, times = disturbed(
+    attempts, struck = disturbed(
       root,
       f'run_{runs}',
       count,
-      kills=min(options.kills - struck, -(-options.kills // len(layouts))),
+      kills=min(options.kills - len(faults), -(-options.kills // len(layouts))),
       seconds=seconds,
       rng=rng,
     )
     check_run(root / f'run_{runs}', attempts, root / name, reference)
-    struck, runs = struck + times, runs + 1
+    faults, runs = faults + struck, runs + 1
     print(
-      f'run {runs}, {count} processes: struck {times} times, {struck} of '
+      f'run {runs}, {count} processes: struck {len(struck)} times, '
+      f'{len(faults)} of '
       f'{options.kills}; whole and the same.',
       flush=True,
     )
   print(
-    f'{struck} faults in {runs} runs of {options.processes} processes, '
+    f'{faults.count(signal.SIGKILL)} SIGKILLs and '
+    f'{faults.count(signal.SIGTERM)} SIGTERMs in {runs} runs of '
+    f'{options.processes} processes, '
     f'{time.monotonic() - start:.0f} s: no checkpoint was damaged, and states, '
     'metrics and batches are those of the runs without a fault.',
     flush=True,

@@ -203,3 +203,13 @@ def test_the_smallest_slice_is_found():
   found = fits.smallest_slice(case, attempt)
   assert found['smallest_slice'] == 'v5e:8x8'
   assert found['tried']['v5e:2x4'] == 'the mesh does not divide it'
+
+
+@needs_libtpu
+def test_a_program_for_a_tpu_knows_that_it_is():
+  mesh = sharding.make_mesh((1, 4, 1), chips.devices('v5e:2x2', 1))
+  assert not sharding.on_tpu()
+  with jax.set_mesh(mesh):
+    traced = []
+    jax.eval_shape(lambda: traced.append(sharding.on_tpu()))
+  assert traced == [True]
