@@ -71,3 +71,10 @@ def test_sigterm_reaches_the_command_which_saves_and_is_started_again(tmp_path):
   worker.send_signal(signal.SIGTERM)
   assert worker.wait(timeout=30) == 42
   assert saved.exists()
+
+
+def test_a_model_dir_that_cannot_be_looked_at_is_no_sign_of_an_end(tmp_path):
+  (tmp_path / 'etils').write_text('')
+  command = f'mv {tmp_path} {tmp_path}.away; touch {tmp_path}'
+  binding = f"--gin.MODEL_DIR='{tmp_path}'"
+  assert _start(command, 'run', binding).wait(timeout=30) == 42
