@@ -134,6 +134,24 @@ def test_without_xpk_nothing_is_written(call, tmp_path):
   assert not (tmp_path / 'fake' / 'gs').exists()
 
 
+@pytest.mark.parametrize(
+  ('words', 'action', 'named'),
+  [
+    (_RUN, 'workload create', 'stop ipo-tau0-1 --cluster=pods --project=p'),
+    (_RUN, 'workload wait', 'stop ipo-tau0-1 --cluster=pods --project=p'),
+    (
+      ['create', 'c', '--tpu=v5e:4x4'],
+      'cluster create',
+      'delete c --project=p',
+    ),
+  ],
+)
+def test_what_ctrl_c_may_leave_is_named(call, words, action, named):
+  code, output, _ = call(*words, interrupt=action)
+  assert code == 130
+  assert f'`python launch/gke.py {named} --zone=us-west4-a`' in output
+
+
 def test_a_cluster_is_made_and_deleted(call):
   code, output, _ = call('create', 'pods', '--tpu=v5e:16x16', '--spot')
   assert code == 0, output
