@@ -150,9 +150,10 @@ def logs(tpu: slices.Slices, args: argparse.Namespace) -> int:
 def stop(tpu: slices.Slices, args: argparse.Namespace) -> int:
   """The run saves and ends; the slices stay."""
   job = _last(tpu, args)
+  gone = not tpu.shell.dry_run and _gone(tpu)
   job.put('stop.state', 'stop requested\n')
   try:
-    if tpu.shell.dry_run or not _gone(tpu):
+    if not gone:
       tpu.ssh(_STOP)
   except cloud.Failed as error:
     job.put('stop.state', 'stop failed\n')
