@@ -8,7 +8,8 @@ import jobs
 import slices
 
 _AGAIN = 42  # of launch/worker.py
-_LOST = 900  # seconds without a sign of life, and a worker is taken for lost
+LOST = 900  # seconds without a sign of life, and a worker is taken for lost
+_BEAT = 90  # seconds in which a worker that lives reports (every 30)
 _SHORT = 600  # seconds; three attempts that were shorter are enough
 _GRACE = 3  # looks for the others to end, or the preemption to show
 
@@ -37,7 +38,7 @@ def until_done(tpu, args, job, running, make) -> bool:
       )
 
 
-def is_running(job, found, make) -> bool:
+def is_running(tpu, job, found, make) -> bool:
   """Whether this command is on the slices already.
 
   Raises:
@@ -45,9 +46,18 @@ def is_running(job, found, make) -> bool:
   """
   if job is None or slices.state_of(found) != 'ACTIVE':
     return False
-  states = job.states()
-  if not any(words[0] == 'running' for words in states.values()):
+  look = lambda: cloud.patiently(job.states, tpu.poll)
+  states = look()
+  said = [words for words in states.values() if words != ['exited', '0']]
+  if {words[0] for words in said} - {'requested'} != {'running'}:
     return False
+  # The workers may be dead, and with them the VMs that they ran on.
+  cloud.say(f'{job.folder} says that it runs: waiting for a sign of life.')
+  until = time.monotonic() + _BEAT
+  while look() == states:
+    if time.monotonic() > until:
+      return False
+    time.sleep(min(tpu.poll, 5))
   if not jobs.same_command(job.script(), make(job.folder)):
     raise cloud.Failed(
       f'{job.folder} runs another command or commit; `stop` it first.'
@@ -61,8 +71,9 @@ def _ready(tpu: slices.Slices, args: argparse.Namespace) -> None:
   state = slices.state_of(resource)
   if state in ('SUSPENDING', 'SUSPENDED', 'FAILED'):
     cloud.say(f'{tpu.name} is {state} {slices.reason(resource)}: queued again.')
+    again = slices.same_flags(args, resource)
     tpu.delete()
-    tpu.obtain(slices.same_flags(args, resource))
+    tpu.obtain(again, tries=3)
   elif state in slices.GONE and not tpu.shell.dry_run:
     raise cloud.Failed(f'{tpu.name} was deleted by someone else.')
   elif state != 'ACTIVE':
@@ -74,10 +85,10 @@ def _start(tpu, args, job: jobs.Job, script: str) -> None:
   if tpu.shell.dry_run:
     settings = script.partition('\n\n')[0].partition('\n#')[0]
     cloud.say(f'# start.sh begins with\n{settings}')
-  job.put('start.sh', script)
   copy = f'gcloud storage cp --quiet {job.folder}/start.sh start.sh'
   for left in (2, 1, 0):
     try:
+      job.put('start.sh', script)
       tpu.ssh(f'{copy} && bash start.sh')
       tpu.shell.did(f'Started {job.folder}.')
       return
@@ -119,13 +130,13 @@ def _follow(tpu: slices.Slices, job: jobs.Job) -> str:
     hasty = over and (_AGAIN in codes.values() or 'spot' not in resource)
     if failing > (0 if hasty else _GRACE):
       if _AGAIN in codes.values():
-        return 'to be started again'
+        return 'stopped' if 'stop' in states else 'to be started again'
       host = min(h for h, code in codes.items() if code)
-      raise cloud.Failed(_failure(job, host, codes[host]))
+      raise cloud.Failed(_failure(tpu, job, host, codes[host]))
     if states != before:
       before, changed = states, time.monotonic()
-    if time.monotonic() - changed > _LOST:
-      return 'lost'
+    if time.monotonic() - changed > LOST:
+      return 'stopped' if 'stop' in states else 'lost'
     time.sleep(tpu.poll)
 
 
@@ -139,8 +150,9 @@ def _show(tpu, job: jobs.Job, hosts, shown: int) -> int:
   return len(new)
 
 
-def _failure(job: jobs.Job, host: str, code: int) -> str:
-  last = '\n'.join(job.log(host).splitlines()[-20:])
+def _failure(tpu, job: jobs.Job, host: str, code: int) -> str:
+  log = cloud.patiently(lambda: job.log(host), tpu.poll)
+  last = '\n'.join(log.splitlines()[-20:])
   return (
     f'{host} failed with exit code {code} ({job.folder}/{host}.log):\n{last}'
   )

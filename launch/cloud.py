@@ -3,6 +3,7 @@
 Standard library only: this runs on a laptop without the environment of ipo_md.
 """
 
+import ast
 import dataclasses
 import difflib
 import hashlib
@@ -10,6 +11,7 @@ import math
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -75,6 +77,41 @@ def runtime_version(accelerator: str) -> str:
   return next(v for p, _, v, _ in _GENERATIONS.values() if p == prefix)
 
 
+def check_mesh(command: list[str], accelerator: str, slices: int) -> None:
+  """Refuses a command whose MESH_SHAPE does not make the chips of the slices.
+
+  Args:
+    command: words; the last --gin.MESH_SHAPE= counts.
+    accelerator: as v5litepod-16.
+    slices: how many of them.
+
+  Raises:
+    Failed: names the shape and the chips.
+  """
+  flag = '--gin.MESH_SHAPE='
+  shapes = [word for word in command if word.startswith(flag)]
+  try:
+    shape = ast.literal_eval(shapes[-1].removeprefix(flag).strip())
+    known = [int(size) for size in shape if size != -1]
+  except (IndexError, SyntaxError, TypeError, ValueError):
+    return  # There is none, or the command itself says what is wrong with it.
+  prefix, _, number = accelerator.rpartition('-')
+  units = next(u for p, u, _, _ in _GENERATIONS.values() if p == prefix)
+  chips = int(number) // units * slices
+  rest = len(shape) - len(known)
+  made = math.prod(known)
+  if (
+    len(shape) not in (3, 4)
+    or rest > 1
+    or min(known, default=1) < 1
+    or (chips % made if rest else chips != made)
+  ):
+    raise Failed(
+      f'{shapes[-1]} does not make the {chips} chips of {slices} x '
+      f'{accelerator}: 3 or 4 sizes multiply to that, one may be -1.'
+    )
+
+
 def _chips(shape: str) -> int:
   return math.prod(int(side) for side in shape.split('x'))
 
@@ -104,14 +141,8 @@ class Shell:
     if self.dry_run:
       print(shlex.join(command), flush=True)
       return ''
-    try:
-      done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True
-      )
-    except FileNotFoundError:
-      raise Failed(
-        f'{command[0]} is not installed, or not on PATH (launch/README.md).'
-      ) from None
+    self.check_installed(command[0])
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     if done.returncode:
       said = (done.stderr.strip() or done.stdout.strip())[-2000:]
       raise Failed(f'{shlex.join(command)[:300]}\n{said}')
@@ -125,24 +156,32 @@ class Shell:
   def shown(self, *command: str) -> int:
     """The exit code of a command that prints to the terminal."""
     print(shlex.join(command), flush=True)
+    self.check_installed(command[0])
     return 0 if self.dry_run else subprocess.call(command)
 
+  def check_installed(self, program: str) -> None:
+    if not self.dry_run and shutil.which(program) is None:
+      raise Failed(
+        f'{program} is not installed, or not on PATH (launch/README.md).'
+      )
 
-def patiently(look, pause: float):
-  """look(), and again when it fails: a laptop loses its network now and then.
+
+def patiently(call, pause: float, tries: int = 60):
+  """call(), and again when it fails: a laptop loses its network now and then.
 
   Args:
-    look: reads something, and changes nothing.
+    call: does no harm when done twice.
     pause: seconds between two tries.
+    tries: before it gives up.
 
   Raises:
-    Unreachable: it failed 60 times.
+    Unreachable: it failed so often.
   """
-  for _ in range(60):
+  for _ in range(tries):
     try:
-      return look()
+      return call()
     except Failed as error:
-      say(f'Cannot look, trying again: {str(error).splitlines()[-1]}')
+      say(f'Trying again: {str(error).splitlines()[-1]}')
       time.sleep(pause)
   raise Unreachable('Google did not answer; what was started goes on.')
 
@@ -159,7 +198,12 @@ def setting(flag: str | None, name: str, example: str) -> str:
     Failed: neither is set.
   """
   # Reads a local file, so a dry run does it too.
-  found = flag or Shell(dry_run=False).call('gcloud', 'config', 'get', name)
+  try:
+    found = flag or Shell(dry_run=False).call('gcloud', 'config', 'get', name)
+  except Failed as error:
+    if '(unset)' not in str(error):
+      raise
+    found = ''
   if not found.strip() or found.strip() == '(unset)':
     short = name.rpartition('/')[2]
     raise Failed(

@@ -24,25 +24,36 @@ import shlex
 import subprocess
 import tarfile
 import tempfile
+import time
 
 import cloud
 
 _GRACE = 120  # seconds that a workload has to save
+_PAUSE = 20  # seconds between two tries to look
+_FAILED = 125  # of xpk workload list --wait-for-job-completion; else: no answer
 
 
 def create(shell: cloud.Shell, where: list[str], args) -> int:
   """A cluster. One that could not be made whole is deleted again."""
+  shell.check_installed('xpk')
   accelerator = cloud.accelerator_type(args.tpu)
   cloud.check_offered(shell, where, accelerator)
   listed = ('gcloud', 'container', 'clusters', 'list', where[0])
   named = f'--filter=name={args.name}'
   if shell.call(*listed, named, '--format=value(name)').strip():
     raise cloud.Failed(f'The cluster {args.name} is there already.')
-  code = shell.shown(
-    *('xpk', 'cluster', 'create', f'--cluster={args.name}', *where),
-    *(f'--tpu-type={accelerator}', f'--num-slices={args.slices}'),
-    *_tier(args),
-  )
+  try:
+    code = shell.shown(
+      *('xpk', 'cluster', 'create', f'--cluster={args.name}', *where),
+      *(f'--tpu-type={accelerator}', f'--num-slices={args.slices}'),
+      *_tier(args),
+    )
+  except KeyboardInterrupt:
+    cloud.say(
+      f'\nThe cluster {args.name} may be there and cost money: '
+      f'`python launch/gke.py delete {args.name} {" ".join(where)}`'
+    )
+    raise
   if code:
     left = delete(shell, where, args)
     raise cloud.Failed(
@@ -54,42 +65,94 @@ def create(shell: cloud.Shell, where: list[str], args) -> int:
 
 
 def run(shell: cloud.Shell, where: list[str], args) -> int:
-  """Creates the workload and waits for its end.
+  """Creates the workload, unless it runs, and waits for its end.
 
   Raises:
     cloud.Failed: it was not created, or did not succeed.
   """
+  shell.check_installed('xpk')
   commit = cloud.commit(shell)
   accelerator = cloud.accelerator_type(args.tpu)
+  cloud.check_offered(shell, where, accelerator)
   _check_bucket(shell, args.bucket, args.name)
+  state = _look(shell, where, args)
+  if state == 'finished' and stop(shell, where, args):
+    raise cloud.Failed(f'{args.name} is over and could not be deleted.')
+  if state == 'there':
+    cloud.say(f'{args.name} is there: waiting for it. `stop` ends it.')
+  else:
+    _create(shell, where, args, commit, accelerator)
+  return _wait(shell, where, args)
+
+
+def _look(shell: cloud.Shell, where: list[str], args) -> str | None:
+  """Whether the workload is there or finished; None: there is none."""
+  listed = shell.call(
+    *('xpk', 'workload', 'list', f'--cluster={args.cluster}', *where),
+    f'--filter-by-job={args.name}',
+  )
+  rows = [line.split() for line in listed.splitlines()]
+  row = next((row for row in rows if row[:1] == [args.name]), None)
+  return row and ('finished' if 'Finished' in row else 'there')
+
+
+def _create(shell, where: list[str], args, commit: str, accelerator: str):
+  """Creates the workload; what could not be made whole is deleted again."""
   with tempfile.TemporaryDirectory() as folder:
     _unpack(shell, commit, folder)
-    code = shell.shown(
-      *('xpk', 'workload', 'create', f'--workload={args.name}'),
-      *(f'--cluster={args.cluster}', *where),
-      *(f'--tpu-type={accelerator}', f'--num-slices={args.slices}'),
-      *(f'--base-docker-image={args.image}', f'--script-dir={folder}'),
-      f'--max-restarts={args.restarts}',
-      f'--termination-grace-period-seconds={_GRACE}',
-      f'--env=JAX_COMPILATION_CACHE_DIR={args.bucket}/cache/jax',
-      f'--env=TFDS_DATA_DIR={args.bucket}/data',
-      f'--command=exec python launch/worker.py -- {shlex.join(args.command)}',
-    )
+    try:
+      code = shell.shown(
+        *('xpk', 'workload', 'create', f'--workload={args.name}'),
+        *(f'--cluster={args.cluster}', *where),
+        *(f'--tpu-type={accelerator}', f'--num-slices={args.slices}'),
+        *(f'--base-docker-image={args.image}', f'--script-dir={folder}'),
+        f'--max-restarts={args.restarts}',
+        f'--termination-grace-period-seconds={_GRACE}',
+        f'--env=JAX_COMPILATION_CACHE_DIR={args.bucket}/cache/jax',
+        f'--env=TFDS_DATA_DIR={args.bucket}/data',
+        f'--command=exec python launch/worker.py -- {shlex.join(args.command)}',
+      )
+    except KeyboardInterrupt:
+      cloud.say(f'\n{args.name} may be there: {_to_stop(where, args)}')
+      raise
   if code:
-    raise cloud.Failed(f'xpk workload create failed ({code}): nothing runs.')
-  try:
-    code = shell.shown(
-      *('xpk', 'workload', 'list', f'--cluster={args.cluster}', *where),
-      f'--wait-for-job-completion={args.name}',
-    )
-  except KeyboardInterrupt:
-    cloud.say(f'\n{args.name} goes on. `status` shows it, `stop` ends it.')
-    raise
-  if code:
+    left = stop(shell, where, args)
     raise cloud.Failed(
-      f'{args.name} did not succeed; `logs` says why. `run` goes on with it.'
+      f'xpk workload create failed ({code}). '
+      + ('It may be there still: ' if left else 'Deleted, nothing runs: ')
+      + (_to_stop(where, args) if left else f'{args.name}.')
     )
-  return 0
+
+
+def _wait(shell: cloud.Shell, where: list[str], args) -> int:
+  """Waits for the end of the workload; raises cloud.Failed if it failed."""
+  try:
+    for _ in range(5):
+      code = shell.shown(
+        *('xpk', 'workload', 'list', f'--cluster={args.cluster}', *where),
+        f'--wait-for-job-completion={args.name}',
+      )
+      if code == 0:
+        return 0
+      if code == _FAILED:
+        raise cloud.Failed(
+          f'{args.name} did not succeed; `logs` says why. `run` goes on with '
+          'it.'
+        )
+      cloud.say(f'xpk could not look ({code}): trying again.')
+      time.sleep(_PAUSE)
+  except KeyboardInterrupt:
+    cloud.say(f'\n{args.name} goes on: {_to_stop(where, args)} ends it.')
+    raise
+  raise cloud.Failed(
+    f'xpk could not look ({code}). {args.name} is still going, as far as is '
+    f'known: `run` waits for it again, {_to_stop(where, args)} ends it.'
+  )
+
+
+def _to_stop(where: list[str], args) -> str:
+  flags = ' '.join([f'--cluster={args.cluster}', *where])
+  return f'`python launch/gke.py stop {args.name} {flags}`'
 
 
 def _check_bucket(shell: cloud.Shell, bucket: str, name: str) -> None:

@@ -8,6 +8,7 @@ BUCKET/jobs/NAME/0001/stop.state   "stop requested"
 
 import dataclasses
 import pathlib
+import re
 import shlex
 import tempfile
 
@@ -35,9 +36,14 @@ class Job:
     return _cat(self.shell, f'{self.folder}/{host}.log')
 
   def states(self) -> dict[str, list[str]]:
-    """Of hosts: running BEAT, or exited CODE; of 'stop': requested."""
-    lines = _cat(self.shell, f'{self.folder}/*.state').splitlines()
-    return {host: words for host, *words in map(str.split, lines)}
+    """Of hosts: running BEAT, or exited CODE; of 'stop': requested.
+
+    What is only half written is left out.
+    """
+    text = _cat(self.shell, f'{self.folder}/*.state')
+    pattern = r'^(\S+) (running \d+|exited \d+|requested)$'
+    found = re.findall(pattern, text, re.MULTILINE)
+    return {host: words.split() for host, words in found}
 
   def put(self, name: str, text: str) -> None:
     with tempfile.NamedTemporaryFile('w') as file:

@@ -29,7 +29,11 @@ import cloud
 import jobs
 import slices
 
-_STOP = 'kill -TERM $(cat ipo_md/pid)'
+# What has ended on one worker is no reason not to end it on the others.
+_STOP = (
+  'if pid=$(cat ipo_md/pid 2> /dev/null); then kill -TERM $pid 2> /dev/null; '
+  'fi; true'
+)
 
 
 def create(tpu: slices.Slices, args: argparse.Namespace) -> int:
@@ -50,26 +54,40 @@ def run(tpu: slices.Slices, args: argparse.Namespace) -> int:
       Slices that `run` queued are deleted then.
   """
   found = tpu.find()
+  while slices.state_of(found) == 'DELETING':
+    cloud.say(f'{tpu.name} is being deleted: waiting for its end.')
+    time.sleep(tpu.poll)
+    found = tpu.look()
+  if found:
+    slices.check_same(args, found)
   needed = found is None and (args.tpu or not tpu.shell.dry_run)
   if needed and not args.tpu:
     raise cloud.Failed(f'There are no slices {tpu.name}: give --tpu=v5e:4x4.')
   if needed:
     wanted = slices.flags(args)
     cloud.check_offered(tpu.shell, tpu.where, cloud.accelerator_type(args.tpu))
+  if args.tpu:
+    accelerator = cloud.accelerator_type(args.tpu)
+    cloud.check_mesh(args.command, accelerator, args.slices)
   commit, archive = _ship(tpu.shell, args.bucket)
-  job = jobs.last(tpu.shell, args.bucket, tpu.name)
+  try:
+    job = jobs.last(tpu.shell, args.bucket, tpu.name)
+  except cloud.Failed as error:
+    raise cloud.Failed(
+      f'--bucket={args.bucket} cannot be listed. Nothing was created.\n{error}'
+    ) from error
   make = lambda folder: jobs.script(
     folder, args.bucket, archive, commit, args.command
   )
-  running = attempts.is_running(job, found, make)
+  running = attempts.is_running(tpu, job, found, make)
   if needed:
     tpu.obtain(wanted)
   ours = needed or (found and slices.made_by_run(found))
   try:
     done = attempts.until_done(tpu, args, job, running, make)
-  except cloud.Failed:
-    if ours and tpu.look():
-      tpu.delete()
+  except cloud.Failed as error:
+    if ours:
+      tpu.delete_after(error)
     raise
   except KeyboardInterrupt:
     cloud.say(
@@ -78,7 +96,10 @@ def run(tpu: slices.Slices, args: argparse.Namespace) -> int:
     )
     return 130
   if ours:
-    tpu.delete()
+    try:
+      tpu.delete()
+    except cloud.Failed as error:  # The run is over all the same.
+      cloud.say(str(error))
   return 0 if done else 1
 
 
@@ -129,8 +150,15 @@ def logs(tpu: slices.Slices, args: argparse.Namespace) -> int:
 def stop(tpu: slices.Slices, args: argparse.Namespace) -> int:
   """The run saves and ends; the slices stay."""
   job = _last(tpu, args)
+  gone = not tpu.shell.dry_run and _gone(tpu)
   job.put('stop.state', 'stop requested\n')
-  tpu.ssh(_STOP)
+  try:
+    if not gone:
+      tpu.ssh(_STOP)
+  except cloud.Failed as error:
+    job.put('stop.state', 'stop failed\n')
+    raise cloud.Failed(f'{job.folder} was not stopped.\n{error}') from error
+  before, changed = None, time.monotonic()
   while True:
     states = cloud.patiently(job.states, tpu.poll)
     going = [h for h, words in states.items() if words[0] == 'running']
@@ -139,8 +167,22 @@ def stop(tpu: slices.Slices, args: argparse.Namespace) -> int:
         f'{job.folder}: stopped. The command that ran it goes on with it.'
       )
       return 0
+    if _gone(tpu):
+      cloud.say(f'{job.folder}: nothing runs, as its slices are gone.')
+      return 0
+    if states != before:
+      before, changed = states, time.monotonic()
+    if time.monotonic() - changed > attempts.LOST:
+      raise cloud.Failed(
+        f'{", ".join(sorted(going))} gave no sign of life for '
+        f'{attempts.LOST // 60} minutes. To be sure: {tpu.to_delete}'
+      )
     cloud.say(f'Still saving: {", ".join(sorted(going))}')
     time.sleep(tpu.poll)
+
+
+def _gone(tpu: slices.Slices) -> bool:
+  return slices.state_of(tpu.look()) in slices.GONE
 
 
 def _last(tpu, args) -> jobs.Job:
@@ -197,6 +239,8 @@ def main() -> int:
     args.bucket = cloud.bucket_folder(args.bucket)
   if args.action in ('create', 'run') and args.slices < 1:
     raise cloud.Failed(f'--slices={args.slices} must be at least 1.')
+  if not args.poll > 0:
+    raise cloud.Failed(f'--poll={args.poll:g} must be more than 0.')
   if args.action in ('create', 'run') and args.tpu:
     cloud.accelerator_type(args.tpu)
   project = cloud.setting(args.project, 'project', 'my-project')
@@ -207,7 +251,13 @@ def main() -> int:
     where=[f'--project={project}', f'--zone={zone}'],
     poll=args.poll,
   )
-  return args.call(tpu, args)
+  try:
+    return args.call(tpu, args)
+  except cloud.Failed:
+    raise
+  except Exception:  # Google does not answer, or with what nobody expects.
+    cloud.say(f'If {tpu.name} is there, it costs money until {tpu.to_delete}')
+    raise
 
 
 if __name__ == '__main__':

@@ -75,7 +75,7 @@ def look(directory, environment, output):
   return json.loads(done.stdout.decode().splitlines()[-1])
 
 
-def verdict(code, stopped, before, after):
+def verdict(code, stopped, before, after, directory):
   """The exit code of this attempt.
 
   Args:
@@ -83,11 +83,14 @@ def verdict(code, stopped, before, after):
     stopped: whether this worker was told to stop.
     before: `look` before the command ran.
     after: `look` after it.
+    directory: MODEL_DIR; None: there is none.
 
   Returns:
     0, 42 or the command's own, as the head of this file says.
   """
   code = 128 - code if code < 0 else code
+  if code == 0 and after is None and directory is not None:
+    return AGAIN  # done, perhaps; a run that is done ends at once
   if code == 0 and (after is None or not after['claimed']):
     return AGAIN if stopped else 0
   if code == 0:
@@ -172,9 +175,11 @@ def run(command, environment, output, patience):
   until = time.monotonic() + patience
   while True:
     after = look(directory, environment, output)
-    waiting = code == 0 and after and after['claimed'] and not stopped
-    if not waiting or after['completed'] or time.monotonic() > until:
-      return verdict(code, bool(stopped), before, after)
+    unknown = after is None and directory is not None
+    awaited = after and after['claimed'] and not after['completed']
+    waiting = not stopped and (unknown or (code == 0 and awaited))
+    if not waiting or time.monotonic() > until:
+      return verdict(code, bool(stopped), before, after, directory)
     time.sleep(min(5, patience))
 
 

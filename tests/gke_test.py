@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -25,7 +26,8 @@ def call(tmp_path):
   fake.mkdir()
   (root / 'launch').mkdir(parents=True)
   for source in (_ROOT / 'launch').glob('*.py'):
-    (root / 'launch' / source.name).write_bytes(source.read_bytes())
+    text = source.read_text().replace('_PAUSE = 20', '_PAUSE = 0')
+    (root / 'launch' / source.name).write_text(text)
   git = [
     'git',
     '-C',
@@ -38,9 +40,8 @@ def call(tmp_path):
   for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'all']):
     subprocess.run([*git, *words], check=True)
 
-  def call(*words: str, **plan):
+  def call(*words: str, path=f'{_FAKES}:{os.environ["PATH"]}', **plan):
     (fake / 'plan.json').write_text(json.dumps({**_PLAN, **plan}))
-    path = f'{_FAKES}:{os.environ["PATH"]}'
     done = subprocess.run(
       [sys.executable, root / 'launch' / 'gke.py', *words],
       env={**os.environ, 'FAKE': str(fake), 'PATH': path},
@@ -63,7 +64,7 @@ _RUN = [
 
 
 def test_run_ships_the_commit_and_waits_for_the_end(call):
-  code, output, (created, waited) = call(*_RUN)
+  code, output, (_, created, waited) = call(*_RUN)
   assert code == 0, output
   assert created[:2] == ['workload', 'create']
   assert {
@@ -85,8 +86,19 @@ def test_run_ships_the_commit_and_waits_for_the_end(call):
 @pytest.mark.parametrize(
   ('plan', 'message', 'calls'),
   [
-    ({'workload create': 1}, 'xpk workload create failed (1): nothing runs', 1),
-    ({'workload list': 125}, 'ipo-tau0-1 did not succeed; `logs` says why', 2),
+    (
+      {'workload create': 1},
+      'create failed (1). Deleted, nothing runs: ipo-tau0-1.',
+      3,
+    ),
+    (
+      {'workload create': 1, 'workload delete': 1},
+      'It may be there still: `python launch/gke.py stop ipo-tau0-1 --cluster=',
+      3,
+    ),
+    ({'workload wait': 125}, 'ipo-tau0-1 did not succeed; `logs` says why', 3),
+    ({'workload wait': 1}, 'ipo-tau0-1 is still going, as far as is known', 7),
+    ({'types': ['v5litepod-8']}, 'v5litepod-16 is not offered in this zone', 0),
     ({'forbidden': True}, 'gs://bucket cannot be written. Nothing was', 0),
     ({'project': '(unset)'}, 'No project: give --project=', 0),
   ],
@@ -96,6 +108,48 @@ def test_a_run_that_fails_says_so(call, plan, message, calls):
   assert code == 1
   assert message in output
   assert len(called) == calls
+
+
+@pytest.mark.parametrize(
+  ('state', 'actions'),
+  [('Admitted', ['list', 'list']), ('Finished', ['list', 'delete', 'create'])],
+)
+def test_a_workload_that_is_there_is_waited_for_or_made_anew(
+  call, state, actions
+):
+  table = f'Jobset Name  Status\nipo-tau0-1-b  Failed\nipo-tau0-1  {state}'
+  code, output, called = call(*_RUN, workloads=table)
+  assert code == 0, output
+  assert [words[1] for words in called][: len(actions)] == actions
+
+
+def test_without_xpk_nothing_is_written(call, tmp_path):
+  (tmp_path / 'bin').mkdir()
+  for program in ('git', 'python3', 'env'):
+    (tmp_path / 'bin' / program).symlink_to(shutil.which(program))
+  (tmp_path / 'bin' / 'gcloud').symlink_to(_FAKES / 'gcloud')
+  code, output, _ = call(*_RUN, path=str(tmp_path / 'bin'))
+  assert code == 1
+  assert 'xpk is not installed' in output
+  assert not (tmp_path / 'fake' / 'gs').exists()
+
+
+@pytest.mark.parametrize(
+  ('words', 'action', 'named'),
+  [
+    (_RUN, 'workload create', 'stop ipo-tau0-1 --cluster=pods --project=p'),
+    (_RUN, 'workload wait', 'stop ipo-tau0-1 --cluster=pods --project=p'),
+    (
+      ['create', 'c', '--tpu=v5e:4x4'],
+      'cluster create',
+      'delete c --project=p',
+    ),
+  ],
+)
+def test_what_ctrl_c_may_leave_is_named(call, words, action, named):
+  code, output, _ = call(*words, interrupt=action)
+  assert code == 130
+  assert f'`python launch/gke.py {named} --zone=us-west4-a`' in output
 
 
 def test_a_cluster_is_made_and_deleted(call):

@@ -59,7 +59,9 @@ class Cloud:
     launch = self.repository / 'launch'
     launch.mkdir(parents=True)
     for source in (_ROOT / 'launch').glob('*.py'):
-      shutil.copy(source, launch)
+      text = source.read_text().replace('_BEAT = 90 ', '_BEAT = 10 ')
+      text = text.replace('_REPORT_PERIOD = 30 ', '_REPORT_PERIOD = 1 ')
+      (launch / source.name).write_text(text)
     shutil.copy(_ROOT / 'launch' / 'start.sh', launch)
     (launch / 'setup.sh').write_text('')
     (self.repository / 'train.sh').write_text(_TRAIN)
@@ -106,6 +108,12 @@ class Cloud:
     lines = path.read_text().splitlines() if path.exists() else []
     called = [json.loads(line) for line in lines]
     return [c for c in called if c[: len(words)] == list(words)]
+
+  def put(self, name: str, text: str) -> None:
+    """Into the folder of the first attempt."""
+    folder = self.fake / 'gs/bucket/jobs/ipo-md/0001'
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f'{text}\n')
 
   def queued(self, action: str) -> list[list[str]]:
     return self.calls('compute', 'tpus', 'queued-resources', action)
@@ -242,7 +250,13 @@ def test_a_run_that_fails_says_why_and_deletes_what_it_queued(google, created):
     (['--tpu=v5litepod-12'], {}, 'v5litepod-12 is not offered in this zone'),
     (['--tpu=v4:2x2x2'], {}, 'v4-16 is not offered in this zone'),
     (['--tpu=v5e:4x4', '--slices=0'], {}, '--slices=0 must be at least 1'),
+    (['--tpu=v5e:4x4', '--poll=-1'], {}, '--poll=-1 must be more than 0'),
     (['--tpu=v5e:4x4'], {'project': '(unset)'}, 'No project: give --project='),
+    (
+      ['--tpu=v5e:4x4'],
+      {'hiccups': [['config get', [1], 'ERROR: (unset)']]},
+      'No project: give --project=',
+    ),
     (['--tpu=v5e:4x4'], {'compute/zone': ''}, 'No zone: give --zone='),
     (['--tpu=v5e:4x4'], {'forbidden': True}, 'cannot be written. Nothing was'),
     (['--tpu=v5e:4x4', '--bucket=b'], {}, '--bucket=b: write gs://NAME'),
@@ -330,3 +344,174 @@ def test_a_dry_run_prints_the_commands_and_runs_none(google, action):
     assert output.index(' create ') < output.index(' ssh ')
     assert output.index(' ssh ') < output.index(' delete ')
   assert len(google.calls()) == len(google.calls('config', 'get')) == 2
+
+
+_503 = 'ERROR: HTTPError 503: Service Unavailable.'
+
+
+def test_a_hiccup_of_google_ends_no_run(google):
+  hiccups = [
+    ['queued-resources list', [2], ''],
+    ['queued-resources list', [4], '[]'],
+    ['queued-resources list', [6], _503],
+    ['0001/start.sh', [1], _503],
+    ['0001/*.state', [1], '\n'],
+    ['0001/*.state', [2], 't1v-0-w-0'],
+    ['queued-resources delete', [1, 3], _503],
+    ['queued-resources create', [2], _503],
+  ]
+  google.plan(hiccups=hiccups)
+  code, output = google.call(*google.run('preempt', '--tpu=v5e:2x4'))
+  assert code == 0, output
+  assert not google.slices()
+  assert len(google.queued('delete')) == 4
+  assert len(google.queued('create')) == 3
+
+
+def test_slices_that_cannot_be_deleted_are_named(google):
+  google.plan(hiccups=[['queued-resources delete', list(range(99)), _503]])
+  code, output = google.call(*google.run('fail', '--tpu=v5e:2x4'))
+  assert (code, google.slices()) == (1, True)
+  assert 'ipo_md: ValueError: no' in output
+  assert re.search(
+    'ipo-md could not be deleted and still costs money: '
+    '`python launch/tpu.py delete ipo-md --project=p --zone=us-west4-a`',
+    output,
+  )
+
+
+def test_an_answer_that_nobody_expects_names_the_slices(google):
+  google.plan(hiccups=[['queued-resources list', [2], '[1]']])
+  code, output = google.call(*google.run('wait', '--tpu=v5e:2x4'))
+  assert (code, google.slices()) == (1, True)
+  assert 'If ipo-md is there, it costs money until `python launch' in output
+
+
+@pytest.mark.parametrize('action', ['create', 'delete'])
+def test_slices_that_may_be_left_by_ctrl_c_are_named(google, action):
+  google.plan(hiccups=[[f'queued-resources {action}', [1], 'slow']])
+  started = google.start(*google.run('fail', '--tpu=v5e:2x4'))
+  while not google.queued(action):
+    time.sleep(0.05)
+  time.sleep(0.2)
+  started.send_signal(signal.SIGINT)
+  output, _ = started.communicate(timeout=30)
+  assert started.returncode == 130
+  assert re.search('ipo-md may (be in the queue|still be there)', output)
+  assert '`python launch/tpu.py delete ipo-md ' in output
+  assert (action == 'delete') == ('ipo_md: ValueError: no' in output)
+
+
+def test_slices_of_others_are_not_deleted(google):
+  google.call(*google.words('create', '--tpu=v5e:2x4'))
+  hiccups = [
+    ['queued-resources list', [len(google.queued('list')) + 1], '[]'],
+    ['queued-resources create', [2], 'ERROR: ALREADY_EXISTS: ipo-md'],
+  ]
+  google.plan(hiccups=hiccups)
+  code, output = google.call(*google.run('wait', '--tpu=v5e:2x4'))
+  assert (code, google.slices()) == (1, True)
+  assert 'ALREADY_EXISTS' in output
+  assert not google.queued('delete')
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--tpu=v5e:4x4'], 'with tpu v5litepod-8, not v5litepod-16'),
+    (['--slices=2'], 'with slices 1, not 2'),
+    (['--reserved'], 'with reserved False, not True'),
+  ],
+)
+def test_flags_that_contradict_the_slices_are_refused(google, flags, message):
+  google.call(*google.words('create', '--tpu=v5e:2x4'))
+  written = len(google.calls('storage', 'cp'))
+  code, output = google.call(*google.run('wait', *flags))
+  assert code == 1
+  assert message in output, output
+  assert len(google.calls('storage', 'cp')) == written
+
+
+def test_slices_that_are_being_deleted_are_waited_for(google):
+  google.call(*google.words('create', '--tpu=v5e:2x4'))
+  resource, _ = json.loads((google.fake / 'slices.json').read_text())
+  states = json.dumps([resource, ['DELETING', 'ACTIVE']])
+  (google.fake / 'slices.json').write_text(states)
+  code, output = google.call(*google.run('other'))
+  assert code == 0, output
+  assert 'ipo-md is being deleted' in output
+
+
+def test_slices_made_in_another_way_are_kept_when_preempted(google):
+  google.call(*google.words('create', '--tpu=v5e:2x4'))
+  text = (google.fake / 'slices.json').read_text()
+  text = text.replace('acceleratorType', 'acceleratorConfig')
+  (google.fake / 'slices.json').write_text(text)
+  (google.fake / 'preempt').touch()
+  code, output = google.call(*google.run('wait'))
+  assert code == 1
+  assert 'cannot be queued again as it was: it has no acceleratorT' in output
+  assert not google.queued('delete')
+
+
+def test_a_mesh_that_the_chips_do_not_make_is_refused(google):
+  for tpu, shape, fits in (
+    ('v5e:4x4', '(3,1,1)', False),
+    ('v5e:4x4', '(3,-1,1)', False),
+    ('v5e:4x4', '(-1,-1,1)', False),
+    ('v5e:4x4', '(16,1)', False),
+    ('v5e:4x4', '(1,-1,1)', True),
+    ('v4:2x2x2', '(2,2,1,2)', True),
+  ):
+    google.plan(types=['v5litepod-16', 'v4-16'])
+    words = google.words('run', f'--tpu={tpu}', '--dry_run')
+    code, output = google.call(
+      *words, '--', 'python', f'--gin.MESH_SHAPE={shape}'
+    )
+    assert code == (0 if fits else 1), output
+    assert ('does not make the 16 chips of 1 x v5litepod-16' in output) != fits
+
+
+def test_a_bucket_that_cannot_be_listed_is_named(google):
+  google.plan(hiccups=[['storage ls', [1], 'ERROR: 403 storage.objects.list']])
+  code, output = google.call(*google.run('wait', '--tpu=v5e:2x4'))
+  assert code == 1
+  assert '--bucket=gs://bucket cannot be listed. Nothing was created' in output
+  assert not google.queued('create')
+
+
+@pytest.mark.parametrize('peer', ['running 2', 'exited 3'])
+def test_states_of_dead_workers_block_nothing(google, peer):
+  google.call(*google.words('create', '--tpu=v5e:2x4'))
+  google.put('start.sh', 'COMMAND=(another)')
+  google.put('w-0.state', 'w-0 running 9')
+  google.put('w-1.state', f'w-1 {peer}')
+  code, output = google.call(*google.run('other'))
+  assert code == 0, output
+  assert google.jobs('0002/*.state')
+
+
+def test_a_stopped_run_is_not_started_again(google):
+  google.put('stop.state', 'stop requested')
+  google.put('ghost.state', 'ghost running 3')
+  code, output = google.call(*google.run('often', '--tpu=v5e:2x4'))
+  assert code == 1
+  assert '0001: stopped.' in output
+  assert len(google.jobs('*')) == 1
+
+
+def test_stop_ends_where_nothing_runs(google):
+  google.put('start.sh', '')
+  google.put('w-0.state', 'w-0 running 9')
+  code, output = google.call(*google.words('stop'))
+  assert (code, 'its slices are gone' in output) == (0, True), output
+
+  google.call(*google.words('create', '--tpu=v5e:2x4'))
+  google.put('w-0.state', 'w-0 exited 42')
+  code, output = google.call(*google.words('stop'))
+  assert (code, '0001: stopped' in output) == (0, True), output
+
+  google.plan(hiccups=[['queued-resources ssh', [2], _503]])
+  code, output = google.call(*google.words('stop'))
+  assert (code, '0001 was not stopped' in output) == (1, True), output
+  assert google.jobs('0001/stop.state')[0].read_text() == 'stop failed\n'

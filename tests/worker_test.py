@@ -71,3 +71,9 @@ def test_sigterm_reaches_the_command_which_saves_and_is_started_again(tmp_path):
   worker.send_signal(signal.SIGTERM)
   assert worker.wait(timeout=30) == 42
   assert saved.exists()
+
+
+def test_a_model_dir_that_cannot_be_looked_at_is_no_sign_of_an_end(tmp_path):
+  command = f'touch {tmp_path}/checkpoints'  # no folder: it cannot be read
+  binding = f"--gin.MODEL_DIR='{tmp_path}'"
+  assert _start(command, 'run', binding).wait(timeout=30) == 42
