@@ -131,10 +131,6 @@ def compile_case(
   whole = accumulation.accumulate(
     run['step'], parts=case.microbatches, weight=run['part_weight']
   )
-  step = sharding.jit_update(
-    functools.partial(whole, model=run['model'], optimizer=optimizer),
-    jax.tree.map(lambda x: x.sharding, state),
-  )
   key = jax.eval_shape(jax.random.key, 0)
   key = jax.ShapeDtypeStruct(
     key.shape, key.dtype, sharding=sharding.replicated(mesh)
@@ -142,6 +138,10 @@ def compile_case(
   wall, cpu = time.time(), time.process_time()
   error = compiled = None
   with jax.set_mesh(mesh):
+    step = sharding.jit_update(
+      functools.partial(whole, model=run['model'], optimizer=optimizer),
+      jax.tree.map(lambda x: x.sharding, state),
+    )
     lowered = step.lower(state, frozen, batch, key)
     try:
       compiled = lowered.compile()

@@ -226,16 +226,14 @@ def jit_update(step: Callable[..., Any], state_sharding: Any) -> Any:
   """`jax.jit` of (state, ...) -> (state, metrics), the state donated.
 
   Args:
-    step: to be compiled.
+    step: to be compiled for the mesh that is set.
     state_sharding: of the state, before and after.
   """
-  devices = jax.tree.leaves(state_sharding)[0].device_set
-  on_tpu = next(iter(devices)).platform == 'tpu'
   return jax.jit(
     step,
     donate_argnums=0,
     out_shardings=(state_sharding, None),
-    compiler_options=_TPU_OPTIONS if on_tpu else None,
+    compiler_options=_TPU_OPTIONS if on_tpu() else None,
   )
 
 
