@@ -65,11 +65,12 @@ def limit_threads(threads: int) -> None:
   if not 1 <= threads <= len(cores):
     raise ValueError(f'--threads={threads}: there are {len(cores)} cores.')
   os.sched_setaffinity(0, cores[-threads:])
-  flags = [os.environ.get('XLA_FLAGS', '')]
-  if threads == 1:
-    flags.append('--xla_cpu_multi_thread_eigen=false')
-  flags.append(f'intra_op_parallelism_threads={threads}')
-  os.environ['XLA_FLAGS'] = ' '.join(flags)
+  flags = [
+    os.environ.get('XLA_FLAGS', ''),
+    f'--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}',
+    f'intra_op_parallelism_threads={threads}',
+  ]
+  os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
 
 
 def timed(f: Callable[[], Any]) -> Seconds:
