@@ -165,6 +165,12 @@ def on_tpu() -> bool:
   return device is not None and device.platform == 'tpu'
 
 
+def _batch_parts() -> int:
+  """Into how many parts the mesh that is set splits a batch."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[a] for a in BATCH_AXES)
+
+
 def split_batch(tree: Any) -> Any:
   """Constrains axis 0 of activations to the batch axes of the mesh.
 
@@ -172,10 +178,7 @@ def split_batch(tree: Any) -> Any:
   activations from chip to chip where it should gather weights. Arrays of
   another size (a batch that the mesh does not divide) are left as they are.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return tree
-  parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  parts = _batch_parts()
 
   def one(x):
     if x.ndim < 2 or parts == 1 or x.shape[0] % parts:
@@ -200,8 +203,7 @@ def map_batch(
     params: gathered off the batch axes; other axes stay as they are.
     arrays: [B, ...] each.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  parts = 1 if mesh.empty else math.prod(mesh.shape[a] for a in BATCH_AXES)
+  parts = _batch_parts()
   if parts == 1 or arrays[0].shape[0] % parts:
     return f(params, *arrays)
   split = PartitionSpec(BATCH_AXES)

@@ -81,7 +81,7 @@ def disturbed(
   kills: int,
   seconds: float,
   rng: random.Random,
-) -> tuple[list[local_runs.Run], int]:
+) -> tuple[list[local_runs.Run], list[signal.Signals]]:
   """Attempts until the run is complete, and the signals that struck them."""
   attempts, faults = [], []
   while not (root / name / 'COMPLETED').exists():
@@ -253,8 +253,7 @@ def main() -> None:
     faults, runs = faults + struck, runs + 1
     print(
       f'run {runs}, {count} processes: struck {len(struck)} times, '
-      f'{len(faults)} of '
-      f'{options.kills}; whole and the same.',
+      f'{len(faults)} of {options.kills}; whole and the same.',
       flush=True,
     )
   print(

@@ -85,7 +85,7 @@ def row(name: str, report: dict) -> str:
       for c in report['collectives']
       if c['in_decode_loop'] and c['kind'] == 'all-gather'
     )
-    more_than = '> ' if report.get('kernels_without_estimate') else ''
+    more_than = '> ' if report['kernels_without_estimate'] else ''
     cells += [
       f'{more_than}{1e3 * report["step_seconds"]:.0f}',
       f'{1e3 * report["network_seconds"]:.0f}',
