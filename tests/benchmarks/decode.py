@@ -2,11 +2,20 @@
 
   python tests/benchmarks/decode.py --family=t5
   python tests/benchmarks/decode.py --family=decoder --mixture_coef=0.125
+  python tests/benchmarks/decode.py --family=decoder --beside=tokens=128
 
 No completion ends early. The prompts are read before, `encode` apart. `draw`
 is everything after the logits of policy and reference: the mixture, the token,
-its log-probabilities.
+its log-probabilities. `--beside` takes other sizes in turn with the first, in
+one process: `beside_over_first` has the medians of the ratios of seconds and
+of seconds over bound, and the ratio of the programs' temporary memory.
 """
+
+import argparse
+from collections.abc import Callable
+import dataclasses
+import statistics
+from typing import Any
 
 import ablations
 import jax
@@ -18,15 +27,16 @@ import protocol
 from ipo_md import sampling
 
 
-def main() -> None:
-  flags = protocol.parser(__doc__)
-  networks.add_flags(flags, 't5')
-  flags.add_argument('--mixture_coef', type=float, default=0.0)
-  ablations.add_flag(flags)
-  args = networks.fill(flags.parse_args())
-  ablations.apply(args)
-  protocol.limit_threads(args.threads)
+@dataclasses.dataclass(frozen=True)
+class _Case:
+  """One set of sizes: what is run, and its bounds."""
 
+  work: dict[str, Callable[[], Any]]
+  bounds: dict[str, limits.Cost]
+  sampled: protocol.Compiled
+
+
+def _case(args: argparse.Namespace) -> _Case:
   model = networks.network(args)
   params = [networks.init(model, seed) for seed in range(2)]
   coefs = (args.mixture_coef,) * args.k
@@ -68,46 +78,88 @@ def main() -> None:
   shape = (args.batch, args.k, args.vocab)
   logits = [jax.random.normal(rng, shape)] * players
   drawn = protocol.compiled(draw, logits, rng)
+  return _Case(
+    work={
+      'encode': lambda: encoded.run(params, prompts),
+      'sample': lambda: sampled.run(params, contexts, rng),
+      'draw': lambda: drawn.run(logits, rng),
+    },
+    bounds={
+      'encode': limits.encode(args) * players,
+      'sample': limits.decode(args) * players,
+    },
+    sampled=sampled,
+  )
 
+
+def _sizes(text: str) -> dict[str, int]:
+  """'k=8,batch=2' -> {'k': 8, 'batch': 2}."""
+  pairs = [pair.split('=') for pair in text.split(',')]
+  return {name: int(value) for name, value in pairs}
+
+
+def main() -> None:
+  flags = protocol.parser(__doc__)
+  networks.add_flags(flags, 't5')
+  flags.add_argument('--mixture_coef', type=float, default=0.0)
+  flags.add_argument(
+    '--beside', type=_sizes, default={}, help='other sizes, as k=8,batch=2'
+  )
+  ablations.add_flag(flags)
+  args = networks.fill(flags.parse_args())
+  if not vars(args).keys() >= args.beside.keys():
+    flags.error(f'--beside has {[*args.beside]}, which are not all flags.')
+  ablations.apply(args)
+  protocol.limit_threads(args.threads)
+
+  cases = {'': _case(args)}
+  if args.beside:
+    other = argparse.Namespace(**vars(args) | args.beside)
+    cases['beside_'] = _case(other)
   meter = protocol.Meter(args)
   work = {
-    'encode': lambda: encoded.run(params, prompts),
-    'sample': lambda: sampled.run(params, contexts, rng),
-    'draw': lambda: drawn.run(logits, rng),
+    name + part: f
+    for part in ('encode', 'sample', 'draw')
+    for name, case in cases.items()
+    for f in (case.work[part],)
   }
   for f in work.values():
     protocol.timed(f)
   times, rates = meter.measure(work)
-  bounds = {
-    'encode': limits.encode(args) * players,
-    'sample': limits.decode(args) * players,
-  }
+  first = cases['']
+  seconds = {name: [*map(meter.seconds, t)] for name, t in times.items()}
+  over = lambda a, b: statistics.median(
+    x / y for x, y in zip(seconds[a], seconds[b], strict=True)
+  )
   ratio = lambda name: round(
-    meter.ratio(times[name], rates, bounds[name].seconds), 3
+    meter.ratio(times[name], rates, first.bounds[name].seconds), 3
   )
-  meter.report(
-    times,
-    rates,
-    encode_over_bound=ratio('encode'),
-    sample_over_bound=ratio('sample'),
-    gflop=round(bounds['sample'].flops / 1e9, 3),
-    gbyte=round(bounds['sample'].bytes / 1e9, 3),
-    ms_per_token=round(
-      1e3
-      * sorted(map(meter.seconds, times['sample']))[args.repeats // 2]
-      / args.tokens,
-      3,
+  results = {
+    'encode_over_bound': ratio('encode'),
+    'sample_over_bound': ratio('sample'),
+    'gflop': round(first.bounds['sample'].flops / 1e9, 3),
+    'gbyte': round(first.bounds['sample'].bytes / 1e9, 3),
+    'ms_per_token': round(
+      1e3 * statistics.median(seconds['sample']) / args.tokens, 3
     ),
-    draw_share=round(
-      sorted(
-        meter.seconds(d) / meter.seconds(s)
-        for d, s in zip(times['draw'], times['sample'], strict=True)
-      )[args.repeats // 2],
-      3,
-    ),
-    compile_s=sampled.seconds,
-    temporary_mb=sampled.temporary_mb,
-  )
+    'draw_share': round(over('draw', 'sample'), 3),
+    'compile_s': first.sampled.seconds,
+    'temporary_mb': first.sampled.temporary_mb,
+  }
+  if args.beside:
+    beside = cases['beside_']
+    rate = rates[len(rates) // 2]
+    bound = lambda case: case.bounds['sample'].seconds(rate)
+    sample = over('beside_sample', 'sample')
+    results['beside_over_first'] = {
+      'encode': round(over('beside_encode', 'encode'), 3),
+      'sample': round(sample, 3),
+      'sample_over_bound': round(sample * bound(first) / bound(beside), 3),
+      'temporary_mb': round(
+        beside.sampled.temporary_mb / first.sampled.temporary_mb, 3
+      ),
+    }
+  meter.report(times, rates, **results)
 
 
 if __name__ == '__main__':

@@ -6,11 +6,14 @@
 
 The default is online IPO of a small decoder, judged by a reward model of its
 size, no completion ending early. `fraction_of_rate` is minimal FLOPs over
-seconds over the matmul rate; several algorithms after a comma are measured in
-turn, in one process, and `over_first` is the time over that of the first.
+seconds over the matmul rate. Several algorithms after a comma are measured in
+turn, in one process: `over_first` is the time over that of the first, and
+`extra_over_sample` what it is longer, over the time that the policy takes to
+read the prompts and sample.
 """
 
 import functools
+import statistics
 
 import ablations
 import jax
@@ -22,6 +25,7 @@ import protocol
 from ipo_md import judges
 from ipo_md import losses
 from ipo_md import optimizers
+from ipo_md import sampling
 from ipo_md import steps
 from ipo_md import types
 
@@ -58,6 +62,24 @@ def _update(algorithm, args, model, judge_model, optimizer):
     max_new_tokens=args.tokens,
     eos_id=-1,
   )
+
+
+def _sampling(args, model):
+  """The policy alone: (params, prompts, rng) -> samples."""
+
+  def sample(params, prompts, rng):
+    return sampling.sample(
+      model,
+      params,
+      None,
+      (model.encode(params, prompts), None),
+      rng,
+      mixture_coefs=[0.0] * args.k,
+      max_new_tokens=args.tokens,
+      eos_id=-1,
+    )
+
+  return sample
 
 
 def main() -> None:
@@ -103,8 +125,14 @@ def main() -> None:
 
     work[name] = run
     protocol.timed(run)
+  if len(names) > 1:
+    given = (networks.init(model, 0), networks.prompts(args), jax.random.key(0))
+    sample = protocol.compiled(_sampling(args, model), *given)
+    work['sample'] = lambda: sample.run(*given)
+    protocol.timed(work['sample'])
   times, rates = meter.measure(work)
   costs = {name: limits.update(args, name) for name in names}
+  seconds = {name: [*map(meter.seconds, t)] for name, t in times.items()}
   results = {
     name: {
       'gflop': round(costs[name].flops / 1e9, 2),
@@ -116,10 +144,10 @@ def main() -> None:
         3,
       ),
       'over_first': round(
-        sorted(
-          meter.seconds(t) / meter.seconds(first)
-          for t, first in zip(times[name], times[names[0]], strict=True)
-        )[args.repeats // 2],
+        statistics.median(
+          t / first
+          for t, first in zip(seconds[name], seconds[names[0]], strict=True)
+        ),
         3,
       ),
       'compile_s': programs[name].seconds,
@@ -127,6 +155,16 @@ def main() -> None:
     }
     for name in names
   }
+  for name in names[1:]:
+    results[name]['extra_over_sample'] = round(
+      statistics.median(
+        (t - first) / sample
+        for t, first, sample in zip(
+          *(seconds[x] for x in (name, names[0], 'sample')), strict=True
+        )
+      ),
+      3,
+    )
   meter.report(times, rates, **results)
 
 
