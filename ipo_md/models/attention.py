@@ -1,5 +1,6 @@
 """Attention, its cache, and T5's relative positions."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 from typing import Any
@@ -18,41 +19,57 @@ MASKED = -1e10  # T5X's bias of a masked column
 # many sums of products of vectors, which read the cache eight times as slowly.
 _TILE_ROWS = 8
 
+# Scores that attention holds on a device at a time: 2**23 float32 are 32 MiB,
+# which stay in a TPU's fast memory. None is kept for the backward pass, which
+# takes them once more.
+SCORES_BLOCK = 2**23
+
 
 def attention(
   query: jax.Array,
   keys: jax.Array,
   values: jax.Array,
-  bias: jax.Array,
-  *,
+  *biases: jax.Array,
   dropout_rate: float = 0.0,
   rng: jax.Array | None = None,
 ) -> jax.Array:
-  """softmax(query keys + bias) values, the softmax in float32.
+  """softmax(query keys + biases) values, the softmax in float32.
 
   Args:
     query: [N, Q, H, D].
     keys: [N, G, D, S]; H / G heads of queries share one of keys.
     values: [N, G, S, D]. Keys are columns and values rows, since so either
       product reads them as they lie: no token rearranges a cache.
-    bias: float32, broadcastable to [N, G, Q, S].
+    *biases: float32, each broadcastable to [N, G, Q, S].
     dropout_rate: of the weights, shared by the queries as in T5X.
     rng: key of the dropout, consumed; None: none.
 
   Returns:
     [N, Q, H, D].
   """
-  attend = functools.partial(_attend, dropout_rate=dropout_rate, rng=rng)
-  missing = _TILE_ROWS - query.shape[1]
-  if missing <= 0 or bias.shape[2] > 1:
-    return attend(query, keys, values, bias)
+  attend = jax.checkpoint(
+    functools.partial(_attend, dropout_rate=dropout_rate, rng=rng)
+  )
+  n, q, h, _ = query.shape
+  block = _block(q, n * h * q * keys.shape[-1])
+  if block < q:
+    split = [2 if bias.shape[2] > 1 else None for bias in biases]
+    return _in_blocks(
+      lambda query, *biases: attend(query, keys, values, *biases),
+      block,
+      (query, *biases),
+      (1, *split),
+    )
+  missing = _TILE_ROWS - q
+  if missing <= 0 or any(bias.shape[2] > 1 for bias in biases):
+    return attend(query, keys, values, *biases)
 
   def padded(query, *rest):
     rows = jnp.pad(query, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    return attend(rows, *rest)[:, : query.shape[1]]
+    return attend(rows, *rest)[:, :q]
 
   return lax.platform_dependent(
-    query, keys, values, bias, tpu=padded, default=attend
+    query, keys, values, *biases, tpu=padded, default=attend
   )
 
 
@@ -60,14 +77,14 @@ def _attend(
   query: jax.Array,
   keys: jax.Array,
   values: jax.Array,
-  bias: jax.Array,
-  *,
+  *biases: jax.Array,
   dropout_rate: float,
   rng: jax.Array | None,
 ) -> jax.Array:
   """`attention`, the queries as they are."""
   logits = _scores(query, keys)
-  logits += bias[:, :, :, None]
+  for bias in biases:
+    logits += bias[:, :, :, None]
   weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
   if rng is not None and dropout_rate:
     flat = weights.reshape(*weights.shape[:2], -1, weights.shape[-1])
@@ -99,6 +116,27 @@ def joint_attention(
   Returns:
     [B, K, T, H, D].
   """
+  b, k, t, h, _ = query.shape
+  columns = context[0].shape[-1] + own[0].shape[-1]
+  attend = jax.checkpoint(
+    functools.partial(_attend_jointly, context=context, own=own)
+  )
+  block = _block(t, b * k * t * h * columns)
+  if block < t:
+    axes = (2, 1 if context_bias.shape[1] > 1 else None, 0)
+    return _in_blocks(attend, block, (query, context_bias, own_bias), axes)
+  return attend(query, context_bias, own_bias)
+
+
+def _attend_jointly(
+  query: jax.Array,
+  context_bias: jax.Array,
+  own_bias: jax.Array,
+  *,
+  context: tuple[jax.Array, jax.Array],
+  own: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+  """`joint_attention`, the queries as they are."""
   b, k, t, h, d = query.shape
   g = own[0].shape[1]
   theirs = _scores(query.reshape(b, k * t, h, d), context[0])
@@ -146,6 +184,54 @@ def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
     preferred_element_type=jnp.float32,
   )
   return out.reshape(n, g, q, r, -1).swapaxes(1, 2).reshape(n, q, g * r, -1)
+
+
+def _block(queries: int, scores: int) -> int:
+  """How many queries are taken at a time, all of them having `scores`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  devices = 1 if mesh.empty else mesh.size
+  if scores <= SCORES_BLOCK * devices:
+    return queries
+  fit = max(1, queries * SCORES_BLOCK * devices // scores)
+  return max(_TILE_ROWS, 2 ** (fit.bit_length() - 1))
+
+
+def _in_blocks(
+  f: Callable[..., jax.Array],
+  block: int,
+  arrays: Sequence[jax.Array],
+  axes: Sequence[int | None],
+) -> jax.Array:
+  """f(*arrays), a block of queries after another.
+
+  Args:
+    f: of queries and what goes with them; checkpointed.
+    block: queries at a time.
+    arrays: the queries first.
+    axes: of the queries in each array; None: it goes with all of them.
+
+  Returns:
+    f's result, whose queries are on the same axis as its first argument's.
+  """
+  queries, axis = arrays[0].shape[axes[0]], axes[0]
+  blocks = -(-queries // block)
+
+  def split(x, axis):  # [.., Q, ..] -> [blocks, .., block, ..]
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, blocks * block - queries)
+    x = jnp.pad(x, pad)
+    x = x.reshape(*x.shape[:axis], blocks, block, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
+
+  parts = {
+    i: split(x, a)
+    for i, (x, a) in enumerate(zip(arrays, axes, strict=True))
+    if a is not None
+  }
+  one = lambda parts: f(*(parts.get(i, x) for i, x in enumerate(arrays)))
+  out = jnp.moveaxis(lax.map(one, parts), 0, axis)
+  out = out.reshape(*out.shape[:axis], -1, *out.shape[axis + 2 :])
+  return lax.slice_in_dim(out, 0, queries, axis=axis)
 
 
 def by_head(
@@ -240,28 +326,20 @@ class RelativePositions(nnx.Module):
     self, first: jax.Array | int, queries: int, keys: int
   ) -> jax.Array:
     """[H, queries, keys] bias of queries at first .. first + queries - 1."""
-    # The bias depends on key - query alone. Row i of the result is the vector
-    # below from element queries - 1 - i on:
-    #
-    #   vector   r  r+1  r+2  r+3       r = -(first + queries - 1)
-    #   row 1    r  r+1  r+2            the last query
-    #   row 0       r+1  r+2  r+3
-    relative = jnp.arange(queries + keys - 1) - (queries - 1) - first
+    relative = jnp.arange(keys) - (first + jnp.arange(queries))[:, None]
     # The product is exact: one term of every sum is not 0.
-    vector = lax.dot(
+    return lax.dot_general(
       self.rel_embedding[...],
       self._one_hot(relative),
+      (((1,), (0,)), ((), ())),
       precision=lax.Precision.HIGHEST,
     )
-    heads, width = vector.shape
-    # Rows of one element more than the tiled vector shift by one each.
-    tiled = jnp.tile(vector, (1, queries + 1))[:, : queries * (width + 1)]
-    return tiled.reshape(heads, queries, width + 1)[:, ::-1, :keys]
 
   def _one_hot(self, relative: jax.Array) -> jax.Array:
-    """[R] key - query -> [num_buckets, R]."""
-    starts = jnp.array(self.starts)[:, None]
-    ends = jnp.array([*self.starts[1:], np.iinfo(np.int32).max])[:, None]
+    """[Q, S] key - query -> [num_buckets, Q, S]."""
+    starts = jnp.array(self.starts)[:, None, None]
+    ends = jnp.array([*self.starts[1:], np.iinfo(np.int32).max])
+    ends = ends[:, None, None]
     if not self.bidirectional:
       distance = jnp.maximum(-relative, 0)
       hot = (distance >= starts) & (distance < ends)

@@ -5,6 +5,7 @@ There is no 1/sqrt(D) in the attention: it is folded into the initialiser of
 the query kernel.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
@@ -138,12 +139,14 @@ class _Encoder(nnx.Module):
     cfg = self.config
     keys = layers.split(rng, 2)
     length = x.shape[1]
-    # [B, H, P, P]; the relative part is common to the batch.
-    bias = self.relpos_bias(0, length, length)
-    bias = bias + jnp.where(mask, 0.0, attention.MASKED)[:, None, None, :]
+    # [1, H, P, P], common to the batch, and [B, 1, 1, P].
+    biases = (
+      self.relpos_bias(0, length, length)[None],
+      jnp.where(mask, 0.0, attention.MASKED)[:, None, None, :],
+    )
 
     def call(layer, x, _, cache, key):
-      return layer(x, bias, key), None, None
+      return layer(x, biases, key), None, None
 
     x, _, _ = stacks.apply_stack(
       call,
@@ -168,13 +171,13 @@ class _EncoderLayer(nnx.Module):
     self.mlp = _mlp(rngs, cfg, n)
 
   def __call__(
-    self, x: jax.Array, bias: jax.Array, rng: jax.Array | None
+    self, x: jax.Array, biases: Sequence[jax.Array], rng: jax.Array | None
   ) -> jax.Array:
     dtype, rate = self.config.dtype, self.config.dropout_rate
     keys = layers.split(rng, 4)
     y = self.pre_attention_layer_norm(x, dtype)
     keys_values = self.attention.keys_values(y, batch=y.shape[0])
-    y = self.attention(y, keys_values, bias, keys[0])
+    y = self.attention(y, keys_values, biases, keys[0])
     x = x + layers.dropout(y, rate, keys[1])
     y = self.pre_mlp_layer_norm(x, dtype)
     y = self.mlp(y, dtype, dropout=lambda h: layers.dropout(h, rate, keys[2]))
@@ -286,11 +289,11 @@ class _DecoderLayer(nnx.Module):
     own = self.self_attention.keys_values(y, batch=b * k)
     if cache is not None:
       cache = own = attention.write_cache(cache, own, index)
-    y = self.self_attention(y, own, bias, keys[0])
+    y = self.self_attention(y, own, (bias,), keys[0])
     x = x + layers.dropout(y.reshape(x.shape), rate, keys[1])
 
     y = self.pre_cross_attention_layer_norm(x, dtype).reshape(b, k * t, e)
-    y = self.encoder_decoder_attention(y, context, context_bias, keys[2])
+    y = self.encoder_decoder_attention(y, context, (context_bias,), keys[2])
     x = x + layers.dropout(y.reshape(x.shape), rate, keys[3])
 
     y = self.pre_mlp_layer_norm(x, dtype)
@@ -331,7 +334,7 @@ class _Attention(nnx.Module):
     self,
     x: jax.Array,
     keys_values: tuple[jax.Array, jax.Array],
-    bias: jax.Array,
+    biases: Sequence[jax.Array],
     rng: jax.Array | None,
   ) -> jax.Array:
     """[N, Q, E] -> [N, Q, E]."""
@@ -339,7 +342,7 @@ class _Attention(nnx.Module):
     query = self.query(x, cfg.dtype)
     query = query.reshape(*x.shape[:2], cfg.num_heads, cfg.head_dim)
     y = attention.attention(
-      query, *keys_values, bias, dropout_rate=cfg.dropout_rate, rng=rng
+      query, *keys_values, *biases, dropout_rate=cfg.dropout_rate, rng=rng
     )
     return self.out(y.reshape(*x.shape[:2], -1), cfg.dtype)
 

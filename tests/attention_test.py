@@ -1,0 +1,100 @@
+"""Attention in blocks of queries is attention, forwards and backwards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ipo_md.models import attention
+
+N, Q, H, G, D, S = 2, 19, 4, 2, 8, 11
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def assert_same_in_blocks(f, arguments, monkeypatch):
+  """f's value and gradients, all queries at once and 8 at a time."""
+
+  def loss(*arguments):
+    out = f(*arguments)
+    return jnp.sum(out * normal(9, *out.shape)), out
+
+  both = jax.grad(loss, argnums=range(len(arguments)), has_aux=True)
+  expected = jax.jit(both)(*arguments)
+  whole = jax.make_jaxpr(both)(*arguments)
+  monkeypatch.setattr(attention, 'SCORES_BLOCK', 1)
+  found = jax.jit(lambda *x: both(*x))(*arguments)
+  in_blocks = jax.make_jaxpr(lambda *x: both(*x))(*arguments)
+  assert 'scan' in str(in_blocks)
+  assert 'scan' not in str(whole)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
+    found,
+    expected,
+  )
+
+
+@pytest.mark.parametrize('dropout', [0.0, 0.5])
+def test_attention(dropout, monkeypatch):
+  mask = jnp.where(jnp.arange(S) < jnp.array([[11], [4]]), 0.0, -1e10)
+  rng = jax.random.key(3) if dropout else None
+
+  def attend(query, keys, values, bias):
+    biases = (bias, mask[:, None, None])
+    return attention.attention(
+      query, keys, values, *biases, dropout_rate=dropout, rng=rng
+    )
+
+  arguments = (
+    normal(0, N, Q, H, D),
+    normal(1, N, G, D, S),
+    normal(2, N, G, S, D),
+    normal(3, 1, G, Q, S),
+  )
+  assert_same_in_blocks(attend, arguments, monkeypatch)
+
+
+@pytest.mark.parametrize('windowed', [False, True])
+def test_joint_attention(windowed, monkeypatch):
+  """A window hides other columns of the context from each query."""
+  k, p = 3, 5
+  visible = jnp.arange(p) < jnp.array([5, 2])[:, None, None]
+  if windowed:
+    visible &= jnp.arange(Q)[:, None] - jnp.arange(p) < 7
+  context_bias = jnp.where(visible, 0.0, attention.MASKED)
+  causal = jnp.arange(Q)[:, None] >= jnp.arange(Q)
+  own_bias = jnp.where(causal, 0.0, attention.MASKED)
+
+  def attend(query, keys, values, own_keys, own_values):
+    context, own = (keys, values), (own_keys, own_values)
+    return attention.joint_attention(
+      query, context, own, context_bias, own_bias
+    )
+
+  arguments = (
+    normal(0, N, k, Q, H, D),
+    normal(1, N, G, D, p),
+    normal(2, N, G, p, D),
+    normal(3, N * k, G, D, Q),
+    normal(4, N * k, G, Q, D),
+  )
+  assert_same_in_blocks(attend, arguments, monkeypatch)
+
+
+def test_scores_of_a_whole_batch_are_never_there(monkeypatch):
+  """Neither for a forward pass nor for its gradient."""
+  query, keys, values = normal(0, 4, 64, 4, 8), normal(1, 4, 4, 8, 64), None
+  values = keys.swapaxes(2, 3)
+  bias = jnp.zeros((1, 1, 1, 64))
+  monkeypatch.setattr(attention, 'SCORES_BLOCK', 4 * 4 * 16 * 64)
+
+  def loss(query, keys, values):
+    return jnp.sum(attention.attention(query, keys, values, bias) ** 2)
+
+  text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, keys, values).compile()
+  text = text.as_text()
+  assert 'f32[4,4,16,64]' in text or 'f32[4,4,16,1,64]' in text
+  assert 'f32[4,4,64,64]' not in text
+  assert 'f32[4,4,64,1,64]' not in text
