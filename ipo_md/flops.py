@@ -60,13 +60,29 @@ class Network:
     return rows * (2 * length * weights + 4 * self.completion_width * pairs)
 
   def token_bytes(
-    self, prompts: int, rows: int, length: int, prompt: int, item: int
+    self,
+    prompts: int,
+    rows: int,
+    length: int,
+    prompt: int,
+    *,
+    item: int,
+    weight_item: int,
   ) -> float:
-    """Bytes that one round of sampling reads, on average over the rounds."""
+    """Bytes that one round of sampling reads, on average over the rounds.
+
+    Args:
+      prompts: whose contexts are read.
+      rows: completions.
+      length: of a completion.
+      prompt: length of a prompt.
+      item: bytes of a number in contexts and caches.
+      weight_item: bytes of a weight.
+    """
     weights = self.stored_weights + self.head_weights
     context = 2 * prompts * prompt * self.key_width
     cache = 2 * rows * (length + 1) / 2 * self.key_width
-    return item * (weights + context + cache)
+    return weight_item * weights + item * (context + cache)
 
 
 def network(model: model_lib.Model) -> Network:

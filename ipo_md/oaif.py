@@ -41,6 +41,7 @@ def two_programs(
   top_k: int = 0,
   top_p: float = 1.0,
   label: Callable[..., jax.Array] | None = None,
+  int8_sampling: bool = False,
 ) -> Callable[..., Any]:
   """A step (state, frozen, prompts, rng) out of one of labelled completions.
 
@@ -61,6 +62,7 @@ def two_programs(
     top_p: of sampling.
     label: None, the judge's preference is the label; or `losses.hard_label`,
       `losses.sampled_label`.
+    int8_sampling: whether the samples are of kernels rounded to int8.
 
   Returns:
     The step; metrics are those of `step`, length (tokens without EOS), eos_rate
@@ -85,6 +87,7 @@ def two_programs(
       temperature=temperature,
       top_k=top_k,
       top_p=top_p,
+      int8=int8_sampling,
     )
   )
   update = sharding.jit_update(step, state_sharding)

@@ -234,7 +234,8 @@ def work_of(
   if step == 'online_step' and start.judge_checkpoint_path is None:
     judge = None
   coefs = bound.get('mixture_coefs')
-  mixed = coefs is not None and all(coef > 0 for coef in coefs)
+  int8 = bound.get('int8_sampling', False)
+  mixed = coefs is not None and all(coef > 0 for coef in coefs) and not int8
   return roofline.phases(
     roofline.Run(
       model=run['model'],
@@ -247,5 +248,6 @@ def work_of(
       max_new_tokens=bound.get('max_new_tokens', 0),
       reads_reference=start.reference_checkpoint_path is not None
       and (not mixed or bound.get('ema_decay') is not None),
+      int8_sampling=int8,
     )
   )

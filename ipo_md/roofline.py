@@ -53,6 +53,8 @@ class Run:
     max_new_tokens: of an on-line step.
     reads_reference: whether a forward pass of the reference is needed beyond
       what the sampling loop sees.
+    int8_sampling: whether the sampling loop reads weights of one byte; those
+      of experts and of a head that is the embedding are counted so too.
   """
 
   model: model_lib.Model
@@ -64,6 +66,7 @@ class Run:
   mixture_coefs: tuple[float, ...] | None
   max_new_tokens: int
   reads_reference: bool
+  int8_sampling: bool
 
   @property
   def split(self) -> int:
@@ -118,7 +121,14 @@ def _sampling(run: Run, net: flops.Network, item: int) -> dict[str, Work]:
   decode = Work()
   players = [k, sum(coef > 0 for coef in run.mixture_coefs)]
   for slots in filter(None, players):
-    read = net.token_bytes(b / rows, b * slots / rows, t, p, item)
+    read = net.token_bytes(
+      b / rows,
+      b * slots / rows,
+      t,
+      p,
+      item=item,
+      weight_item=1 if run.int8_sampling else item,
+    )
     decode += Work(net.decode(b * slots, t, p), t * read / run.split)
   completions = types.Completions(
     prompts=run.batch,

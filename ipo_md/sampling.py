@@ -31,12 +31,13 @@ class Sampled:
   """K completions of B prompts and what the models think of them.
 
   Log-probabilities are those of the models at temperature 1, before top-k and
-  top-p, 0 on padding; no gradient flows through them.
+  top-p, 0 on padding; no gradient flows through them. Where the weights were
+  rounded to int8, they are those of the rounded policy.
   """
 
   tokens: types.Tokens  # [B, K, T]
   policy_log_probs: jax.Array  # [B, K, T]
-  reference_log_probs: jax.Array | None  # [B, K, T]; None: not all were seen
+  reference_log_probs: jax.Array | None  # [B, K, T]; None: unknown
 
 
 @flax.struct.dataclass
@@ -88,6 +89,7 @@ def sample(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
+  int8: bool = False,
 ) -> Sampled:
   """Samples K completions of each prompt.
 
@@ -109,9 +111,12 @@ def sample(
     top_k: keeps the mixture's k likeliest tokens; 0: all.
     top_p: keeps the smallest set of the mixture's likeliest tokens that holds
       this probability; 1: all.
+    int8: whether both models sample with kernels rounded to int8, half of the
+      bytes of bfloat16 (`models.decode_form`). Experts' stay as they are.
 
   Returns:
-    The completions; `reference_log_probs` if every coefficient is above 0.
+    The completions; `reference_log_probs` if every coefficient is above 0 and
+    no kernel was rounded.
   """
   validate(mixture_coefs, temperature=temperature, top_k=top_k, top_p=top_p)
   mixed = [k for k, b in enumerate(mixture_coefs) if b > 0]
@@ -124,7 +129,7 @@ def sample(
   if mixed:
     models.append((reference, contexts[1], mixed))
   models = [
-    (model.decode_form(params), model.context_form(context), slots)
+    (model.decode_form(params, int8=int8), model.context_form(context), slots)
     for params, context, slots in jax.lax.stop_gradient(models)
   ]
   b, k, t = contexts[0].start.shape[0], len(mixture_coefs), max_new_tokens
@@ -193,7 +198,9 @@ def sample(
   return Sampled(
     tokens=types.Tokens(ids=loop.ids, mask=loop.mask),
     policy_log_probs=loop.log_probs[0],
-    reference_log_probs=loop.log_probs[1] if len(mixed) == k else None,
+    reference_log_probs=loop.log_probs[1]
+    if len(mixed) == k and not int8
+    else None,
   )
 
 

@@ -101,6 +101,7 @@ def online_step(
   ema_decay: float | None = None,
   truncation_reward: float | None = None,
   label: Callable[..., jax.Array] | None = None,
+  int8_sampling: bool = False,
 ) -> tuple[types.TrainState, Metrics]:
   """Samples, judges and updates, in one program.
 
@@ -130,11 +131,16 @@ def online_step(
     truncation_reward: None, or the reward of a completion without EOS.
     label: None, the judge's preference is the label; or `losses.hard_label`,
       `losses.sampled_label`.
+    int8_sampling: whether the samples are of kernels rounded to int8. Loss and
+      log-ratios stay those of the policy and the reference themselves, so that
+      a mixture too needs a forward pass of the reference.
 
   Returns:
     The next state; loss, log_ratio (sum over tokens; the KL from the reference
     if all coefficients are 0), preference or rewards, chosen_log_prob and
-    rejected_log_prob (K > 1), length (tokens without EOS), eos_rate, tokens.
+    rejected_log_prob (K > 1), length (tokens without EOS), eos_rate, tokens,
+    sampling_error (how far log pi in the sampling loop is from log pi in the
+    loss, mean of the absolute difference over tokens, nats).
   """
   kind = feedback_of(loss)
   if label is not None and kind != 'preference':
@@ -172,6 +178,7 @@ def online_step(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        int8=int8_sampling,
       )
     labelled = _judged(
       frozen,
@@ -199,6 +206,7 @@ def online_step(
       loss=loss,
       per_token=per_token,
       context=context,
+      sampled=sampled.policy_log_probs,
     )
     return value, metrics | {
       'length': jnp.mean(jnp.sum(sampled.tokens.mask, axis=-1) - ended),
@@ -387,6 +395,7 @@ def policy_loss(
   loss: Loss,
   per_token: bool,
   context: types.Context | None = None,
+  sampled: jax.Array | None = None,
   rng: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
   """What online and offline steps share: completions -> loss, metrics.
@@ -398,6 +407,8 @@ def policy_loss(
     loss: an objective of `losses`.
     per_token: log-ratios are means over tokens rather than sums.
     context: the prompts as `policy` reads them; None: they are read here.
+    sampled: [B, K, T] log-probabilities that the sampling loop found, to be
+      compared; None: not known.
     rng: key for dropout, consumed; None: no dropout.
   """
   kind = feedback_of(loss)
@@ -409,13 +420,16 @@ def policy_loss(
       'log-probabilities summed over tokens.'
     )
   feedback = getattr(labelled, kind)
-  extra = {}
+  extra, compared = {}, {}
   if 'completion_mask' in inspect.signature(loss).parameters:
     extra['completion_mask'] = labelled.completion_mask
   mask = labelled.completions.completions.mask
   log_probs, aux = sequences.log_probs(
     model, policy, labelled.completions, context=context, rng=rng
   )
+  if sampled is not None:
+    error = jnp.mean(jnp.abs(log_probs - sampled), where=mask)
+    compared = {'sampling_error': jax.lax.stop_gradient(error)}
   log_prob = sequences.sum_or_mean(log_probs, mask, per_token=per_token)
   log_ratios = log_prob - labelled.reference_log_prob
   value = jnp.mean(loss(log_ratios, feedback, **extra))
@@ -426,6 +440,7 @@ def policy_loss(
     'log_ratio': jnp.mean(log_ratios, where=real),
     kind: jnp.mean(feedback, where=real if feedback.ndim == 2 else None),
     **_chosen_and_rejected(log_prob, feedback, real),
+    **compared,
   }
 
 

@@ -60,7 +60,7 @@ def prompts() -> types.Tokens:
   return types.Tokens(ids=jnp.where(mask, ids, 0), mask=mask)
 
 
-def sample(model, policy, reference, given, rng):
+def sample(model, policy, reference, given, rng, int8=False):
   return sampling.sample(
     model,
     policy,
@@ -70,10 +70,11 @@ def sample(model, policy, reference, given, rng):
     mixture_coefs=(0.25,) * K,
     max_new_tokens=T,
     eos_id=EOS,
+    int8=int8,
   )
 
 
-@pytest.mark.parametrize(
+NETWORKS = pytest.mark.parametrize(
   ('family', 'scan', 'tied', 'adapted'),
   [
     ('t5', False, False, False),
@@ -84,19 +85,17 @@ def sample(model, policy, reference, given, rng):
     ('mixtral', False, False, False),
   ],
 )
+
+
+@NETWORKS
 def test_sampled_log_probs_are_those_of_the_loss(
   family, scan, tied, adapted, monkeypatch
 ):
   """Of both models, over three widths of the caches."""
   monkeypatch.setattr(sampling, 'CACHE_BLOCK', 3)
-  model = network(family, scan=scan, tied=tied)
-  reference = model.init(jax.random.key(1))
-  if adapted:
-    model = lora.Lora(model, rank=2, alpha=4.0, targets=('query', 'wi_0', 'wo'))
-    adapters = jax.tree.map(lambda x: x + 0.1, model.init(jax.random.key(0)))
-    policy = model.policy(adapters, types.FrozenParams(reference=reference))
-  else:
-    policy = model.init(jax.random.key(0))
+  model, policy, reference = players(
+    network(family, scan=scan, tied=tied), adapted
+  )
   run = jax.jit(functools.partial(sample, model))
   sampled = run(policy, reference, prompts(), jax.random.key(2))
   assert sampled.tokens.mask[..., 3].any()  # beyond the first width
@@ -107,6 +106,64 @@ def test_sampled_log_probs_are_those_of_the_loss(
   ):
     expected, _ = sequences.log_probs(model, params, given)
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def players(model, adapted, change=lambda params: params):
+  """The model, its policy and its reference."""
+  reference = change(model.init(jax.random.key(1)))
+  if not adapted:
+    return model, change(model.init(jax.random.key(0))), reference
+  model = lora.Lora(model, rank=2, alpha=4.0, targets=('query', 'wi_0', 'wo'))
+  adapters = jax.tree.map(lambda x: x + 0.1, model.init(jax.random.key(0)))
+  policy = model.policy(adapters, types.FrozenParams(reference=reference))
+  return model, policy, reference
+
+
+def on_a_grid(params):
+  """The same tree, each kernel's columns integers up to 127 times a number."""
+
+  def of_leaf(path, w):
+    if path[-1].key != 'kernel' or path[-2].key == 'router':
+      return w
+    whole = jnp.round(w * 127 / jnp.max(jnp.abs(w), axis=-2, keepdims=True))
+    return whole * jnp.exp2(jnp.arange(w.shape[-1]) % 3 - 10)
+
+  return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+@NETWORKS
+def test_kernels_that_int8_holds_are_sampled_from_exactly(
+  family, scan, tied, adapted
+):
+  model, policy, reference = players(
+    network(family, scan=scan, tied=tied), adapted, on_a_grid
+  )
+  run = jax.jit(functools.partial(sample, model, int8=True))
+  sampled = run(policy, reference, prompts(), jax.random.key(2))
+  assert sampled.reference_log_probs is None
+  given = types.Completions(prompts=prompts(), completions=sampled.tokens)
+  expected, _ = sequences.log_probs(model, policy, given)
+  np.testing.assert_allclose(sampled.policy_log_probs, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize('family', ['t5', 'llama'])
+def test_int8_rounds_by_less_than_half_a_step(family):
+  """The largest weight of an output is 127 steps; a column of 0 stays 0."""
+  model = network(family, scan=True)
+  params = model.init(jax.random.key(0))
+  kernel = params['decoder']['layers']['mlp']['wi_0']['kernel']
+  kernel = kernel.at[:, :, 3].set(0.0)
+  params['decoder']['layers']['mlp']['wi_0']['kernel'] = kernel
+  form = model.decode_form(params, int8=True)
+  form = form['decoder']['layers']['mlp']['wi_0']['kernel']
+  for layer, (array, scale) in enumerate(
+    zip(form.array.parts, form.scale.parts, strict=True)
+  ):
+    assert array.dtype == jnp.int8
+    error = jnp.abs(array.T * scale - kernel[layer])
+    largest = jnp.max(jnp.abs(kernel[layer]), axis=0)
+    assert jnp.all(error <= largest / 254 * 1.001)
+    assert not array[3].any()
 
 
 @pytest.mark.parametrize('scan', [False, True])

@@ -1,5 +1,6 @@
 """FLOPs and bytes by hand, against sums written out."""
 
+import dataclasses
 import functools
 
 import jax
@@ -61,6 +62,7 @@ def online(model: model_lib.Model, coefs: tuple[float, ...]) -> roofline.Run:
     mixture_coefs=coefs,
     max_new_tokens=64,
     reads_reference=not all(coefs),
+    int8_sampling=False,
   )
 
 
@@ -96,12 +98,27 @@ def test_a_mixture_decodes_with_two_models():
   assert one['decode'].flops == 1.5 * alone['decode'].flops
 
 
+def test_int8_sampling_reads_a_byte_a_weight():
+  model = network(decoder_only.DecoderOnly, reward_head=True, **DECODER)
+  whole = online(model, (0.5, 0.5))
+  rounded = dataclasses.replace(whole, int8_sampling=True)
+  sizes = flops.network(model)
+  weights = sizes.stored_weights + sizes.head_weights
+  saved = 2 * 64 * weights * (4 - 1)  # two models, 64 tokens, float32
+  whole, rounded = (roofline.phases(run)['decode'] for run in (whole, rounded))
+  assert rounded.bytes == whole.bytes - saved
+  assert rounded.flops == whole.flops
+
+
 def test_sampling_reads_weights_context_and_cache():
   sizes = flops.network(network(decoder_only.DecoderOnly, **DECODER))
-  read = sizes.token_bytes(prompts=2, rows=4, length=9, prompt=7, item=2)
   context, cache = 2 * 2 * 7 * 1024, 2 * 4 * 5 * 1024
   weights = sizes.stored_weights + 256 * 4096
-  assert read == 2 * (weights + context + cache)
+  for width in (1, 2):
+    read = sizes.token_bytes(
+      prompts=2, rows=4, length=9, prompt=7, item=2, weight_item=width
+    )
+    assert read == width * weights + 2 * (context + cache)
 
 
 def test_t5_reads_a_prompt_in_encoder_and_cross_attention():

@@ -111,6 +111,7 @@ def test_it_is_the_online_step_where_the_judges_are_one(tmp_path):
       **SAMPLING,
     )
     found, ours = step(make(), frozen, prompts, jax.random.key(3))
+  del theirs['sampling_error']  # two programs do not compare themselves
   for name in theirs:
     np.testing.assert_allclose(
       ours[name], theirs[name], rtol=1e-4, err_msg=name

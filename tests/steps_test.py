@@ -88,6 +88,20 @@ def offline(loss, **changes):
   )
 
 
+def test_int8_changes_samples_and_nothing_else_of_a_step():
+  """The policy being the reference, each log-ratio is 0 whatever is drawn."""
+  state, frozen = state_and_frozen()
+  state = state.replace(params=frozen.reference)
+  errors = {}
+  for int8 in (False, True):
+    step = jax.jit(online(int8_sampling=int8))
+    _, metrics = step(state, frozen, prompts(), jax.random.key(3))
+    assert abs(metrics['log_ratio']) < 1e-5
+    errors[int8] = metrics['sampling_error']
+  assert errors[False] < 1e-5
+  assert 1e-4 < errors[True] < 0.1
+
+
 MESHES = [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8)]
 
 
@@ -154,6 +168,8 @@ def test_meshes_agree_with_one_device(mesh_shape, monkeypatch):
     )
     found, other = jax.jit(step)(put(state), sharded, batch, rng)
   assert other['length'] == metrics['length']
+  assert other.pop('sampling_error') < 1e-5
+  assert metrics.pop('sampling_error') < 1e-5
   for name in metrics:
     np.testing.assert_allclose(other[name], metrics[name], rtol=1e-5)
   largest = max(

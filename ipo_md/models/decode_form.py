@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ipo_md import sharding
@@ -11,6 +12,9 @@ from ipo_md.models import stacks
 
 # A parameter with one of these axes is multiplied in the activations' type.
 _MULTIPLIED = ('joined_kv', 'mlp', 'vocab')
+
+# So is a norm's scale.
+_NORMS = (('layers', 'embed'), ('embed',))
 
 # The last two axes of kernels: inputs, then outputs. An embedding has them the
 # other way round, being a table of rows that one takes.
@@ -24,7 +28,7 @@ _KERNELS = (
 
 
 def of_array(
-  array: jax.Array, axes: tuple[str, ...], config: Any
+  array: jax.Array, axes: tuple[str, ...], config: Any, *, int8: bool = False
 ) -> jax.Array | stacks.PerLayer | layers.Transposed:
   """One parameter.
 
@@ -32,18 +36,36 @@ def of_array(
     array: float32.
     axes: names of its axes.
     config: of the network: `dtype` of activations.
+    int8: whether kernels are rounded to int8, but those of experts:
+
+      W_io ~ s_o q_io,   s_o = max_i |W_io| / 127,   q = round(W / s)
   """
-  if set(axes) & set(_MULTIPLIED):
-    array = array.astype(config.dtype)
   # Experts have products of their own.
   transposed = axes[-2:] in _KERNELS and 'expert' not in axes
-  if transposed:
-    array = array.swapaxes(-1, -2)
-    axes = (*axes[:-2], axes[-1], axes[-2])
+  if not transposed:
+    if set(axes) & set(_MULTIPLIED) or axes in _NORMS:
+      array = array.astype(config.dtype)
+    return _placed(array, axes)
+  array = array.swapaxes(-1, -2)
+  axes = (*axes[:-2], axes[-1], axes[-2])
+  if not int8:
+    return layers.Transposed(_placed(array.astype(config.dtype), axes))
+  largest = jnp.max(jnp.abs(array), axis=-1)
+  scale = jnp.where(largest > 0, largest, 1.0) / 127
+  array = jnp.round(array / scale[..., None]).astype(jnp.int8)
+  return layers.Transposed(_placed(array, axes), _placed(scale, axes[:-1]))
+
+
+def _placed(
+  array: jax.Array, axes: tuple[str, ...]
+) -> jax.Array | stacks.PerLayer:
+  """Gathered off `fsdp`, and each layer apart."""
   array = _gathered(array, axes)
-  if axes[0] == 'layers':
-    array = stacks.take_apart(array, array.shape[0])
-  return layers.Transposed(array) if transposed else array
+  if axes[0] != 'layers':
+    return array
+  parts = stacks.take_apart(array, array.shape[0])
+  # Without the barrier each token lays a layer's vectors out anew.
+  return jax.lax.optimization_barrier(parts) if len(axes) == 2 else parts
 
 
 def _gathered(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -98,16 +98,20 @@ class Transposed:
   memory, where x W would rearrange all of W for so little work.
   """
 
-  array: jax.Array  # [..., out, in]
+  array: jax.Array  # [..., out, in]; int8 with a scale, W^T = scale array
+  scale: jax.Array | None = None  # [..., out]
 
   def __getitem__(self, index: Any) -> 'Transposed':
     return jax.tree.map(lambda x: x[index], self)
 
   def astype(self, dtype: Any) -> 'Transposed':
-    return Transposed(self.array.astype(dtype))
+    return self.replace(array=self.array.astype(dtype))
 
   def __rmatmul__(self, x: jax.Array) -> jax.Array:
-    return _kernel_first(self.array, x, x.dtype)
+    if self.scale is None:
+      return _kernel_first(self.array, x, x.dtype)
+    out = _kernel_first(self.array, x, jnp.float32) * self.scale
+    return out.astype(x.dtype)
 
 
 def _kernel_first(array: jax.Array, x: jax.Array, dtype: Any) -> jax.Array:
@@ -141,7 +145,9 @@ def project(
     contract: axis of the kernel that is summed over.
   """
   if isinstance(kernel, Transposed):
-    kernel, contract = kernel.array, 1
+    if kernel.scale is None:
+      return project(x, kernel.array, 1)
+    return project(x, kernel.array.astype(x.dtype), 1) * kernel.scale
   flat = x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
   if contract == 1 and flat.shape[0] <= _FEW_ROWS:
     out = _kernel_first(kernel, flat, jnp.float32)

@@ -9,6 +9,7 @@ reference.
 """
 
 from collections.abc import Sequence
+import functools
 import math
 from typing import Any
 
@@ -37,7 +38,11 @@ class AdaptedKernel:
     return jax.tree.map(lambda x: x[index], self)
 
   def astype(self, dtype: Any) -> 'AdaptedKernel':
-    return jax.tree.map(lambda x: x.astype(dtype), self)
+    return self.replace(
+      kernel=self.kernel.astype(dtype),
+      a=self.a.astype(dtype),
+      b=self.b.astype(dtype),
+    )
 
   def __rmatmul__(self, x: jax.Array) -> jax.Array:
     return x @ self.kernel + (x @ self.a) @ self.b * self.scale
@@ -158,8 +163,10 @@ class Lora(model_lib.Model):
       )
     return flax.traverse_util.unflatten_dict(flat, sep='/')
 
-  def _decode_leaf(self, axes: tuple[str, ...], leaf: Any) -> Any:
-    form = lambda x, axes: decode_form.of_array(x, axes, self.config)
+  def _decode_leaf(self, axes: tuple[str, ...], leaf: Any, int8: bool) -> Any:
+    form = functools.partial(
+      decode_form.of_array, config=self.config, int8=int8
+    )
     if not isinstance(leaf, AdaptedKernel):
       return form(leaf, axes)
     *lead, rows, columns = axes

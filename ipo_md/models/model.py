@@ -1,6 +1,7 @@
 """A network as pure functions of its parameters."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import nnx
@@ -73,22 +74,29 @@ class Model:
     del frozen
     return params
 
-  def decode_form(self, params: types.Params) -> types.Params:
+  def decode_form(
+    self, params: types.Params, *, int8: bool = False
+  ) -> types.Params:
     """`params` for decoding a token at a time; made once, before the loop.
 
     The same numbers, as `encode`, `decode` and `logits` take them too: cast to
     the activations' type, gathered off the mesh axis `fsdp`, so that no token
     waits for a weight, each layer apart, kernels transposed.
+
+    Args:
+      params: of a policy or a reference.
+      int8: whether kernels are rounded (`decode_form.of_array`): not quite the
+        same numbers then, of half the bytes.
     """
     return jax.tree.map(
-      self._decode_leaf,
+      functools.partial(self._decode_leaf, int8=int8),
       self.base.logical_axes,
       params,
       is_leaf=lambda x: isinstance(x, tuple),
     )
 
-  def _decode_leaf(self, axes: tuple[str, ...], leaf: Any) -> Any:
-    return decode_form.of_array(leaf, axes, self.config)
+  def _decode_leaf(self, axes: tuple[str, ...], leaf: Any, int8: bool) -> Any:
+    return decode_form.of_array(leaf, axes, self.config, int8=int8)
 
   def context_form(self, context: types.Context) -> types.Context:
     """The context likewise: each layer apart. Only `decode` takes it."""

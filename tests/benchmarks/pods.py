@@ -39,6 +39,10 @@ CASES = {
     *(MISTRAL, 'ipo', 'v5e:8x8', (1, 16, 4), 64),
     {'REMAT_POLICY': "'full'"},
   ),
+  'mistral_v5e_8x8_int8': (
+    *(MISTRAL, 'ipo', 'v5e:8x8', (1, 16, 4), 64),
+    {'REMAT_POLICY': "'full'", 'INT8_SAMPLING': True},
+  ),
   'mixtral_v5p_4x4x4': (
     *(MIXTRAL, 'ipo', 'v5p:4x4x4', (1, 16, 4), 64),
     {'REMAT_POLICY': "'full'"},
