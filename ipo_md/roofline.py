@@ -3,7 +3,7 @@
   bound = max(FLOPs / matmul rate, bytes / HBM bandwidth)     of one chip
 
 FLOPs are the model's (`flops`), spread evenly over the chips. Bytes are those
-of the weights as they are multiplied, of context and cache while sampling, and
+of the weights as they are read, of context and cache while sampling, and
 of parameters, gradients and optimizer state for the update.
 """
 

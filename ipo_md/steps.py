@@ -131,16 +131,18 @@ def online_step(
     truncation_reward: None, or the reward of a completion without EOS.
     label: None, the judge's preference is the label; or `losses.hard_label`,
       `losses.sampled_label`.
-    int8_sampling: whether the samples are of kernels rounded to int8. Loss and
-      log-ratios stay those of the policy and the reference themselves, so that
-      a mixture too needs a forward pass of the reference.
+    int8_sampling: whether the samples are of kernels rounded to int8: not quite
+      the policy's own, as `losses.policy_gradient` and `losses.reinforce` want
+      them. Loss and log-ratios stay those of the policy and the reference
+      themselves, so that a mixture too needs a forward pass of the reference.
 
   Returns:
     The next state; loss, log_ratio (sum over tokens; the KL from the reference
-    if all coefficients are 0), preference or rewards, chosen_log_prob and
-    rejected_log_prob (K > 1), length (tokens without EOS), eos_rate, tokens,
-    sampling_error (how far log pi in the sampling loop is from log pi in the
-    loss, mean of the absolute difference over tokens, nats).
+    if the samples are just the policy's), preference or rewards,
+    chosen_log_prob and rejected_log_prob (K > 1), length (tokens without EOS),
+    eos_rate, tokens, sampling_error (how far log pi in the sampling loop is
+    from log pi in the loss, mean of the absolute difference over the tokens of
+    a part, nats).
   """
   kind = feedback_of(loss)
   if label is not None and kind != 'preference':

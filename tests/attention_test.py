@@ -85,7 +85,7 @@ def test_joint_attention(windowed, monkeypatch):
 
 def test_scores_of_a_whole_batch_are_never_there(monkeypatch):
   """Neither for a forward pass nor for its gradient."""
-  query, keys, values = normal(0, 4, 64, 4, 8), normal(1, 4, 4, 8, 64), None
+  query, keys = normal(0, 4, 64, 4, 8), normal(1, 4, 4, 8, 64)
   values = keys.swapaxes(2, 3)
   bias = jnp.zeros((1, 1, 1, 64))
   monkeypatch.setattr(attention, 'SCORES_BLOCK', 4 * 4 * 16 * 64)

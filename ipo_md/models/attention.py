@@ -189,11 +189,20 @@ def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
 def _block(queries: int, scores: int) -> int:
   """How many queries are taken at a time, all of them having `scores`."""
   mesh = jax.sharding.get_abstract_mesh()
-  devices = 1 if mesh.empty else mesh.size
+  # No scores are split over experts.
+  devices = 1 if mesh.empty else mesh.size // mesh.shape.get('expert', 1)
   if scores <= SCORES_BLOCK * devices:
     return queries
-  fit = max(1, queries * SCORES_BLOCK * devices // scores)
-  return max(_TILE_ROWS, 2 ** (fit.bit_length() - 1))
+  tiles = queries * SCORES_BLOCK * devices // scores // _TILE_ROWS
+  fit = max(1, tiles) * _TILE_ROWS
+  for block in range(fit, fit // 2, -_TILE_ROWS):
+    if queries % block == 0:
+      return block
+  return _round_up(-(-queries // -(-queries // fit)), _TILE_ROWS)
+
+
+def _round_up(x: int, multiple: int) -> int:
+  return -(-x // multiple) * multiple
 
 
 def _in_blocks(
@@ -326,7 +335,29 @@ class RelativePositions(nnx.Module):
     self, first: jax.Array | int, queries: int, keys: int
   ) -> jax.Array:
     """[H, queries, keys] bias of queries at first .. first + queries - 1."""
-    relative = jnp.arange(keys) - (first + jnp.arange(queries))[:, None]
+
+    def at_once(first):  # a TPU makes the buckets while it multiplies
+      return self._of(jnp.arange(keys) - (first + jnp.arange(queries))[:, None])
+
+    def by_distance(first):
+      # The bias depends on key - query alone. Row i of the result is the
+      # vector below from element queries - 1 - i on:
+      #
+      #   vector   r  r+1  r+2  r+3       r = -(first + queries - 1)
+      #   row 1    r  r+1  r+2            the last query
+      #   row 0       r+1  r+2  r+3
+      vector = self._of(jnp.arange(queries + keys - 1) - (queries - 1) - first)
+      heads, width = vector.shape
+      # Rows of one element more than the tiled vector shift by one each.
+      tiled = jnp.tile(vector, (1, queries + 1))[:, : queries * (width + 1)]
+      return tiled.reshape(heads, queries, width + 1)[:, ::-1, :keys]
+
+    return lax.platform_dependent(
+      jnp.asarray(first), tpu=at_once, default=by_distance
+    )
+
+  def _of(self, relative: jax.Array) -> jax.Array:
+    """[...] key - query -> [H, ...]."""
     # The product is exact: one term of every sum is not 0.
     return lax.dot_general(
       self.rel_embedding[...],
@@ -336,10 +367,11 @@ class RelativePositions(nnx.Module):
     )
 
   def _one_hot(self, relative: jax.Array) -> jax.Array:
-    """[Q, S] key - query -> [num_buckets, Q, S]."""
-    starts = jnp.array(self.starts)[:, None, None]
+    """[...] key - query -> [num_buckets, ...]."""
+    column = (-1, *[1] * relative.ndim)
+    starts = jnp.array(self.starts).reshape(column)
     ends = jnp.array([*self.starts[1:], np.iinfo(np.int32).max])
-    ends = ends[:, None, None]
+    ends = ends.reshape(column)
     if not self.bidirectional:
       distance = jnp.maximum(-relative, 0)
       hot = (distance >= starts) & (distance < ends)

@@ -9,7 +9,7 @@ from ipo_md.models import model as model_lib
 
 
 def _decode_form():
-  model_lib.Model.decode_form = lambda self, params: params
+  model_lib.Model.decode_form = lambda self, params, **_: params
 
 
 def _shared_prompts():

@@ -64,7 +64,7 @@ def main() -> None:
   networks.add_flags(flags, 'decoder')
   flags.add_argument('--steps', type=int, default=10)
   args = networks.fill(flags.parse_args())
-  protocol.limit_threads(args.threads)
+  protocol.prepare(args.threads)
 
   model = networks.network(args)
   optimizer = optimizers.adam(model.logical_axes, learning_rate=1e-6)

@@ -107,10 +107,11 @@ def main() -> None:
   )
   ablations.add_flag(flags)
   args = networks.fill(flags.parse_args())
-  if not vars(args).keys() >= args.beside.keys():
-    flags.error(f'--beside has {[*args.beside]}, which are not all flags.')
+  shape = {*networks.SHAPES[args.family], 'batch', 'k', 'tokens'}
+  if not shape >= args.beside.keys():
+    flags.error(f'--beside: {[*args.beside]} are not all among {[*shape]}.')
   ablations.apply(args)
-  protocol.limit_threads(args.threads)
+  protocol.prepare(args.threads)
 
   cases = {'': _case(args)}
   if args.beside:
@@ -148,13 +149,16 @@ def main() -> None:
   }
   if args.beside:
     beside = cases['beside_']
-    rate = rates[len(rates) // 2]
-    bound = lambda case: case.bounds['sample'].seconds(rate)
-    sample = over('beside_sample', 'sample')
+    ratios = [
+      meter.ratios(times[name], rates, case.bounds['sample'].seconds)
+      for name, case in (('beside_sample', beside), ('sample', first))
+    ]
     results['beside_over_first'] = {
       'encode': round(over('beside_encode', 'encode'), 3),
-      'sample': round(sample, 3),
-      'sample_over_bound': round(sample * bound(first) / bound(beside), 3),
+      'sample': round(over('beside_sample', 'sample'), 3),
+      'sample_over_bound': round(
+        statistics.median(b / f for b, f in zip(*ratios, strict=True)), 3
+      ),
       'temporary_mb': round(
         beside.sampled.temporary_mb / first.sampled.temporary_mb, 3
       ),

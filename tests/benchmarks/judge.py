@@ -29,7 +29,7 @@ def main() -> None:
   ablations.add_flag(flags)
   args = networks.fill(flags.parse_args())
   ablations.apply(args)
-  protocol.limit_threads(args.threads)
+  protocol.prepare(args.threads)
 
   reward = args.judge == 'reward_model'
   model = networks.network(args, reward_head=reward)

@@ -118,7 +118,7 @@ def main() -> None:
   networks.add_flags(flags, 'decoder')
   flags.add_argument('--algorithm', default='ipo')
   args = networks.fill(flags.parse_args())
-  protocol.limit_threads(args.threads)
+  protocol.prepare(args.threads)
   rates = protocol.Meter(args).rates()
   costs = phases(args, args.algorithm)
   costs['step'] = update(args, args.algorithm)

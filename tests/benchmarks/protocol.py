@@ -36,8 +36,11 @@ _BANDWIDTH_BYTES = 2**28
 
 # mallopt's names for: no memory of its own for a large array, one arena, and
 # nothing given back to the kernel below 2 GiB.
-_KEEP_MEMORY = {'M_MMAP_MAX': (-4, 0), 'M_ARENA_MAX': (-8, 1)}
-_KEEP_MEMORY['M_TRIM_THRESHOLD'] = (-1, 2**31 - 1)
+_KEEP_MEMORY = {
+  'M_MMAP_MAX': (-4, 0),
+  'M_ARENA_MAX': (-8, 1),
+  'M_TRIM_THRESHOLD': (-1, 2**31 - 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
   return flags
 
 
-def limit_threads(threads: int) -> None:
+def prepare(threads: int) -> None:
   """Pins the process to its last `threads` cores, with as many XLA threads.
 
   Keeps freed memory too. To be called before JAX computes anything.
@@ -138,17 +141,21 @@ class Meter:
       rates.append(self.rates())
     return times, rates
 
-  def ratio(
+  def ratios(
     self,
     times: Sequence[Seconds],
     rates: Sequence[Rates],
     bound: Callable[[Rates], float],
-  ) -> float:
-    """Median over the repetitions of seconds over `bound(rates)` seconds."""
-    return statistics.median(
+  ) -> list[float]:
+    """Seconds over `bound(rates)` seconds of each repetition."""
+    return [
       self.seconds(t) / ((bound(before) + bound(after)) / 2)
       for t, before, after in zip(times, rates[:-1], rates[1:], strict=True)
-    )
+    ]
+
+  def ratio(self, *args: Any) -> float:
+    """The median of `ratios`."""
+    return statistics.median(self.ratios(*args))
 
   def report(
     self,

@@ -89,7 +89,7 @@ def main() -> None:
   ablations.add_flag(flags)
   args = networks.fill(flags.parse_args())
   ablations.apply(args)
-  protocol.limit_threads(args.threads)
+  protocol.prepare(args.threads)
 
   model = networks.network(args)
   judge_model = networks.network(args, reward_head=True)
