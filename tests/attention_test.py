@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
+from ipo_md import sharding
 from ipo_md.models import attention
 
 N, Q, H, G, D, S = 2, 19, 4, 2, 8, 11
@@ -81,6 +83,53 @@ def test_joint_attention(windowed, monkeypatch):
     normal(4, N * k, G, Q, D),
   )
   assert_same_in_blocks(attend, arguments, monkeypatch)
+
+
+def test_blocks_on_a_mesh(monkeypatch):
+  """Prompts split over data and fsdp, heads over tensor, queries whole."""
+  n, heads = 4, PartitionSpec(('data', 'fsdp'), 'tensor')
+  arguments = (
+    normal(0, n, Q, H, D),
+    normal(1, n, G, D, S),
+    normal(2, n, G, S, D),
+    normal(3, 1, G, Q, S),
+  )
+  specs = (
+    PartitionSpec(('data', 'fsdp'), None, 'tensor'),
+    heads,
+    heads,
+    PartitionSpec(None, 'tensor'),
+  )
+
+  def loss(*arguments):
+    return jnp.sum(attention.attention(*arguments) ** 2)
+
+  both = jax.value_and_grad(loss, argnums=range(4))
+  expected = jax.jit(both)(*arguments)
+  monkeypatch.setattr(attention, 'SCORES_BLOCK', 1)
+  with jax.set_mesh(sharding.make_mesh((2, 2, 2))):
+    placed = [
+      jax.device_put(x, s) for x, s in zip(arguments, specs, strict=True)
+    ]
+    found = jax.jit(lambda *x: both(*x))(*placed)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
+    found,
+    expected,
+  )
+
+
+@pytest.mark.parametrize(
+  ('queries', 'scores', 'block'),
+  [
+    (896, 2**23, 896),  # they fit
+    (896, 49 * 2**20, 128),  # 146 fit, and 128 are a seventh
+    (520, 520 * 2**14 + 1, 264),  # two blocks of a size, not 512 and 8
+    (1024, 2**40, 8),  # a tile at least
+  ],
+)
+def test_blocks_are_multiples_of_a_tile(queries, scores, block):
+  assert attention._block(queries, scores) == block
 
 
 def test_scores_of_a_whole_batch_are_never_there(monkeypatch):
