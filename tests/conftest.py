@@ -6,6 +6,11 @@ compilation, and that takes a third off it.
 
 import os
 import pathlib
+import signal
+
+# A shell starts what runs in the background with SIGINT ignored, and so would
+# be the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = ' '.join(
