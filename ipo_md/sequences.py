@@ -9,6 +9,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from ipo_md import sharding
 from ipo_md import types
 from ipo_md.models import model as model_lib
 
@@ -118,9 +119,8 @@ def token_log_probs(
 
   b, k, t = targets.shape
   vocab = jax.eval_shape(model.logits, params, hidden).shape[-1]
-  mesh = jax.sharding.get_abstract_mesh()
-  devices = 1 if mesh.empty else mesh.size
-  chunks = min(t, math.ceil(b * k * t * vocab / (LOGITS_CHUNK * devices)))
+  most = LOGITS_CHUNK * sharding.activation_parts()
+  chunks = min(t, math.ceil(b * k * t * vocab / most))
   if chunks == 1:
     return project((hidden, targets))
   width = math.ceil(t / chunks)

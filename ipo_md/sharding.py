@@ -171,6 +171,12 @@ def _batch_parts() -> int:
   return 1 if mesh.empty else math.prod(mesh.shape[a] for a in BATCH_AXES)
 
 
+def activation_parts() -> int:
+  """Among how many devices activations are split: all but for experts."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.size // mesh.shape.get('expert', 1)
+
+
 def split_batch(tree: Any) -> Any:
   """Constrains axis 0 of activations to the batch axes of the mesh.
 

@@ -111,6 +111,7 @@ def test_blocks_on_a_mesh(monkeypatch):
     placed = [
       jax.device_put(x, s) for x, s in zip(arguments, specs, strict=True)
     ]
+    assert 'scan' in str(jax.make_jaxpr(lambda *x: both(*x))(*placed))
     found = jax.jit(lambda *x: both(*x))(*placed)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
+import math
 from typing import Any
 
 from flax import nnx
@@ -11,6 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from ipo_md import sharding
 from ipo_md.models import layers
 
 MASKED = -1e10  # T5X's bias of a masked column
@@ -188,21 +190,15 @@ def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:
 
 def _block(queries: int, scores: int) -> int:
   """How many queries are taken at a time, all of them having `scores`."""
-  mesh = jax.sharding.get_abstract_mesh()
-  # No scores are split over experts.
-  devices = 1 if mesh.empty else mesh.size // mesh.shape.get('expert', 1)
-  if scores <= SCORES_BLOCK * devices:
+  most = SCORES_BLOCK * sharding.activation_parts()
+  if scores <= most:
     return queries
-  tiles = queries * SCORES_BLOCK * devices // scores // _TILE_ROWS
-  fit = max(1, tiles) * _TILE_ROWS
+  fit = max(1, queries * most // scores // _TILE_ROWS) * _TILE_ROWS
   for block in range(fit, fit // 2, -_TILE_ROWS):
     if queries % block == 0:
       return block
-  return _round_up(-(-queries // -(-queries // fit)), _TILE_ROWS)
-
-
-def _round_up(x: int, multiple: int) -> int:
-  return -(-x // multiple) * multiple
+  blocks = math.ceil(queries / fit)
+  return math.ceil(queries / (blocks * _TILE_ROWS)) * _TILE_ROWS
 
 
 def _in_blocks(
@@ -223,7 +219,7 @@ def _in_blocks(
     f's result, whose queries are on the same axis as its first argument's.
   """
   queries, axis = arrays[0].shape[axes[0]], axes[0]
-  blocks = -(-queries // block)
+  blocks = math.ceil(queries / block)
 
   def split(x, axis):  # [.., Q, ..] -> [blocks, .., block, ..]
     pad = [(0, 0)] * x.ndim
