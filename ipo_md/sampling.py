@@ -206,6 +206,8 @@ def sample(
 
 def _put_first(wide: jax.Array, narrow: jax.Array) -> jax.Array:
   """`wide` with `narrow` in its first corner."""
+  if wide.ndim > narrow.ndim:  # one strip of keys becomes several
+    narrow = jnp.expand_dims(narrow, 2)
   return jax.lax.dynamic_update_slice(wide, narrow, (0,) * wide.ndim)
 
 

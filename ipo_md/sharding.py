@@ -165,6 +165,16 @@ def on_tpu() -> bool:
   return device is not None and device.platform == 'tpu'
 
 
+def on_one_cpu() -> bool:
+  """Whether what is traced is for a single CPU device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return jax.default_backend() == 'cpu'
+  device = mesh.abstract_device
+  platform = device.platform if device else jax.default_backend()
+  return mesh.size == 1 and platform == 'cpu'
+
+
 def _batch_parts() -> int:
   """Into how many parts the mesh that is set splits a batch."""
   mesh = jax.sharding.get_abstract_mesh()

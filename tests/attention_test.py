@@ -1,5 +1,7 @@
 """Attention in blocks of queries is attention, forwards and backwards."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -148,3 +150,38 @@ def test_scores_of_a_whole_batch_are_never_there(monkeypatch):
   assert 'f32[4,4,16,64]' in text or 'f32[4,4,16,1,64]' in text
   assert 'f32[4,4,64,64]' not in text
   assert 'f32[4,4,64,1,64]' not in text
+
+
+@pytest.mark.parametrize('columns', [64, 65, 128, 200])
+def test_keys_in_strips_are_the_keys(columns):
+  """On a CPU: written a few at a time, and attended to."""
+  cache = attention.init_cache(1, (N, G, D, columns), jnp.float32)[0]
+  assert cache[0].ndim == (4 if columns == 64 else 5)
+  keys = normal(0, N, G, D, columns)
+  values = normal(1, N, G, columns, D)
+  write = jax.jit(attention.write_cache)
+  for start, end in itertools.pairwise((0, 1, 63, 64, columns)):
+    new = (keys[..., start:end], values[:, :, start:end])
+    cache = write(cache, new, start)
+  np.testing.assert_array_equal(cache[0], attention.in_strips(keys))
+  np.testing.assert_array_equal(cache[1], values)
+
+  query = normal(2, N, 2, H, D)
+  bias = normal(3, N, 1, 1, columns)
+  np.testing.assert_allclose(
+    attention.attention(query, *cache, bias),
+    attention.attention(query, keys, values, bias),
+    rtol=1e-5,
+    atol=1e-5,
+  )
+  context = normal(4, N, G, D, columns), normal(5, N, G, columns, D)
+  context_bias, own_bias = jnp.zeros((N, 1, columns)), jnp.zeros((2, columns))
+  attend = lambda context, own: attention.joint_attention(
+    query[:, None], context, own, context_bias, own_bias
+  )
+  np.testing.assert_allclose(
+    attend((attention.in_strips(context[0]), context[1]), cache),
+    attend(context, (keys, values)),
+    rtol=1e-5,
+    atol=1e-5,
+  )

@@ -12,9 +12,12 @@ from ipo_md import sampling
 from ipo_md import sequences
 from ipo_md import sharding
 from ipo_md import types
+from ipo_md.models import attention
 from ipo_md.models import decoder_only
+from ipo_md.models import kernels
 from ipo_md.models import lora
 from ipo_md.models import model as model_lib
+from ipo_md.models import stacks
 from ipo_md.models import t5
 
 B, K, P, T, EOS = 8, 2, 5, 7, 1
@@ -87,12 +90,20 @@ NETWORKS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize('one_cpu', [True, False])
 @NETWORKS
 def test_sampled_log_probs_are_those_of_the_loss(
-  family, scan, tied, adapted, monkeypatch
+  family, scan, tied, adapted, one_cpu, monkeypatch
 ):
-  """Of both models, over three widths of the caches."""
-  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 3)
+  """Of both models, over four widths of the caches, in both forms.
+
+  On one CPU kernels are in panels, and keys in strips.
+  """
+  monkeypatch.setattr(sharding, 'on_one_cpu', lambda: one_cpu)
+  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 2)
+  monkeypatch.setattr(attention, '_STRIP', 2)
+  monkeypatch.setattr(kernels, '_COLUMNS', 6)
+  monkeypatch.setattr(kernels, '_PANELS', 2)
   model, policy, reference = players(
     network(family, scan=scan, tied=tied), adapted
   )
@@ -131,10 +142,12 @@ def on_a_grid(params):
   return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
+@pytest.mark.parametrize('one_cpu', [True, False])
 @NETWORKS
 def test_kernels_that_int8_holds_are_sampled_from_exactly(
-  family, scan, tied, adapted
+  family, scan, tied, adapted, one_cpu, monkeypatch
 ):
+  monkeypatch.setattr(sharding, 'on_one_cpu', lambda: one_cpu)
   model, policy, reference = players(
     network(family, scan=scan, tied=tied), adapted, on_a_grid
   )
@@ -146,9 +159,11 @@ def test_kernels_that_int8_holds_are_sampled_from_exactly(
   np.testing.assert_allclose(sampled.policy_log_probs, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize('one_cpu', [True, False])
 @pytest.mark.parametrize('family', ['t5', 'llama'])
-def test_int8_rounds_by_less_than_half_a_step(family):
+def test_int8_rounds_by_less_than_half_a_step(family, one_cpu, monkeypatch):
   """The largest weight of an output is 127 steps; a column of 0 stays 0."""
+  monkeypatch.setattr(sharding, 'on_one_cpu', lambda: one_cpu)
   model = network(family, scan=True)
   params = model.init(jax.random.key(0))
   kernel = params['decoder']['layers']['mlp']['wi_0']['kernel']
@@ -156,14 +171,31 @@ def test_int8_rounds_by_less_than_half_a_step(family):
   params['decoder']['layers']['mlp']['wi_0']['kernel'] = kernel
   form = model.decode_form(params, int8=True)
   form = form['decoder']['layers']['mlp']['wi_0']['kernel']
-  for layer, (array, scale) in enumerate(
-    zip(form.array.parts, form.scale.parts, strict=True)
-  ):
-    assert array.dtype == jnp.int8
-    error = jnp.abs(array.T * scale - kernel[layer])
-    largest = jnp.max(jnp.abs(kernel[layer]), axis=0)
-    assert jnp.all(error <= largest / 254 * 1.001)
-    assert not array[3].any()
+  assert {x.dtype for x in jax.tree.leaves(form.kernel)} == {jnp.dtype('int8')}
+  apart = lambda x: isinstance(x, stacks.PerLayer)
+  for layer, exact in enumerate(kernel):
+    one = jax.tree.map(lambda x: x.parts[layer], form, is_leaf=apart)  # noqa: B023
+    found = jnp.eye(exact.shape[0]) @ one
+    largest = jnp.max(jnp.abs(exact), axis=0)
+    assert jnp.all(jnp.abs(found - exact) <= largest / 254 * 1.001)
+    assert not found[:, 3].any()
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  ('rows', 'inputs', 'outputs'),
+  [(1, 5, 1), (16, 12, 64), (3, 8, 65), (7, 16, 2048), (2, 4, 2049)],
+)
+def test_panels_are_the_kernel(rows, inputs, outputs, dtype):
+  key = jax.random.key(0)
+  kernel = jax.random.normal(key, (2, inputs, outputs)).astype(dtype)
+  x = jax.random.normal(jax.random.key(1), (rows, inputs)).astype(dtype)
+  panels = kernels.in_panels(kernel)
+  for layer in range(2):
+    found = panels[layer].product(x, jnp.float32)
+    expected = jnp.dot(x, kernel[layer], preferred_element_type=jnp.float32)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert (x @ panels[layer]).dtype == dtype
 
 
 @pytest.mark.parametrize('scan', [False, True])

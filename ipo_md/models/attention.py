@@ -26,6 +26,10 @@ _TILE_ROWS = 8
 # takes them once more.
 SCORES_BLOCK = 2**23
 
+# Columns of keys in a strip, on a CPU while tokens are sampled. Its products
+# of few rows read wider ones, from memory, half as fast.
+_STRIP = 64
+
 
 def attention(
   query: jax.Array,
@@ -39,7 +43,8 @@ def attention(
 
   Args:
     query: [N, Q, H, D].
-    keys: [N, G, D, S]; H / G heads of queries share one of keys.
+    keys: [N, G, D, S], or `in_strips`; H / G heads of queries share one of
+      keys.
     values: [N, G, S, D]. Keys are columns and values rows, since so either
       product reads them as they lie: no token rearranges a cache.
     *biases: float32, each broadcastable to [N, G, Q, S].
@@ -53,7 +58,7 @@ def attention(
     functools.partial(_attend, dropout_rate=dropout_rate, rng=rng)
   )
   n, q, h, _ = query.shape
-  block = _block(q, n * h * q * keys.shape[-1])
+  block = _block(q, n * h * q * values.shape[-2])
   if block < q:
     split = [2 if bias.shape[2] > 1 else None for bias in biases]
     return _in_blocks(
@@ -84,7 +89,7 @@ def _attend(
   rng: jax.Array | None,
 ) -> jax.Array:
   """`attention`, the queries as they are."""
-  logits = _scores(query, keys)
+  logits = _scores(query, keys, values.shape[-2])
   for bias in biases:
     logits += bias[:, :, :, None]
   weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
@@ -111,7 +116,8 @@ def joint_attention(
   Args:
     query: [B, K, T, H, D].
     context: keys [B, G, D, P] and values [B, G, P, D].
-    own: keys [B K, G, D, S] and values [B K, G, S, D].
+    own: keys [B K, G, D, S] and values [B K, G, S, D]. Either keys may be
+      `in_strips`.
     context_bias: [B, T or 1, P].
     own_bias: [T, S]; every query sees a column of its own at least.
 
@@ -119,7 +125,7 @@ def joint_attention(
     [B, K, T, H, D].
   """
   b, k, t, h, _ = query.shape
-  columns = context[0].shape[-1] + own[0].shape[-1]
+  columns = context[1].shape[-2] + own[1].shape[-2]
   attend = jax.checkpoint(
     functools.partial(_attend_jointly, context=context, own=own)
   )
@@ -140,11 +146,11 @@ def _attend_jointly(
 ) -> jax.Array:
   """`joint_attention`, the queries as they are."""
   b, k, t, h, d = query.shape
-  g = own[0].shape[1]
-  theirs = _scores(query.reshape(b, k * t, h, d), context[0])
+  g, p, s = own[1].shape[1], context[1].shape[-2], own[1].shape[-2]
+  theirs = _scores(query.reshape(b, k * t, h, d), context[0], p)
   theirs = theirs.reshape(b, g, k, t, h // g, -1)
   theirs += context_bias[:, None, None, :, None]
-  ours = _scores(query.reshape(b * k, t, h, d), own[0])
+  ours = _scores(query.reshape(b * k, t, h, d), own[0], s)
   ours = (ours + own_bias[:, None]).reshape(b, k, g, t, h // g, -1)
 
   swap = lambda x: x.swapaxes(1, 2)  # [B, G, K, ...] <-> [B, K, G, ...]
@@ -162,17 +168,20 @@ def _attend_jointly(
   return (out / total.swapaxes(2, 3).reshape(b, k, t, h, 1)).astype(dtype)
 
 
-def _scores(query: jax.Array, keys: jax.Array) -> jax.Array:
-  """[N, Q, H, D], [N, G, D, S] -> [N, G, Q, H / G, S] float32."""
+def _scores(query: jax.Array, keys: jax.Array, columns: int) -> jax.Array:
+  """[N, Q, H, D], keys of S columns -> [N, G, Q, H / G, S] float32."""
   n, q, h, d = query.shape
   g = keys.shape[1]
   query = query.reshape(n, q, g, h // g, d).swapaxes(1, 2)
-  scores = jnp.einsum(
-    'ngqd,ngds->ngqs',
-    query.reshape(n, g, -1, d),
-    keys,
-    preferred_element_type=jnp.float32,
-  )
+  query = query.reshape(n, g, -1, d)
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  if keys.ndim == 4:
+    scores = product('ngqd,ngds->ngqs', query, keys)
+  else:
+    shape = (n, g, keys.shape[2], *query.shape[2:])
+    query = jnp.broadcast_to(query[:, :, None], shape)
+    scores = product('ngcqd,ngcds->ngcqs', query, keys).swapaxes(2, 3)
+    scores = scores.reshape(*scores.shape[:3], -1)[..., :columns]
   return scores.reshape(n, g, q, h // g, -1)
 
 
@@ -247,6 +256,19 @@ def by_head(
   return apart(keys).transpose(0, 2, 3, 1), apart(values).swapaxes(1, 2)
 
 
+def in_strips(keys: jax.Array) -> jax.Array:
+  """[N, H, D, S] -> [N, H, C, D, 64] where C > 1, on a CPU.
+
+  The last strip is padded.
+  """
+  *lead, d, columns = keys.shape
+  strips = math.ceil(columns / _STRIP)
+  if strips == 1 or not sharding.on_one_cpu():
+    return keys
+  pad = [(0, 0)] * (keys.ndim - 1) + [(0, strips * _STRIP - columns)]
+  return jnp.pad(keys, pad).reshape(*lead, d, strips, _STRIP).swapaxes(-3, -2)
+
+
 def write_cache(
   cache: tuple[jax.Array, jax.Array],
   new: tuple[jax.Array, jax.Array],
@@ -255,21 +277,31 @@ def write_cache(
   """A layer's keys and values with those of T tokens from `index` on.
 
   Args:
-    cache: keys [N, H, D, S] and values [N, H, S, D] so far.
+    cache: keys [N, H, D, S], or `in_strips`, and values [N, H, S, D] so far.
     new: keys [N, H, D, T] and values [N, H, T, D].
     index: of the first of the T tokens.
   """
   write = lambda old, x, *start: lax.dynamic_update_slice(
     old, x.astype(old.dtype), (0, 0, *start)
   )
-  keys, values = zip(cache, new, strict=True)
-  return write(*keys, 0, index), write(*values, index, 0)
+  (old_keys, old_values), (keys, values) = cache, new
+  values = write(old_values, values, index, 0)
+  if old_keys.ndim == 4:
+    return write(old_keys, keys, 0, index), values
+  for t in range(keys.shape[-1]):  # sampling has one
+    strip, column = divmod(index + t, old_keys.shape[-1])
+    one = keys[:, :, None, :, t, None]
+    old_keys = write(old_keys, one, strip, 0, column)
+  return old_keys, values
 
 
 def init_cache(layers: int, shape: Sequence[int], dtype: Any) -> Any:
-  """Zeros, a pair for each of `layers` layers; shape: of keys."""
+  """Zeros, a pair for each of `layers` layers; shape: of keys, no strips."""
   n, h, d, length = shape
-  pair = lambda: (jnp.zeros(shape, dtype), jnp.zeros((n, h, length, d), dtype))
+  pair = lambda: (
+    in_strips(jnp.zeros(shape, dtype)),
+    jnp.zeros((n, h, length, d), dtype),
+  )
   return tuple(pair() for _ in range(layers))
 
 

@@ -1,5 +1,6 @@
 """Parameters as sampling wants them: see `model.Model.decode_form`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ipo_md import sharding
-from ipo_md.models import layers
+from ipo_md.models import kernels
 from ipo_md.models import stacks
 
 # A parameter with one of these axes is multiplied in the activations' type.
@@ -29,8 +30,8 @@ _KERNELS = (
 
 def of_array(
   array: jax.Array, axes: tuple[str, ...], config: Any, *, int8: bool = False
-) -> jax.Array | stacks.PerLayer | layers.Transposed:
-  """One parameter.
+) -> Any:
+  """One parameter: an array, its layers apart, or one of `kernels`.
 
   Args:
     array: float32.
@@ -41,23 +42,35 @@ def of_array(
       W_io ~ s_o q_io,   s_o = max_i |W_io| / 127,   q = round(W / s)
   """
   # Experts have products of their own.
-  transposed = axes[-2:] in _KERNELS and 'expert' not in axes
-  if not transposed:
+  if axes[-2:] not in _KERNELS or 'expert' in axes:
     if set(axes) & set(_MULTIPLIED) or axes in _NORMS:
       array = array.astype(config.dtype)
     return _placed(array, axes)
-  array = array.swapaxes(-1, -2)
-  axes = (*axes[:-2], axes[-1], axes[-2])
   if not int8:
-    return layers.Transposed(_placed(array.astype(config.dtype), axes))
-  largest = jnp.max(jnp.abs(array), axis=-1)
+    return _rearranged(array.astype(config.dtype), axes)
+  largest = jnp.max(jnp.abs(array), axis=-2)
   scale = jnp.where(largest > 0, largest, 1.0) / 127
-  array = jnp.round(array / scale[..., None]).astype(jnp.int8)
-  return layers.Transposed(_placed(array, axes), _placed(scale, axes[:-1]))
+  array = jnp.round(array / scale[..., None, :]).astype(jnp.int8)
+  return kernels.Scaled(
+    _rearranged(array, axes), _placed(scale, (*axes[:-2], axes[-1]))
+  )
+
+
+def _rearranged(
+  kernel: jax.Array, axes: tuple[str, ...]
+) -> kernels.Transposed | kernels.Panels:
+  """A kernel in the order of this machine."""
+  *lead, inputs, outputs = axes
+  if sharding.on_one_cpu():
+    panels = kernels.in_panels(kernel)
+    axes = (*lead, outputs, inputs, None)
+    return panels.replace(parts=tuple(_placed(x, axes) for x in panels.parts))
+  axes = (*lead, outputs, inputs)
+  return kernels.Transposed(_placed(kernel.swapaxes(-1, -2), axes))
 
 
 def _placed(
-  array: jax.Array, axes: tuple[str, ...]
+  array: jax.Array, axes: Sequence[str | None]
 ) -> jax.Array | stacks.PerLayer:
   """Gathered off `fsdp`, and each layer apart."""
   array = _gathered(array, axes)
@@ -68,7 +81,7 @@ def _placed(
   return jax.lax.optimization_barrier(parts) if len(axes) == 2 else parts
 
 
-def _gathered(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def _gathered(array: jax.Array, axes: Sequence[str | None]) -> jax.Array:
   """The array, split over the mesh that is set as RULES say but for `fsdp`."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:

@@ -188,7 +188,7 @@ class _Decoder(nnx.Module):
     """[B, K, T, E] embeddings -> [B, K, T, E] hidden states, cache, loss."""
     cfg = self.config
     new = x.shape[2]
-    total = new if cache is None else jax.tree.leaves(cache)[0].shape[-1]
+    total = new if cache is None else cache[0][1].shape[-2]
     own = index + jnp.arange(new)
     positions = context.length[:, None] + own  # [B, T]
     rotation = attention.rotation(positions[:, None], _frequencies(cfg))

@@ -11,12 +11,14 @@ import functools
 from typing import Any
 
 from flax import nnx
-import flax.struct
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-# With no more rows than this the order of `Transposed` is the faster one.
+from ipo_md.models import kernels
+
+# With no more rows than this a CPU is faster at E x^T than at x E^T, for the
+# table E of a tied head.
 _FEW_ROWS = 64
 
 
@@ -90,49 +92,10 @@ class Embed(nnx.Module):
     return jnp.take(self.embedding[...], ids, axis=0, mode='clip').astype(dtype)
 
 
-@flax.struct.dataclass
-class Transposed:
-  """Stands for a kernel W [in, out] of which W^T is kept.
-
-  A token at a time is few rows x: W^T x^T runs through W^T once, as it lies in
-  memory, where x W would rearrange all of W for so little work.
-  """
-
-  array: jax.Array  # [..., out, in]; int8 with a scale, W^T = scale array
-  scale: jax.Array | None = None  # [..., out]
-
-  def __getitem__(self, index: Any) -> 'Transposed':
-    return jax.tree.map(lambda x: x[index], self)
-
-  def astype(self, dtype: Any) -> 'Transposed':
-    return self.replace(array=self.array.astype(dtype))
-
-  def __rmatmul__(self, x: jax.Array) -> jax.Array:
-    if self.scale is None:
-      return _kernel_first(self.array, x, x.dtype)
-    out = _kernel_first(self.array, x, jnp.float32) * self.scale
-    return out.astype(x.dtype)
-
-
-def _kernel_first(array: jax.Array, x: jax.Array, dtype: Any) -> jax.Array:
-  """[out, in], [N, in] -> [N, out]; on a CPU the transpose of array x^T."""
-  dot = functools.partial(
-    lax.dot_general,
-    dimension_numbers=(((1,), (1,)), ((), ())),
-    preferred_element_type=dtype,
-  )
-
-  def on_cpu(array, x):
-    # Without the barrier XLA turns the product round again.
-    return lax.optimization_barrier(dot(array, x)).T
-
-  return lax.platform_dependent(
-    array, x, cpu=on_cpu, default=lambda array, x: dot(x, array)
-  )
-
-
 def project(
-  x: jax.Array, kernel: jax.Array | Transposed, contract: int
+  x: jax.Array,
+  kernel: jax.Array | kernels.Transposed | kernels.Panels | kernels.Scaled,
+  contract: int,
 ) -> jax.Array:
   """[..., E] hidden states times a head, accumulated in float32.
 
@@ -144,21 +107,26 @@ def project(
     kernel: [E, V] with contract = 0, [V, E] with contract = 1.
     contract: axis of the kernel that is summed over.
   """
-  if isinstance(kernel, Transposed):
-    if kernel.scale is None:
-      return project(x, kernel.array, 1)
-    return project(x, kernel.array.astype(x.dtype), 1) * kernel.scale
-  flat = x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
-  if contract == 1 and flat.shape[0] <= _FEW_ROWS:
-    out = _kernel_first(kernel, flat, jnp.float32)
-    return out.reshape(*x.shape[:-1], out.shape[-1])
-  out = lax.dot_general(
-    flat,
-    kernel,
-    (((1,), (contract,)), ((), ())),
-    preferred_element_type=jnp.float32,
-  )
+  flat = x.reshape(-1, x.shape[-1])
+  if isinstance(kernel, jax.Array):
+    out = _times(flat.astype(kernel.dtype), kernel, contract)
+  else:
+    out = kernel.product(flat, jnp.float32)
   return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _times(x: jax.Array, kernel: jax.Array, contract: int) -> jax.Array:
+  """[N, E] times a head -> [N, V] float32."""
+  dot = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
+  plain = lambda x, kernel: dot(x, kernel, (((1,), (contract,)), ((), ())))
+  if contract == 0 or x.shape[0] > _FEW_ROWS:
+    return plain(x, kernel)
+
+  def table_first(x, table):  # without the barrier XLA turns it round again
+    out = dot(table, x, (((1,), (1,)), ((), ())))
+    return lax.optimization_barrier(out).T
+
+  return lax.platform_dependent(x, kernel, cpu=table_first, default=plain)
 
 
 ACTIVATIONS = {

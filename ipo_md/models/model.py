@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 
 from ipo_md import types
+from ipo_md.models import attention
 from ipo_md.models import decode_form
 from ipo_md.models import stacks
 
@@ -100,13 +101,16 @@ class Model:
 
   def context_form(self, context: types.Context) -> types.Context:
     """The context likewise: each layer apart. Only `decode` takes it."""
-    if not self.config.scan:
+    keys_values = context.keys_values
+    if isinstance(keys_values, jax.Array):  # of no layers: `tabular`
       return context
-    return context.replace(
-      keys_values=jax.tree.map(
-        lambda x: stacks.take_apart(x, x.shape[0]), context.keys_values
-      )
-    )
+    if self.config.scan:
+      keys, values = (stacks.take_apart(x, len(x)) for x in keys_values)
+      keys = keys.replace(parts=tuple(map(attention.in_strips, keys.parts)))
+      keys_values = keys, values
+    else:
+      keys_values = tuple((attention.in_strips(k), v) for k, v in keys_values)
+    return context.replace(keys_values=keys_values)
 
   def init(self, rng: jax.Array) -> types.Params:
     """Fresh parameters. rng: key, consumed."""

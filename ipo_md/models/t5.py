@@ -230,7 +230,7 @@ class _Decoder(nnx.Module):
     cfg = self.config
     keys = layers.split(rng, 2)
     new = x.shape[2]
-    total = new if cache is None else jax.tree.leaves(cache)[0].shape[-1]
+    total = new if cache is None else cache[0][1].shape[-2]
     positions = index + jnp.arange(new)
     future = jnp.arange(total) > positions[:, None]
     bias = self.relpos_bias(index, new, total)
