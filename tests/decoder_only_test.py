@@ -118,6 +118,17 @@ def test_prompt_and_completion_are_one_sequence(family):
     _close(actual, expected[:, :, length - 1 :], 1e-5)
 
 
+def test_rotations_are_no_work_of_the_device():
+  """XLA would make cosines anew for every head of every layer."""
+  network = _model()
+  params = network.init(jax.random.key(0))
+  prompts = types.Tokens(_ids(1, 2, 9), jnp.ones((2, 9), bool))
+  found = jax.make_jaxpr(
+    lambda: _hidden(network, params, prompts, prompts.ids[:, None])
+  )()
+  assert 'cos' not in str(found)
+
+
 def test_sliding_window_ends_where_it_should():
   network = _model(num_layers=1, sliding_window=4)
   params = network.init(jax.random.key(0))

@@ -306,11 +306,16 @@ def init_cache(layers: int, shape: Sequence[int], dtype: Any) -> Any:
 
 
 def rotation(
-  positions: jax.Array, frequencies: np.ndarray
-) -> tuple[jax.Array, jax.Array]:
-  """[..., T] positions, [D / 2] -> cosines and sines [..., T, 1, D / 2]."""
-  angles = positions[..., None, None].astype(jnp.float32) * frequencies
-  return jnp.cos(angles), jnp.sin(angles)
+  length: int, frequencies: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Cosines and sines of positions 0 .. length - 1, [length, 1, D / 2] each.
+
+  They are constants: XLA makes cosines of its own anew wherever they are used,
+  for each head of each layer.
+  """
+  positions = np.arange(length, dtype=np.float32)
+  angles = positions[:, None, None] * frequencies
+  return np.cos(angles), np.sin(angles)
 
 
 def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -320,7 +325,7 @@ def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
 
   Args:
     x: [..., T, H, D].
-    cos_sin: of `rotation`.
+    cos_sin: `rotation` at the T positions, [..., T, 1, D / 2] each.
 
   Returns:
     [..., T, H, D] float32.

@@ -166,7 +166,7 @@ class _Decoder(nnx.Module):
     """[B, P, E] embeddings -> keys and values by head of every layer."""
     cfg = self.config
     positions = jnp.arange(x.shape[1])
-    rotation = attention.rotation(positions[None], _frequencies(cfg))
+    rotation = attention.rotation(x.shape[1], _frequencies(cfg))
     bias = _causal_bias(positions, x.shape[1], cfg.sliding_window)
 
     def call(layer, x, _, cache, key):
@@ -191,11 +191,15 @@ class _Decoder(nnx.Module):
     total = new if cache is None else cache[0][1].shape[-2]
     own = index + jnp.arange(new)
     positions = context.length[:, None] + own  # [B, T]
-    rotation = attention.rotation(positions[:, None], _frequencies(cfg))
+    columns = context.mask.shape[1]
+    rotation = tuple(
+      jnp.take(table, positions[:, None], axis=0, mode='clip')
+      for table in attention.rotation(columns + total, _frequencies(cfg))
+    )
     bias = _causal_bias(own, total, cfg.sliding_window)
     visible = context.mask[:, None]  # [B, T or 1, P]
     if cfg.sliding_window is not None:
-      distance = positions[..., None] - jnp.arange(context.mask.shape[1])
+      distance = positions[..., None] - jnp.arange(columns)
       visible &= distance < cfg.sliding_window
     context_bias = jnp.where(visible, 0.0, attention.MASKED)
     keys = layers.split(rng, 2)
