@@ -166,7 +166,7 @@ def on_tpu() -> bool:
 
 
 def on_one_cpu() -> bool:
-  """Whether what is traced is for a single CPU device."""
+  """Whether what is traced is for a CPU, and the mesh, if any, is of one."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return jax.default_backend() == 'cpu'

@@ -10,6 +10,7 @@ import pytest
 
 from ipo_md import sharding
 from ipo_md.models import attention
+from ipo_md.models import cache as cache_lib
 
 N, Q, H, G, D, S = 2, 19, 4, 2, 8, 11
 
@@ -155,15 +156,15 @@ def test_scores_of_a_whole_batch_are_never_there(monkeypatch):
 @pytest.mark.parametrize('columns', [64, 65, 128, 200])
 def test_keys_in_strips_are_the_keys(columns):
   """On a CPU: written a few at a time, and attended to."""
-  cache = attention.init_cache(1, (N, G, D, columns), jnp.float32)[0]
+  cache = cache_lib.empty(1, (N, G, D, columns), jnp.float32)[0]
   assert cache[0].ndim == (4 if columns == 64 else 5)
   keys = normal(0, N, G, D, columns)
   values = normal(1, N, G, columns, D)
-  write = jax.jit(attention.write_cache)
+  write = jax.jit(cache_lib.write)
   for start, end in itertools.pairwise((0, 1, 63, 64, columns)):
     new = (keys[..., start:end], values[:, :, start:end])
     cache = write(cache, new, start)
-  np.testing.assert_array_equal(cache[0], attention.in_strips(keys))
+  np.testing.assert_array_equal(cache[0], cache_lib.in_strips(keys))
   np.testing.assert_array_equal(cache[1], values)
 
   query = normal(2, N, 2, H, D)
@@ -180,7 +181,7 @@ def test_keys_in_strips_are_the_keys(columns):
     query[:, None], context, own, context_bias, own_bias
   )
   np.testing.assert_allclose(
-    attend((attention.in_strips(context[0]), context[1]), cache),
+    attend((cache_lib.in_strips(context[0]), context[1]), cache),
     attend(context, (keys, values)),
     rtol=1e-5,
     atol=1e-5,

@@ -12,7 +12,7 @@ from ipo_md import sampling
 from ipo_md import sequences
 from ipo_md import sharding
 from ipo_md import types
-from ipo_md.models import attention
+from ipo_md.models import cache
 from ipo_md.models import decoder_only
 from ipo_md.models import kernels
 from ipo_md.models import lora
@@ -90,20 +90,22 @@ NETWORKS = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize('one_cpu', [True, False])
-@NETWORKS
-def test_sampled_log_probs_are_those_of_the_loss(
-  family, scan, tied, adapted, one_cpu, monkeypatch
-):
-  """Of both models, over four widths of the caches, in both forms.
-
-  On one CPU kernels are in panels, and keys in strips.
-  """
-  monkeypatch.setattr(sharding, 'on_one_cpu', lambda: one_cpu)
-  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 2)
-  monkeypatch.setattr(attention, '_STRIP', 2)
+def set_form(strip: int, monkeypatch) -> None:
+  """A strip of 0: the form of TPUs; else panels, several to a kernel."""
+  monkeypatch.setattr(sharding, 'on_one_cpu', lambda: strip > 0)
+  monkeypatch.setattr(cache, '_STRIP', strip)
   monkeypatch.setattr(kernels, '_COLUMNS', 6)
   monkeypatch.setattr(kernels, '_PANELS', 2)
+
+
+@pytest.mark.parametrize('strip', [0, 2, 3])
+@NETWORKS
+def test_sampled_log_probs_are_those_of_the_loss(
+  family, scan, tied, adapted, strip, monkeypatch
+):
+  """Of both models, over caches of widths 2, 4, 6 and 7, in either form."""
+  set_form(strip, monkeypatch)
+  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 2)
   model, policy, reference = players(
     network(family, scan=scan, tied=tied), adapted
   )
@@ -142,12 +144,12 @@ def on_a_grid(params):
   return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
-@pytest.mark.parametrize('one_cpu', [True, False])
+@pytest.mark.parametrize('strip', [0, 2])
 @NETWORKS
 def test_kernels_that_int8_holds_are_sampled_from_exactly(
-  family, scan, tied, adapted, one_cpu, monkeypatch
+  family, scan, tied, adapted, strip, monkeypatch
 ):
-  monkeypatch.setattr(sharding, 'on_one_cpu', lambda: one_cpu)
+  set_form(strip, monkeypatch)
   model, policy, reference = players(
     network(family, scan=scan, tied=tied), adapted, on_a_grid
   )
@@ -159,11 +161,11 @@ def test_kernels_that_int8_holds_are_sampled_from_exactly(
   np.testing.assert_allclose(sampled.policy_log_probs, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize('one_cpu', [True, False])
+@pytest.mark.parametrize('strip', [0, 2])
 @pytest.mark.parametrize('family', ['t5', 'llama'])
-def test_int8_rounds_by_less_than_half_a_step(family, one_cpu, monkeypatch):
+def test_int8_rounds_by_less_than_half_a_step(family, strip, monkeypatch):
   """The largest weight of an output is 127 steps; a column of 0 stays 0."""
-  monkeypatch.setattr(sharding, 'on_one_cpu', lambda: one_cpu)
+  set_form(strip, monkeypatch)
   model = network(family, scan=True)
   params = model.init(jax.random.key(0))
   kernel = params['decoder']['layers']['mlp']['wi_0']['kernel']

@@ -207,10 +207,12 @@ def test_the_smallest_slice_is_found():
 
 
 @needs_libtpu
-def test_a_program_for_a_tpu_knows_that_it_is():
-  mesh = sharding.make_mesh((1, 4, 1), chips.devices('v5e:2x2', 1))
+@pytest.mark.parametrize(('slice_', 'chips_'), [('v5e:1x1', 1), ('v5e:2x2', 4)])
+def test_a_program_for_a_tpu_knows_that_it_is(slice_, chips_):
+  mesh = sharding.make_mesh((1, chips_, 1), chips.devices(slice_, 1))
   assert not sharding.on_tpu()
   with jax.set_mesh(mesh):
     traced = []
     jax.eval_shape(lambda: traced.append(sharding.on_tpu()))
-  assert traced == [True]
+    jax.eval_shape(lambda: traced.append(sharding.on_one_cpu()))
+  assert traced == [True, False]

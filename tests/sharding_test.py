@@ -255,3 +255,15 @@ def test_activations_are_split_along_the_batch():
     )
   assert tree['x'].sharding.spec[0] == sharding.BATCH_AXES
   assert tree['odd'].shape == (6, 3)
+
+
+@pytest.mark.parametrize('size', [None, 1, 8])
+def test_one_cpu_is_known(size):
+  if size is None:
+    assert sharding.on_one_cpu()
+    return
+  mesh = sharding.make_mesh((1, size, 1), jax.devices()[:size])
+  with jax.set_mesh(mesh):
+    traced = []
+    jax.eval_shape(lambda: traced.append(sharding.on_one_cpu()))
+  assert traced == [size == 1]

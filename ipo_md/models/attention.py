@@ -1,10 +1,9 @@
-"""Attention, its cache, and T5's relative positions."""
+"""Attention, rotary embeddings, and T5's relative positions."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 import math
-from typing import Any
 
 from flax import nnx
 import jax
@@ -26,10 +25,6 @@ _TILE_ROWS = 8
 # takes them once more.
 SCORES_BLOCK = 2**23
 
-# Columns of keys in a strip, on a CPU while tokens are sampled. Its products
-# of few rows read wider ones, from memory, half as fast.
-_STRIP = 64
-
 
 def attention(
   query: jax.Array,
@@ -43,8 +38,8 @@ def attention(
 
   Args:
     query: [N, Q, H, D].
-    keys: [N, G, D, S], or `in_strips`; H / G heads of queries share one of
-      keys.
+    keys: [N, G, D, S], or `cache.in_strips`; H / G heads of queries share one
+      of keys.
     values: [N, G, S, D]. Keys are columns and values rows, since so either
       product reads them as they lie: no token rearranges a cache.
     *biases: float32, each broadcastable to [N, G, Q, S].
@@ -117,7 +112,7 @@ def joint_attention(
     query: [B, K, T, H, D].
     context: keys [B, G, D, P] and values [B, G, P, D].
     own: keys [B K, G, D, S] and values [B K, G, S, D]. Either keys may be
-      `in_strips`.
+      `cache.in_strips`.
     context_bias: [B, T or 1, P].
     own_bias: [T, S]; every query sees a column of its own at least.
 
@@ -175,7 +170,7 @@ def _scores(query: jax.Array, keys: jax.Array, columns: int) -> jax.Array:
   query = query.reshape(n, q, g, h // g, d).swapaxes(1, 2)
   query = query.reshape(n, g, -1, d)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  if keys.ndim == 4:
+  if keys.ndim == 4:  # not in strips
     scores = product('ngqd,ngds->ngqs', query, keys)
   else:
     shape = (n, g, keys.shape[2], *query.shape[2:])
@@ -248,74 +243,23 @@ def _in_blocks(
   return lax.slice_in_dim(out, 0, queries, axis=axis)
 
 
-def by_head(
-  keys: jax.Array, values: jax.Array, batch: int, heads: int
-) -> tuple[jax.Array, jax.Array]:
-  """[..., H D] each -> keys [batch, H, D, S], values [batch, H, S, D]."""
-  apart = lambda x: x.reshape(batch, -1, heads, x.shape[-1] // heads)
-  return apart(keys).transpose(0, 2, 3, 1), apart(values).swapaxes(1, 2)
-
-
-def in_strips(keys: jax.Array) -> jax.Array:
-  """[N, H, D, S] -> [N, H, C, D, 64] where C > 1, on a CPU.
-
-  The last strip is padded.
-  """
-  *lead, d, columns = keys.shape
-  strips = math.ceil(columns / _STRIP)
-  if strips == 1 or not sharding.on_one_cpu():
-    return keys
-  pad = [(0, 0)] * (keys.ndim - 1) + [(0, strips * _STRIP - columns)]
-  return jnp.pad(keys, pad).reshape(*lead, d, strips, _STRIP).swapaxes(-3, -2)
-
-
-def write_cache(
-  cache: tuple[jax.Array, jax.Array],
-  new: tuple[jax.Array, jax.Array],
-  index: jax.Array | int,
-) -> tuple[jax.Array, jax.Array]:
-  """A layer's keys and values with those of T tokens from `index` on.
-
-  Args:
-    cache: keys [N, H, D, S], or `in_strips`, and values [N, H, S, D] so far.
-    new: keys [N, H, D, T] and values [N, H, T, D].
-    index: of the first of the T tokens.
-  """
-  write = lambda old, x, *start: lax.dynamic_update_slice(
-    old, x.astype(old.dtype), (0, 0, *start)
-  )
-  (old_keys, old_values), (keys, values) = cache, new
-  values = write(old_values, values, index, 0)
-  if old_keys.ndim == 4:
-    return write(old_keys, keys, 0, index), values
-  for t in range(keys.shape[-1]):  # sampling has one
-    strip, column = divmod(index + t, old_keys.shape[-1])
-    one = keys[:, :, None, :, t, None]
-    old_keys = write(old_keys, one, strip, 0, column)
-  return old_keys, values
-
-
-def init_cache(layers: int, shape: Sequence[int], dtype: Any) -> Any:
-  """Zeros, a pair for each of `layers` layers; shape: of keys, no strips."""
-  n, h, d, length = shape
-  pair = lambda: (
-    in_strips(jnp.zeros(shape, dtype)),
-    jnp.zeros((n, h, length, d), dtype),
-  )
-  return tuple(pair() for _ in range(layers))
-
-
 def rotation(
-  length: int, frequencies: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Cosines and sines of positions 0 .. length - 1, [length, 1, D / 2] each.
+  positions: jax.Array, length: int, frequencies: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines of angles at [..., T] positions below `length`.
 
-  They are constants: XLA makes cosines of its own anew wherever they are used,
-  for each head of each layer.
+  On one CPU they are rows of a constant table: XLA makes cosines of its own
+  anew wherever they are used, for each head of each layer.
+
+  Returns:
+    [..., T, 1, D / 2] each, for [D / 2] frequencies.
   """
-  positions = np.arange(length, dtype=np.float32)
-  angles = positions[:, None, None] * frequencies
-  return np.cos(angles), np.sin(angles)
+  if not sharding.on_one_cpu():
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+  angles = np.arange(length, dtype=np.float32)[:, None, None] * frequencies
+  rows = lambda table: jnp.take(table, positions, axis=0, mode='clip')
+  return rows(np.cos(angles)), rows(np.sin(angles))
 
 
 def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -325,7 +269,7 @@ def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
 
   Args:
     x: [..., T, H, D].
-    cos_sin: `rotation` at the T positions, [..., T, 1, D / 2] each.
+    cos_sin: of `rotation`.
 
   Returns:
     [..., T, H, D] float32.

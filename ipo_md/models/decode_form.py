@@ -1,6 +1,5 @@
 """Parameters as sampling wants them: see `model.Model.decode_form`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,8 +29,8 @@ _KERNELS = (
 
 def of_array(
   array: jax.Array, axes: tuple[str, ...], config: Any, *, int8: bool = False
-) -> Any:
-  """One parameter: an array, its layers apart, or one of `kernels`.
+) -> jax.Array | stacks.PerLayer | kernels.Kernel:
+  """One parameter.
 
   Args:
     array: float32.
@@ -56,32 +55,35 @@ def of_array(
   )
 
 
-def _rearranged(
-  kernel: jax.Array, axes: tuple[str, ...]
-) -> kernels.Transposed | kernels.Panels:
-  """A kernel in the order of this machine."""
-  *lead, inputs, outputs = axes
+def _rearranged(kernel: jax.Array, axes: tuple[str, ...]) -> kernels.Kernel:
+  """A kernel in the order that suits the machine."""
   if sharding.on_one_cpu():
     panels = kernels.in_panels(kernel)
-    axes = (*lead, outputs, inputs, None)
-    return panels.replace(parts=tuple(_placed(x, axes) for x in panels.parts))
-  axes = (*lead, outputs, inputs)
+    parts = tuple(_layers_apart(x, axes) for x in panels.parts)
+    return panels.replace(parts=parts)
+  axes = (*axes[:-2], axes[-1], axes[-2])
   return kernels.Transposed(_placed(kernel.swapaxes(-1, -2), axes))
 
 
 def _placed(
-  array: jax.Array, axes: Sequence[str | None]
+  array: jax.Array, axes: tuple[str, ...]
 ) -> jax.Array | stacks.PerLayer:
   """Gathered off `fsdp`, and each layer apart."""
-  array = _gathered(array, axes)
+  array = _layers_apart(_gathered(array, axes), axes)
+  # Without the barrier each token lays a layer's vectors out anew.
+  vectors = axes[0] == 'layers' and len(axes) == 2
+  return jax.lax.optimization_barrier(array) if vectors else array
+
+
+def _layers_apart(
+  array: jax.Array, axes: tuple[str, ...]
+) -> jax.Array | stacks.PerLayer:
   if axes[0] != 'layers':
     return array
-  parts = stacks.take_apart(array, array.shape[0])
-  # Without the barrier each token lays a layer's vectors out anew.
-  return jax.lax.optimization_barrier(parts) if len(axes) == 2 else parts
+  return stacks.take_apart(array, array.shape[0])
 
 
-def _gathered(array: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+def _gathered(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   """The array, split over the mesh that is set as RULES say but for `fsdp`."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:

@@ -18,6 +18,7 @@ import numpy as np
 from ipo_md import sharding
 from ipo_md import types
 from ipo_md.models import attention
+from ipo_md.models import cache as cache_lib
 from ipo_md.models import grouped
 from ipo_md.models import layers
 from ipo_md.models import stacks
@@ -107,7 +108,7 @@ class DecoderOnly(nnx.Module):
     cfg = self.config
     batch = context.start.shape[0]
     shape = (batch * k, cfg.num_kv_heads, cfg.head_dim, length)
-    return attention.init_cache(cfg.num_layers, shape, cfg.dtype)
+    return cache_lib.empty(cfg.num_layers, shape, cfg.dtype)
 
   def decode(
     self,
@@ -166,7 +167,9 @@ class _Decoder(nnx.Module):
     """[B, P, E] embeddings -> keys and values by head of every layer."""
     cfg = self.config
     positions = jnp.arange(x.shape[1])
-    rotation = attention.rotation(x.shape[1], _frequencies(cfg))
+    rotation = attention.rotation(
+      positions[None], x.shape[1], _frequencies(cfg)
+    )
     bias = _causal_bias(positions, x.shape[1], cfg.sliding_window)
 
     def call(layer, x, _, cache, key):
@@ -192,9 +195,8 @@ class _Decoder(nnx.Module):
     own = index + jnp.arange(new)
     positions = context.length[:, None] + own  # [B, T]
     columns = context.mask.shape[1]
-    rotation = tuple(
-      jnp.take(table, positions[:, None], axis=0, mode='clip')
-      for table in attention.rotation(columns + total, _frequencies(cfg))
+    rotation = attention.rotation(
+      positions[:, None], columns + total, _frequencies(cfg)
     )
     bias = _causal_bias(own, total, cfg.sliding_window)
     visible = context.mask[:, None]  # [B, T or 1, P]
@@ -293,7 +295,7 @@ class _Layer(nnx.Module):
     y = self.pre_self_attention_layer_norm(x, self.config.dtype)
     query, own = self.self_attention.project(y, rotation)
     if cache is not None:
-      cache = own = attention.write_cache(cache, own, index)
+      cache = own = cache_lib.write(cache, own, index)
     y = attention.joint_attention(query, context, own, context_bias, bias)
     x = x + self._dropout(self.self_attention.combine(y), keys[0])
     x, loss = self._mlp(x, mask, keys[1])
@@ -346,7 +348,7 @@ class _Attention(nnx.Module):
     )
     key = key.astype(cfg.dtype).reshape(*x.shape[:-1], -1)
     value = self.value(x, cfg.dtype)
-    return query, attention.by_head(key, value, batch, cfg.num_kv_heads)
+    return query, cache_lib.by_head(key, value, batch, cfg.num_kv_heads)
 
   def combine(self, x: jax.Array) -> jax.Array:
     """[..., H, D] -> [..., E]."""

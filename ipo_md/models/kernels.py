@@ -21,8 +21,8 @@ _COLUMNS = 64
 _PANELS = 32
 
 
-class _Kernel:
-  """The part that all have in common."""
+class Kernel:
+  """What all of them have in common."""
 
   def __getitem__(self, index: Any) -> Self:
     return jax.tree.map(lambda x: x[index], self)
@@ -34,30 +34,36 @@ class _Kernel:
     return self.product(x, x.dtype)
 
   def product(self, x: jax.Array, dtype: Any) -> jax.Array:
-    """[N, in] -> x W, [N, out], accumulated and returned in `dtype`."""
+    """[N, in] -> x W, [N, out] in `dtype`.
+
+    Multiplied in W's type and accumulated in `dtype`; integers in x's type and
+    in float32.
+    """
     raise NotImplementedError
 
 
 @flax.struct.dataclass
-class Transposed(_Kernel):
+class Transposed(Kernel):
   """W^T, each output's weights in a row."""
 
   array: jax.Array  # [..., out, in]
 
   def product(self, x: jax.Array, dtype: Any) -> jax.Array:
     return lax.dot_general(
-      x, self.array, (((1,), (1,)), ((), ())), preferred_element_type=dtype
+      x.astype(self.array.dtype),
+      self.array,
+      (((1,), (1,)), ((), ())),
+      preferred_element_type=dtype,
     )
 
 
 @flax.struct.dataclass
-class Panels(_Kernel):
+class Panels(Kernel):
   """W in panels of 64 columns, for a CPU.
 
-  XLA's product of few rows rearranges W strip by strip, and each strip is made
-  of short pieces far apart, for which the core waits. A panel lies in one
-  piece. Products of 16 rows with kernels that no cache holds are 1.2 to 1.5
-  times as fast as with W^T, and that is twice as fast as W itself.
+  XLA's product of few rows packs a kernel strip by strip, each made of short
+  pieces that lie far apart, and waits for them. A panel lies in one piece, and
+  a product of panels is one of a batch.
   """
 
   # [..., P, in, 64] each, P at most 32. The last is padded with columns of 0.
@@ -67,7 +73,7 @@ class Panels(_Kernel):
   def product(self, x: jax.Array, dtype: Any) -> jax.Array:
     out = []
     for part in self.parts:
-      rows = jnp.broadcast_to(x, (part.shape[0], *x.shape))
+      rows = jnp.broadcast_to(x.astype(part.dtype), (len(part), *x.shape))
       y = lax.dot_general(
         rows, part, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype
       )
@@ -89,7 +95,7 @@ def in_panels(kernel: jax.Array) -> Panels:
 
 
 @flax.struct.dataclass
-class Scaled(_Kernel):
+class Scaled(Kernel):
   """W_io = s_o q_io, of integers q."""
 
   kernel: Transposed | Panels  # int8

@@ -94,7 +94,7 @@ class Embed(nnx.Module):
 
 def project(
   x: jax.Array,
-  kernel: jax.Array | kernels.Transposed | kernels.Panels | kernels.Scaled,
+  kernel: jax.Array | kernels.Kernel,
   contract: int,
 ) -> jax.Array:
   """[..., E] hidden states times a head, accumulated in float32.
@@ -108,10 +108,10 @@ def project(
     contract: axis of the kernel that is summed over.
   """
   flat = x.reshape(-1, x.shape[-1])
-  if isinstance(kernel, jax.Array):
-    out = _times(flat.astype(kernel.dtype), kernel, contract)
-  else:
+  if isinstance(kernel, kernels.Kernel):
     out = kernel.product(flat, jnp.float32)
+  else:
+    out = _times(flat.astype(kernel.dtype), kernel, contract)
   return out.reshape(*x.shape[:-1], out.shape[-1])
 
 

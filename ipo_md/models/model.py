@@ -8,7 +8,7 @@ from flax import nnx
 import jax
 
 from ipo_md import types
-from ipo_md.models import attention
+from ipo_md.models import cache as cache_lib
 from ipo_md.models import decode_form
 from ipo_md.models import stacks
 
@@ -82,7 +82,8 @@ class Model:
 
     The same numbers, as `encode`, `decode` and `logits` take them too: cast to
     the activations' type, gathered off the mesh axis `fsdp`, so that no token
-    waits for a weight, each layer apart, kernels transposed.
+    waits for a weight, each layer apart, kernels in the order that suits the
+    machine (`kernels`).
 
     Args:
       params: of a policy or a reference.
@@ -100,16 +101,19 @@ class Model:
     return decode_form.of_array(leaf, axes, self.config, int8=int8)
 
   def context_form(self, context: types.Context) -> types.Context:
-    """The context likewise: each layer apart. Only `decode` takes it."""
+    """The context likewise: each layer apart, keys `cache.in_strips`.
+
+    Only `decode` takes it.
+    """
     keys_values = context.keys_values
     if isinstance(keys_values, jax.Array):  # of no layers: `tabular`
       return context
     if self.config.scan:
       keys, values = (stacks.take_apart(x, len(x)) for x in keys_values)
-      keys = keys.replace(parts=tuple(map(attention.in_strips, keys.parts)))
+      keys = keys.replace(parts=tuple(map(cache_lib.in_strips, keys.parts)))
       keys_values = keys, values
     else:
-      keys_values = tuple((attention.in_strips(k), v) for k, v in keys_values)
+      keys_values = tuple((cache_lib.in_strips(k), v) for k, v in keys_values)
     return context.replace(keys_values=keys_values)
 
   def init(self, rng: jax.Array) -> types.Params:

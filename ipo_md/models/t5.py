@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ipo_md import types
 from ipo_md.models import attention
+from ipo_md.models import cache as cache_lib
 from ipo_md.models import layers
 from ipo_md.models import stacks
 
@@ -80,7 +81,7 @@ class T5(nnx.Module):
   def init_cache(self, context: types.Context, k: int, length: int) -> Any:
     cfg = self.config
     shape = (context.start.shape[0] * k, cfg.num_heads, cfg.head_dim, length)
-    return attention.init_cache(cfg.num_decoder_layers, shape, cfg.dtype)
+    return cache_lib.empty(cfg.num_decoder_layers, shape, cfg.dtype)
 
   def decode(
     self,
@@ -288,7 +289,7 @@ class _DecoderLayer(nnx.Module):
     y = self.pre_self_attention_layer_norm(x, dtype).reshape(b * k, t, e)
     own = self.self_attention.keys_values(y, batch=b * k)
     if cache is not None:
-      cache = own = attention.write_cache(cache, own, index)
+      cache = own = cache_lib.write(cache, own, index)
     y = self.self_attention(y, own, (bias,), keys[0])
     x = x + layers.dropout(y.reshape(x.shape), rate, keys[1])
 
@@ -326,7 +327,7 @@ class _Attention(nnx.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """[..., E] -> keys [batch, H, D, S], values [batch, H, S, D]."""
     heads, dtype = self.config.num_heads, self.config.dtype
-    return attention.by_head(
+    return cache_lib.by_head(
       self.key(x, dtype), self.value(x, dtype), batch, heads
     )
 
