@@ -15,10 +15,10 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-# Columns of a panel, and the most panels that x is repeated for. Of the rows
-# that sampling has, 32 copies stay in the cache.
+# Columns of a panel, and the most panels of a product, each of which has a copy
+# of the rows: with more, the copies of 64 rows and more leave the cache.
 _COLUMNS = 64
-_PANELS = 32
+_PANELS = 16
 
 
 class Kernel:
@@ -66,7 +66,7 @@ class Panels(Kernel):
   a product of panels is one of a batch.
   """
 
-  # [..., P, in, 64] each, P at most 32. The last is padded with columns of 0.
+  # [..., P, in, 64] each, P at most 16. The last is padded with columns of 0.
   parts: tuple[jax.Array, ...]
   outputs: int = flax.struct.field(pytree_node=False)
 
