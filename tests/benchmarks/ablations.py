@@ -5,6 +5,7 @@ import argparse
 from ipo_md import sampling
 from ipo_md import sequences
 from ipo_md import steps
+from ipo_md.models import cache
 from ipo_md.models import model as model_lib
 
 
@@ -21,6 +22,10 @@ def _cache_blocks():
   sampling.CACHE_BLOCK = 2**30
 
 
+def _strips():
+  cache._STRIP = 2**30
+
+
 def _real_length():
   sequences.LEAST_WIDTH = 2**30
 
@@ -29,6 +34,7 @@ _WITHOUT = {
   'decode_form': _decode_form,  # weights as they are trained, in the loop
   'shared_prompts': _shared_prompts,  # the loss reads the prompts again
   'cache_blocks': _cache_blocks,  # caches of full width from the start
+  'strips': _strips,  # keys of full width, on a CPU too
   'real_length': _real_length,  # judge and reference read all padding
 }
 
