@@ -168,11 +168,9 @@ def on_tpu() -> bool:
 def on_one_cpu() -> bool:
   """Whether what is traced is for a CPU, and the mesh, if any, is of one."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return jax.default_backend() == 'cpu'
   device = mesh.abstract_device
   platform = device.platform if device else jax.default_backend()
-  return mesh.size == 1 and platform == 'cpu'
+  return platform == 'cpu' and (mesh.empty or mesh.size == 1)
 
 
 def _batch_parts() -> int:

@@ -174,9 +174,7 @@ def test_int8_rounds_by_less_than_half_a_step(family, strip, monkeypatch):
   form = model.decode_form(params, int8=True)
   form = form['decoder']['layers']['mlp']['wi_0']['kernel']
   assert {x.dtype for x in jax.tree.leaves(form.kernel)} == {jnp.dtype('int8')}
-  apart = lambda x: isinstance(x, stacks.PerLayer)
-  for layer, exact in enumerate(kernel):
-    one = jax.tree.map(lambda x: x.parts[layer], form, is_leaf=apart)  # noqa: B023
+  for one, exact in zip(stacks._unstack(form, 2), kernel, strict=True):
     found = jnp.eye(exact.shape[0]) @ one
     largest = jnp.max(jnp.abs(exact), axis=0)
     assert jnp.all(jnp.abs(found - exact) <= largest / 254 * 1.001)
