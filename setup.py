@@ -13,7 +13,10 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['ipo_md*', 'tasks*']),
-  package_data={'ipo_md': ['*.html', '*.css', '*.js'], 'tasks': ['*.model']},
+  package_data={
+    'ipo_md.report': ['*.html', '*.css', '*.js'],
+    'tasks.mini_tldr': ['*.model'],
+  },
   install_requires=[
     'absl-py',
     'clu',

@@ -15,8 +15,8 @@ import sys
 from absl import logging
 import tensorflow_datasets as tfds
 
-from tasks import tldr_builder
-from tasks import ultrafeedback_builder
+from tasks.builders import tldr as tldr_builder
+from tasks.builders import ultrafeedback as ultrafeedback_builder
 
 _BUILDERS = {
   builder.name: builder

@@ -17,9 +17,9 @@ import os
 import re
 from typing import Any
 
-from tasks import json_lines
-from tasks import metrics
-from tasks import segments
+from tasks.lib import json_lines
+from tasks.lib import metrics
+from tasks.lib import text_tasks
 
 _VALIDATION = 500  # rows
 _FINAL = re.compile(r'####[\s$]*(-?\s*\$?[\d.,]*\d)')
@@ -60,7 +60,7 @@ def _files(split: str) -> list[str]:
   return [os.path.join(os.environ['GSM8K_DIR'], file)]
 
 
-def _rows(split: str) -> segments.Rows:
+def _rows(split: str) -> text_tasks.Rows:
   allowed = json_lines.max_bad_rows()
   read = json_lines.read(_files(split), _example, max_bad_rows=allowed)
   rows = [row for _, row in read]
@@ -69,12 +69,12 @@ def _rows(split: str) -> segments.Rows:
   return iter(rows[-_VALIDATION:] if split == 'validation' else rows)
 
 
-segments.add_task(
+text_tasks.add_task(
   'gsm8k',
-  segments.Source(
+  text_tasks.Source(
     _rows,
     files=_files,
-    signature=segments.SUMMARY,
+    signature=text_tasks.SUMMARY,
     splits=('train', 'validation', 'test'),
   ),
   targets_rank=1,

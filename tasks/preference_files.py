@@ -18,8 +18,8 @@ from typing import Any
 
 import seqio
 
-from tasks import json_lines
-from tasks import segments
+from tasks.lib import json_lines
+from tasks.lib import text_tasks
 
 
 def pairs(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
@@ -34,7 +34,7 @@ def pairs(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
   """
   return _add(
     f'preference_pairs_{_digest(files, max_bad_rows)}',
-    _source(files, _pair, segments.PREFERENCE, max_bad_rows),
+    _source(files, _pair, text_tasks.PREFERENCE, max_bad_rows),
     scores=['preference'],
     targets_rank=2,
   )
@@ -53,8 +53,10 @@ def rewards(*, files: Mapping[str, str], k: int, max_bad_rows: int = 0) -> str:
   """
   return _add(
     f'preference_rewards_{_digest(files, k, max_bad_rows)}',
-    _source(files, lambda row: _scored(row, k), segments.REWARDS, max_bad_rows),
-    preprocessors=[segments.exactly(k)],
+    _source(
+      files, lambda row: _scored(row, k), text_tasks.REWARDS, max_bad_rows
+    ),
+    preprocessors=[text_tasks.exactly(k)],
     scores=['rewards'],
     targets_rank=2,
   )
@@ -71,7 +73,7 @@ def supervised(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
     The name of the task.
   """
   name = f'preference_supervised_{_digest(files, max_bad_rows)}'
-  source = _source(files, _best, segments.SUMMARY, max_bad_rows)
+  source = _source(files, _best, text_tasks.SUMMARY, max_bad_rows)
   return _add(name, source, targets_rank=1)
 
 
@@ -80,12 +82,12 @@ def _source(
   parse: Callable[[dict[str, Any]], dict[str, Any]],
   signature: Mapping[str, Any],
   max_bad_rows: int,
-) -> segments.Source:
-  def rows(split: str) -> segments.Rows:
+) -> text_tasks.Source:
+  def rows(split: str) -> text_tasks.Rows:
     read = json_lines.read([files[split]], parse, max_bad_rows=max_bad_rows)
     return (row for _, row in read)
 
-  return segments.Source(
+  return text_tasks.Source(
     rows,
     files=lambda split: [files[split]],
     signature=signature,
@@ -93,9 +95,9 @@ def _source(
   )
 
 
-def _add(name: str, source: segments.Source, **kwargs: Any) -> str:
+def _add(name: str, source: text_tasks.Source, **kwargs: Any) -> str:
   if name not in seqio.TaskRegistry.names():
-    segments.add_task(name, source, **kwargs)
+    text_tasks.add_task(name, source, **kwargs)
   return name
 
 

@@ -16,10 +16,9 @@ Stiennon et al., arXiv 2009.01325.
 from collections.abc import Mapping
 from typing import Any
 
-from tasks import metrics
-from tasks import originals
-from tasks import segments
-from tasks import tldr_builder  # noqa: F401, registers the data sets
+from tasks.builders import base
+from tasks.lib import metrics
+from tasks.lib import text_tasks
 
 
 def prompt(row: Mapping[str, Any]) -> str:
@@ -31,12 +30,12 @@ def prompt(row: Mapping[str, Any]) -> str:
 
 
 def _summary(row: Mapping[str, Any]) -> dict[str, Any]:
-  row = originals.text(row)
+  row = base.text(row)
   return {'inputs': prompt(row), 'targets': row['summary'].strip()}
 
 
 def _comparison(row: Mapping[str, Any]) -> dict[str, Any]:
-  row = originals.text(row)
+  row = base.text(row)
   return {
     'inputs': prompt(row),
     'completions': [s.strip() for s in row['summaries']],
@@ -45,20 +44,20 @@ def _comparison(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 for _name in ('tldr_sft', 'tldr_prompts'):
-  segments.add_task(
+  text_tasks.add_task(
     _name,
-    segments.tfds_source(
-      'tldr_summaries', _summary, signature=segments.SUMMARY
+    text_tasks.tfds_source(
+      'tldr_summaries', _summary, signature=text_tasks.SUMMARY
     ),
     targets_rank=1,
     metric_fns=[metrics.rouge],
   )
 
 for _name in ('tldr_preference', 'tldr_reward', 'tldr_pairs'):
-  segments.add_task(
+  text_tasks.add_task(
     _name,
-    segments.tfds_source(
-      'tldr_comparisons', _comparison, signature=segments.PREFERENCE
+    text_tasks.tfds_source(
+      'tldr_comparisons', _comparison, signature=text_tasks.PREFERENCE
     ),
     scores=['preference'],
     targets_rank=2,

@@ -19,22 +19,21 @@ import zlib
 
 import numpy as np
 
-from tasks import originals
-from tasks import segments
-from tasks import ultrafeedback_builder  # noqa: F401, registers the data set
+from tasks.builders import base
+from tasks.lib import text_tasks
 
 _SPLITS = ('train', 'validation')
 
 
 def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
-  return {'inputs': originals.text(row['instruction'])}
+  return {'inputs': base.text(row['instruction'])}
 
 
 def _rewards(row: Mapping[str, Any]) -> dict[str, Any] | None:
   if len(row['responses']) < 2:
     return None
   return _prompt(row) | {
-    'completions': originals.text(row['responses']),
+    'completions': base.text(row['responses']),
     'rewards': row['fine_grained_scores'],
   }
 
@@ -48,7 +47,7 @@ def _pair(row: Mapping[str, Any]) -> dict[str, Any] | None:
   others = [i for i in range(len(scores)) if i != best]
   draw = np.random.default_rng(zlib.crc32(row['instruction']))
   other = others[draw.integers(len(others))]
-  responses = originals.text(row['responses'])
+  responses = base.text(row['responses'])
   return _prompt(row) | {
     'completions': [responses[best], responses[other]],
     'preference': 0.5 if scores[other] == scores[best] else 1.0,
@@ -59,29 +58,31 @@ def _best(row: Mapping[str, Any]) -> dict[str, Any] | None:
   if not len(row['responses']):
     return None
   best = int(np.argmax(row['fine_grained_scores']))
-  return _prompt(row) | {'targets': originals.text(row['responses'])[best]}
+  return _prompt(row) | {'targets': base.text(row['responses'])[best]}
 
 
 def _source(parse, signature):
-  return segments.tfds_source(
+  return text_tasks.tfds_source(
     'ultrafeedback', parse, signature=signature, splits=_SPLITS
   )
 
 
-segments.add_task('ultrafeedback_prompts', _source(_prompt, segments.PROMPT))
-segments.add_task(
+text_tasks.add_task(
+  'ultrafeedback_prompts', _source(_prompt, text_tasks.PROMPT)
+)
+text_tasks.add_task(
   'ultrafeedback_rewards',
-  _source(_rewards, segments.REWARDS),
-  preprocessors=[segments.exactly(4)],
+  _source(_rewards, text_tasks.REWARDS),
+  preprocessors=[text_tasks.exactly(4)],
   scores=['rewards'],
   targets_rank=2,
 )
-segments.add_task(
+text_tasks.add_task(
   'ultrafeedback_pairs',
-  _source(_pair, segments.PREFERENCE),
+  _source(_pair, text_tasks.PREFERENCE),
   scores=['preference'],
   targets_rank=2,
 )
-segments.add_task(
-  'ultrafeedback_sft', _source(_best, segments.SUMMARY), targets_rank=1
+text_tasks.add_task(
+  'ultrafeedback_sft', _source(_best, text_tasks.SUMMARY), targets_rank=1
 )

@@ -20,10 +20,10 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from tasks import json_lines
-from tasks import metrics
-from tasks import originals
-from tasks import segments
+from tasks.builders import base
+from tasks.lib import json_lines
+from tasks.lib import metrics
+from tasks.lib import text_tasks
 
 _SPLITS = ('train', 'validation', 'test')
 
@@ -51,7 +51,7 @@ def _files(split: str) -> list[str]:
   return [str(path) for path in builder.info.splits[split].filepaths]
 
 
-def _rows(split: str) -> segments.Rows:
+def _rows(split: str) -> text_tasks.Rows:
   files = _files(split)
   if 'XSUM_DIR' in os.environ:
     allowed = json_lines.max_bad_rows()
@@ -60,13 +60,13 @@ def _rows(split: str) -> segments.Rows:
     return
   rows = tfds.builder('xsum').as_dataset(split=split, shuffle_files=False)
   for row in tfds.as_numpy(rows):
-    yield _prompt(originals.text(row))
+    yield _prompt(base.text(row))
 
 
-segments.add_task(
+text_tasks.add_task(
   'xsum_prompts',
-  segments.Source(
-    _rows, files=_files, signature=segments.SUMMARY, splits=_SPLITS
+  text_tasks.Source(
+    _rows, files=_files, signature=text_tasks.SUMMARY, splits=_SPLITS
   ),
   targets_rank=1,
   metric_fns=[metrics.rouge],

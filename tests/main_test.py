@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from ipo_md import __main__ as main
-from ipo_md import checkpoints
-from ipo_md import sharding
-from tasks import mini_tldr
+from ipo_md.checkpoints import load
+from ipo_md.core import gin_config
+from ipo_md.core import sharding
+from tasks.mini_tldr import tasks
 
 _ROOT = pathlib.Path(__file__).parent.parent
 SIZES = {
@@ -67,7 +68,7 @@ def call_fixture(monkeypatch):
     gin.clear_config()
     for name in ('gin_file', 'gin_bindings'):
       flags.FLAGS[name].unparse()  # else they add to those of the last call
-    flags.FLAGS(main.rewrite_gin_args(['ipo_md', *args]))
+    flags.FLAGS(gin_config.rewrite_gin_args(['ipo_md', *args]))
     main.main(['ipo_md'])
 
   yield call
@@ -113,10 +114,10 @@ def error_of(call, args, capsys) -> str:
       r'RUN \(by a file of gin/runs\)|is set, but nothing',
     ),
     (
-      {'train.train.seeed': 1},
-      "'train.train' doesn't have a parameter named 'seeed'",
+      {'training.train.seeed': 1},
+      "'training.train' doesn't have a parameter named 'seeed'",
     ),
-    ({'train.trian.seed': 1}, "No configurable matching 'train.trian'"),
+    ({'training.trian.seed': 1}, "No configurable matching 'training.trian'"),
     ({'OPTIMIZER': '@optimizers.adamm'}, "'@optimizers.adamm'"),
     (
       {'TASK_FEATURE_LENGTHS': "{'inputs': 74, 'a': [{'inputs': 1}], 'a': 2}"},
@@ -150,10 +151,13 @@ def test_what_is_wrong_is_said_once(call, tmp_path, capsys, changes, message):
     ('LEARNING_RATE 1', r'user.gin, line \d: .* LEARNING_RATE 1'),
     ('from ipo_md import stepz', "No module named 'ipo_md.stepz'"),
     (
-      'from ipo_md import steps\nsteps.onlin_step.top_k = 1',
-      'steps.onlin_step; .* has no attribute onlin_step',
+      'from ipo_md import algorithms\nalgorithms.onlin_step.top_k = 1',
+      'algorithms.onlin_step; .* has no attribute onlin_step',
     ),
-    ('steps.online_step.top_k = 1', "'steps' was not provided by an import"),
+    (
+      'algorithms.online_step.top_k = 1',
+      "'algorithms' was not provided by an import",
+    ),
   ],
 )
 def test_a_file_of_the_user(call, tmp_path, capsys, text, message):
@@ -167,8 +171,8 @@ def test_a_file_of_the_user(call, tmp_path, capsys, text, message):
 
 def test_a_binding_without_a_value():
   with pytest.raises(SystemExit, match=r'--gin\.TAU: write --gin\.TAU=VALUE'):
-    main.rewrite_gin_args(['ipo_md', '--gin.TAU'])
-  assert main.rewrite_gin_args(['--gin.A="b=c"']) == [
+    gin_config.rewrite_gin_args(['ipo_md', '--gin.TAU'])
+  assert gin_config.rewrite_gin_args(['--gin.A="b=c"']) == [
     '--gin_bindings=A = "b=c"'
   ]
 
@@ -190,12 +194,12 @@ def test_a_process_that_fails_alone_does_not_wait_for_the_others(
 
 def params_of(path: pathlib.Path) -> dict:
   """Parameters of the micro run's last checkpoint."""
-  return checkpoints.load_params(
+  return load.load_params(
     str(path),
-    gin.get_bindings('train.train')['model'],
+    gin.get_bindings('training.train')['model'],
     sharding.make_mesh((1, -1, 1)),
     name='INITIAL_CHECKPOINT_PATH',
-    vocabulary=mini_tldr.VOCABULARY,
+    vocabulary=tasks.VOCABULARY,
   )
 
 

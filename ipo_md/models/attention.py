@@ -11,7 +11,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from ipo_md import sharding
+from ipo_md.core import sharding
 from ipo_md.models import layers
 
 MASKED = -1e10  # T5X's bias of a masked column
@@ -38,7 +38,7 @@ def attention(
 
   Args:
     query: [N, Q, H, D].
-    keys: [N, G, D, S], or `cache.in_strips`; H / G heads of queries share one
+    keys: [N, G, D, S], or `models.in_strips`; H / G heads of queries share one
       of keys.
     values: [N, G, S, D]. Keys are columns and values rows, since so either
       product reads them as they lie: no token rearranges a cache.
@@ -112,7 +112,7 @@ def joint_attention(
     query: [B, K, T, H, D].
     context: keys [B, G, D, P] and values [B, G, P, D].
     own: keys [B K, G, D, S] and values [B K, G, S, D]. Either keys may be
-      `cache.in_strips`.
+      `models.in_strips`.
     context_bias: [B, T or 1, P].
     own_bias: [T, S]; every query sees a column of its own at least.
 

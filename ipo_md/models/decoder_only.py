@@ -6,70 +6,24 @@ token is the first input of `decode`, the keys and values of those before it
 are what completions attend to besides themselves.
 """
 
-import dataclasses
 import math
 from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ipo_md import sharding
-from ipo_md import types
+from ipo_md.core import types
 from ipo_md.models import attention
-from ipo_md.models import cache as cache_lib
-from ipo_md.models import grouped
+from ipo_md.models import decoder_config
+from ipo_md.models import experts as experts_lib
+from ipo_md.models import kv_cache
+from ipo_md.models import layer_stack
 from ipo_md.models import layers
-from ipo_md.models import stacks
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderOnlyConfig:
-  """A decoder's shape."""
-
-  vocab_size: int
-  emb_dim: int  # E
-  num_heads: int  # H, of queries
-  num_kv_heads: int  # G, of keys and values; H / G queries share one
-  head_dim: int  # D
-  num_layers: int  # L
-  mlp_dim: int  # of one expert, where there are several
-  logits_via_embedding: bool  # whether the head is the embedding
-  rope_theta: float
-  norm_epsilon: float
-  dropout_rate: float
-  mlp_activations: tuple[str, ...] = ('silu', 'linear')
-  # Llama 3's scaling of the rotary frequencies; a factor of 1 is none.
-  rope_factor: float = 1.0
-  rope_low_frequency_factor: float = 1.0
-  rope_high_frequency_factor: float = 4.0
-  rope_original_length: int = 8192
-  sliding_window: int | None = None  # how many tokens a query sees, its own too
-  num_experts: int = 1
-  num_experts_per_token: int = 2
-  router_loss_weight: float = 0.0
-  dtype: str = 'float32'  # of activations
-  scan: bool = True  # lax.scan over the layers, or a Python loop
-  remat_policy: str = 'none'  # 'none', 'minimal', 'full'
-  reward_head: int = 0  # outputs of a head besides the vocabulary's
-
-  def __post_init__(self):
-    object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
-    if self.num_heads % self.num_kv_heads:
-      raise ValueError(
-        f'num_heads {self.num_heads} is not divisible by num_kv_heads '
-        f'{self.num_kv_heads}.'
-      )
-    if 1 < self.num_experts < self.num_experts_per_token:
-      raise ValueError(
-        f'num_experts_per_token {self.num_experts_per_token} is more than '
-        f'num_experts {self.num_experts}.'
-      )
 
 
 class DecoderOnly(nnx.Module):
-  """The network behind `model.Model`.
+  """The network behind `models.Model`.
 
   Args:
     rngs: random keys of the parameters.
@@ -78,7 +32,7 @@ class DecoderOnly(nnx.Module):
   """
 
   def __init__(self, rngs: nnx.Rngs, **config: Any):
-    self.config = cfg = DecoderOnlyConfig(**config)
+    self.config = cfg = decoder_config.DecoderOnlyConfig(**config)
     self.token_embedder = layers.Embed(rngs, cfg.vocab_size, cfg.emb_dim, 0.02)
     self.decoder = _Decoder(rngs, cfg)
 
@@ -108,7 +62,7 @@ class DecoderOnly(nnx.Module):
     cfg = self.config
     batch = context.start.shape[0]
     shape = (batch * k, cfg.num_kv_heads, cfg.head_dim, length)
-    return cache_lib.empty(cfg.num_layers, shape, cfg.dtype)
+    return kv_cache.empty(cfg.num_layers, shape, cfg.dtype)
 
   def decode(
     self,
@@ -121,7 +75,7 @@ class DecoderOnly(nnx.Module):
   ) -> tuple[jax.Array, Any, jax.Array]:
     """[B, K, T] inputs -> [B, K, T, E], cache, router's loss.
 
-    See `model.Model.decode`. The loss is over inputs of completions alone.
+    See `models.Model.decode`. The loss is over inputs of completions alone.
     """
     cfg = self.config
     keys = layers.split(rng, 2)
@@ -148,7 +102,7 @@ class DecoderOnly(nnx.Module):
 class _Decoder(nnx.Module):
   """The layers, the final norm and the heads."""
 
-  def __init__(self, rngs: nnx.Rngs, cfg: DecoderOnlyConfig):
+  def __init__(self, rngs: nnx.Rngs, cfg: decoder_config.DecoderOnlyConfig):
     self.config = cfg
     self.layers = _Layer(rngs, cfg)
     self.decoder_norm = layers.Norm(
@@ -168,7 +122,7 @@ class _Decoder(nnx.Module):
     cfg = self.config
     positions = jnp.arange(x.shape[1])
     rotation = attention.rotation(
-      positions[None], x.shape[1], _frequencies(cfg)
+      positions[None], x.shape[1], decoder_config.rotary_frequencies(cfg)
     )
     bias = _causal_bias(positions, x.shape[1], cfg.sliding_window)
 
@@ -196,7 +150,9 @@ class _Decoder(nnx.Module):
     positions = context.length[:, None] + own  # [B, T]
     columns = context.mask.shape[1]
     rotation = attention.rotation(
-      positions[:, None], columns + total, _frequencies(cfg)
+      positions[:, None],
+      columns + total,
+      decoder_config.rotary_frequencies(cfg),
     )
     bias = _causal_bias(own, total, cfg.sliding_window)
     visible = context.mask[:, None]  # [B, T or 1, P]
@@ -231,7 +187,7 @@ class _Decoder(nnx.Module):
 
   def _apply(self, call, x, inputs, cache, rng):
     cfg = self.config
-    return stacks.apply_stack(
+    return layer_stack.apply_stack(
       call,
       self.layers,
       x,
@@ -245,7 +201,7 @@ class _Decoder(nnx.Module):
 
 
 class _Layer(nnx.Module):
-  def __init__(self, rngs: nnx.Rngs, cfg: DecoderOnlyConfig):
+  def __init__(self, rngs: nnx.Rngs, cfg: decoder_config.DecoderOnlyConfig):
     n = cfg.num_layers
     norm = lambda: layers.Norm(
       (n, cfg.emb_dim), ('layers', 'embed'), cfg.norm_epsilon
@@ -255,7 +211,7 @@ class _Layer(nnx.Module):
     self.self_attention = _Attention(rngs, cfg)
     self.pre_mlp_layer_norm = norm()
     if cfg.num_experts > 1:
-      self.mlp = _Experts(rngs, cfg)
+      self.mlp = experts_lib.Experts(rngs, cfg)
     else:
       self.mlp = layers.Mlp(
         rngs,
@@ -295,7 +251,7 @@ class _Layer(nnx.Module):
     y = self.pre_self_attention_layer_norm(x, self.config.dtype)
     query, own = self.self_attention.project(y, rotation)
     if cache is not None:
-      cache = own = cache_lib.write(cache, own, index)
+      cache = own = kv_cache.write(cache, own, index)
     y = attention.joint_attention(query, context, own, context_bias, bias)
     x = x + self._dropout(self.self_attention.combine(y), keys[0])
     x, loss = self._mlp(x, mask, keys[1])
@@ -317,7 +273,7 @@ class _Layer(nnx.Module):
 class _Attention(nnx.Module):
   """The kernels of the layers' attention."""
 
-  def __init__(self, rngs: nnx.Rngs, cfg: DecoderOnlyConfig):
+  def __init__(self, rngs: nnx.Rngs, cfg: decoder_config.DecoderOnlyConfig):
     n, e = cfg.num_layers, cfg.emb_dim
     joined, joined_kv = (
       cfg.num_heads * cfg.head_dim,
@@ -348,98 +304,11 @@ class _Attention(nnx.Module):
     )
     key = key.astype(cfg.dtype).reshape(*x.shape[:-1], -1)
     value = self.value(x, cfg.dtype)
-    return query, cache_lib.by_head(key, value, batch, cfg.num_kv_heads)
+    return query, kv_cache.by_head(key, value, batch, cfg.num_kv_heads)
 
   def combine(self, x: jax.Array) -> jax.Array:
     """[..., H, D] -> [..., E]."""
     return self.out(x.reshape(*x.shape[:-2], -1), self.config.dtype)
-
-
-class _Experts(nnx.Module):
-  """Mixture of experts, none of whose tokens are dropped.
-
-    y = sum over the chosen e of softmax(router)_e / (sum of chosen) mlp_e(x)
-
-  Each device sorts the rows of its own prompts by expert and multiplies group
-  by group, so the cost is that of the experts that a token uses. The loss that
-  spreads the tokens is Switch's, https://arxiv.org/abs/2101.03961 eq. 4, for
-  several choices:
-
-    X sum_e (choices of e / tokens) (mean probability of e)
-
-  over the tokens that count, with a minimum of num_experts_per_token at an even
-  spread. The mean over the layers is taken of this product, where transformers
-  multiplies the means.
-  """
-
-  def __init__(self, rngs: nnx.Rngs, cfg: DecoderOnlyConfig):
-    lead, lead_axes = (cfg.num_layers, cfg.num_experts), ('layers', 'expert')
-    self.config = cfg
-    self.router = layers.Dense(
-      rngs,
-      (cfg.num_layers, cfg.emb_dim, cfg.num_experts),
-      ('layers', 'embed', 'unmodeled'),
-    )
-    self.experts = layers.Mlp(
-      rngs,
-      lead,
-      lead_axes,
-      emb_dim=cfg.emb_dim,
-      mlp_dim=cfg.mlp_dim,
-      activations=cfg.mlp_activations,
-    )
-
-  def __call__(
-    self, x: jax.Array, dtype: Any, mask: jax.Array | None = None
-  ) -> tuple[jax.Array, jax.Array]:
-    """[B, ..., E] -> [B, ..., E], loss over the tokens of mask [B, ...]."""
-    cfg = self.config
-    experts, choices = cfg.num_experts, cfg.num_experts_per_token
-    probabilities = jax.nn.softmax(self.router(x, jnp.float32))
-    weights, chosen = jax.lax.top_k(probabilities, choices)
-    weights /= jnp.sum(weights, axis=-1, keepdims=True)
-    graphdef, params = nnx.split(self.experts)
-    params = jax.tree.map(lambda p: p.astype(dtype), params)  # then gathered
-
-    def combine(params, x, weights, chosen):
-      return self._combine(nnx.merge(graphdef, params), x, weights, chosen)
-
-    y = sharding.map_batch(
-      combine, params, (x.astype(dtype), weights.astype(dtype), chosen)
-    )
-    loss = self._loss(
-      probabilities.reshape(-1, experts), chosen.reshape(-1, choices), mask
-    )
-    return y, loss
-
-  def _combine(
-    self, mlps: layers.Mlp, x: jax.Array, weights: jax.Array, chosen: jax.Array
-  ) -> jax.Array:
-    """[..., E], [..., choices] twice -> [..., E]: the experts' weighted sum."""
-    cfg = self.config
-    choices = chosen.shape[-1]
-    order = jnp.argsort(chosen.reshape(-1))
-    inverse = jnp.argsort(order)
-    of_expert = jax.nn.one_hot(
-      chosen.reshape(-1), cfg.num_experts, dtype=jnp.int32
-    )
-    sizes = jnp.sum(of_expert, axis=0)
-    rows = jnp.repeat(x.reshape(-1, cfg.emb_dim), choices, axis=0)
-    rows = grouped.permute(rows, order, inverse)
-    product = lambda dense, rows: grouped.matmul(rows, dense.kernel[...], sizes)
-    rows = mlps(rows, x.dtype, product=product)
-    rows = grouped.permute(rows, inverse, order)
-    rows = rows.reshape(*chosen.shape, cfg.emb_dim)
-    return jnp.sum(rows * weights[..., None], axis=-2)
-
-  def _loss(self, probabilities, chosen, mask) -> jax.Array:
-    """[N, X] probabilities, [N, choices] of N tokens, [N] or None -> []."""
-    experts = self.config.num_experts
-    counted = jnp.ones(len(chosen), bool) if mask is None else mask.reshape(-1)
-    tokens = jnp.maximum(jnp.sum(counted), 1)
-    mean = lambda x: jnp.sum(x, axis=0, where=counted[:, None]) / tokens
-    choices = jnp.sum(jax.nn.one_hot(chosen, experts), axis=1)
-    return experts * jnp.sum(mean(choices) * mean(probabilities))
 
 
 def _causal_bias(
@@ -451,21 +320,3 @@ def _causal_bias(
   if window is not None:
     visible &= distance < window
   return jnp.where(visible, 0.0, attention.MASKED)
-
-
-def _frequencies(cfg: DecoderOnlyConfig) -> np.ndarray:
-  """[D / 2] angles a position, with Llama 3's scaling.
-
-  Waves longer than the original length over the low factor are slowed by
-  rope_factor, those shorter than it over the high factor are kept, and between
-  the two the frequency is interpolated.
-  """
-  exponent = np.arange(0, cfg.head_dim, 2, dtype=np.float32) / cfg.head_dim
-  frequencies = 1.0 / cfg.rope_theta**exponent
-  if cfg.rope_factor == 1:
-    return frequencies.astype(np.float32)
-  low, high = cfg.rope_low_frequency_factor, cfg.rope_high_frequency_factor
-  turns = cfg.rope_original_length * frequencies / (2 * np.pi)
-  kept = np.clip((turns - low) / (high - low), 0, 1)
-  scaled = kept * frequencies + (1 - kept) * frequencies / cfg.rope_factor
-  return scaled.astype(np.float32)

@@ -15,7 +15,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from ipo_md.models import kernels
+from ipo_md.models import packed_kernels
 
 # With no more rows than this a CPU is faster at E x^T than at x E^T, for the
 # table E of a tied head.
@@ -94,7 +94,7 @@ class Embed(nnx.Module):
 
 def project(
   x: jax.Array,
-  kernel: jax.Array | kernels.Kernel,
+  kernel: jax.Array | packed_kernels.Kernel,
   contract: int,
 ) -> jax.Array:
   """[..., E] hidden states times a head, accumulated in float32.
@@ -108,7 +108,7 @@ def project(
     contract: axis of the kernel that is summed over.
   """
   flat = x.reshape(-1, x.shape[-1])
-  if isinstance(kernel, kernels.Kernel):
+  if isinstance(kernel, packed_kernels.Kernel):
     out = kernel.product(flat, jnp.float32)
   else:
     out = _times(flat.astype(kernel.dtype), kernel, contract)

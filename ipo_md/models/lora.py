@@ -18,16 +18,16 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from ipo_md import types
-from ipo_md.models import decode_form
+from ipo_md.core import types
 from ipo_md.models import model as model_lib
+from ipo_md.models import sampling_weights
 
 _RANK_AXIS = 'lora_rank'
 
 
 @flax.struct.dataclass
 class AdaptedKernel:
-  """Stands for W + scale A B where `layers.Dense` has a kernel."""
+  """Stands for W + scale A B where `models.Dense` has a kernel."""
 
   kernel: jax.Array  # [..., in, out]
   a: jax.Array  # [..., in, r]
@@ -165,7 +165,7 @@ class Lora(model_lib.Model):
 
   def _decode_leaf(self, axes: tuple[str, ...], leaf: Any, int8: bool) -> Any:
     form = functools.partial(
-      decode_form.of_array, config=self.config, int8=int8
+      sampling_weights.of_array, config=self.config, int8=int8
     )
     if not isinstance(leaf, AdaptedKernel):
       return form(leaf, axes)

@@ -7,10 +7,10 @@ from typing import Any
 from flax import nnx
 import jax
 
-from ipo_md import types
-from ipo_md.models import cache as cache_lib
-from ipo_md.models import decode_form
-from ipo_md.models import stacks
+from ipo_md.core import types
+from ipo_md.models import kv_cache
+from ipo_md.models import layer_stack
+from ipo_md.models import sampling_weights
 
 
 class Model:
@@ -25,7 +25,7 @@ class Model:
         params, token, context, cache=cache, index=n)
 
   `decode` takes *inputs*: column 0 is `context.start`, column n the token that
-  was sampled at n - 1 (`sequences.decoder_inputs`). Without `rng` there is no
+  was sampled at n - 1 (`sampling.decoder_inputs`). Without `rng` there is no
   dropout.
 
   Args:
@@ -69,7 +69,7 @@ class Model:
   ) -> types.Params:
     """What the methods below take, of what a step trains.
 
-    Here it is that; `lora.Lora` trains adapters and finds the rest in
+    Here it is that; `models.Lora` trains adapters and finds the rest in
     `frozen.reference`.
     """
     del frozen
@@ -87,7 +87,7 @@ class Model:
 
     Args:
       params: of a policy or a reference.
-      int8: whether kernels are rounded (`decode_form.of_array`): not quite the
+      int8: whether kernels are rounded (`models.of_array`): not quite the
         same numbers then, of half the bytes.
     """
     return jax.tree.map(
@@ -98,10 +98,10 @@ class Model:
     )
 
   def _decode_leaf(self, axes: tuple[str, ...], leaf: Any, int8: bool) -> Any:
-    return decode_form.of_array(leaf, axes, self.config, int8=int8)
+    return sampling_weights.of_array(leaf, axes, self.config, int8=int8)
 
   def context_form(self, context: types.Context) -> types.Context:
-    """The context likewise: each layer apart, keys `cache.in_strips`.
+    """The context likewise: each layer apart, keys `models.in_strips`.
 
     Only `decode` takes it.
     """
@@ -109,11 +109,11 @@ class Model:
     if isinstance(keys_values, jax.Array):  # of no layers: `tabular`
       return context
     if self.config.scan:
-      keys, values = (stacks.take_apart(x, len(x)) for x in keys_values)
-      keys = keys.replace(parts=tuple(map(cache_lib.in_strips, keys.parts)))
+      keys, values = (layer_stack.take_apart(x, len(x)) for x in keys_values)
+      keys = keys.replace(parts=tuple(map(kv_cache.in_strips, keys.parts)))
       keys_values = keys, values
     else:
-      keys_values = tuple((cache_lib.in_strips(k), v) for k, v in keys_values)
+      keys_values = tuple((kv_cache.in_strips(k), v) for k, v in keys_values)
     return context.replace(keys_values=keys_values)
 
   def init(self, rng: jax.Array) -> types.Params:

@@ -15,11 +15,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from ipo_md import types
+from ipo_md.core import types
 from ipo_md.models import attention
-from ipo_md.models import cache as cache_lib
+from ipo_md.models import kv_cache
+from ipo_md.models import layer_stack
 from ipo_md.models import layers
-from ipo_md.models import stacks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class T5Config:
 
 
 class T5(nnx.Module):
-  """The network behind `model.Model`.
+  """The network behind `models.Model`.
 
   Args:
     rngs: random keys of the parameters.
@@ -81,7 +81,7 @@ class T5(nnx.Module):
   def init_cache(self, context: types.Context, k: int, length: int) -> Any:
     cfg = self.config
     shape = (context.start.shape[0] * k, cfg.num_heads, cfg.head_dim, length)
-    return cache_lib.empty(cfg.num_decoder_layers, shape, cfg.dtype)
+    return kv_cache.empty(cfg.num_decoder_layers, shape, cfg.dtype)
 
   def decode(
     self,
@@ -92,7 +92,7 @@ class T5(nnx.Module):
     mask: jax.Array | None = None,
     rng: jax.Array | None = None,
   ) -> tuple[jax.Array, Any, jax.Array]:
-    """[B, K, T] inputs -> [B, K, T, E], cache, 0; see `model.Model.decode`."""
+    """[B, K, T] inputs -> [B, K, T, E], cache, 0; see `models.Model.decode`."""
     del mask
     cfg = self.config
     keys = layers.split(rng, 2)
@@ -149,7 +149,7 @@ class _Encoder(nnx.Module):
     def call(layer, x, _, cache, key):
       return layer(x, biases, key), None, None
 
-    x, _, _ = stacks.apply_stack(
+    x, _, _ = layer_stack.apply_stack(
       call,
       self.layers,
       x,
@@ -212,7 +212,7 @@ class _Decoder(nnx.Module):
     """Cross-attention keys [B, H, D, P], values [B, H, P, D] by layer."""
     cfg = self.config
     batch = encoded.shape[0]
-    return stacks.map_layers(
+    return layer_stack.map_layers(
       lambda layer: layer.encoder_decoder_attention.keys_values(encoded, batch),
       self.layers,
       cfg.num_decoder_layers,
@@ -242,7 +242,7 @@ class _Decoder(nnx.Module):
       x, cache = layer(x, keys_values, bias, context_bias, cache, index, key)
       return x, cache, None
 
-    x, cache, _ = stacks.apply_stack(
+    x, cache, _ = layer_stack.apply_stack(
       call,
       self.layers,
       x,
@@ -289,7 +289,7 @@ class _DecoderLayer(nnx.Module):
     y = self.pre_self_attention_layer_norm(x, dtype).reshape(b * k, t, e)
     own = self.self_attention.keys_values(y, batch=b * k)
     if cache is not None:
-      cache = own = cache_lib.write(cache, own, index)
+      cache = own = kv_cache.write(cache, own, index)
     y = self.self_attention(y, own, (bias,), keys[0])
     x = x + layers.dropout(y.reshape(x.shape), rate, keys[1])
 
@@ -327,7 +327,7 @@ class _Attention(nnx.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """[..., E] -> keys [batch, H, D, S], values [batch, H, S, D]."""
     heads, dtype = self.config.num_heads, self.config.dtype
-    return cache_lib.by_head(
+    return kv_cache.by_head(
       self.key(x, dtype), self.value(x, dtype), batch, heads
     )
 

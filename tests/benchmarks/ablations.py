@@ -2,11 +2,11 @@
 
 import argparse
 
-from ipo_md import sampling
-from ipo_md import sequences
-from ipo_md import steps
-from ipo_md.models import cache
+from ipo_md.algorithms import objective
+from ipo_md.models import kv_cache
 from ipo_md.models import model as model_lib
+from ipo_md.sampling import mixture
+from ipo_md.sampling import sequences
 
 
 def _decode_form():
@@ -14,16 +14,18 @@ def _decode_form():
 
 
 def _shared_prompts():
-  shared = steps.policy_loss
-  steps.policy_loss = lambda *args, context, **kwargs: shared(*args, **kwargs)
+  shared = objective.policy_loss
+  objective.policy_loss = lambda *args, context, **kwargs: shared(
+    *args, **kwargs
+  )
 
 
 def _cache_blocks():
-  sampling.CACHE_BLOCK = 2**30
+  mixture.CACHE_BLOCK = 2**30
 
 
 def _strips():
-  cache._STRIP = 2**30
+  kv_cache._STRIP = 2**30
 
 
 def _real_length():

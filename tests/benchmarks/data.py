@@ -19,18 +19,19 @@ import numpy as np
 import protocol
 import seqio
 
-from ipo_md import batches
-from ipo_md import checkpoints
-from ipo_md import data
-from ipo_md import examples
-from ipo_md import optimizers
-from ipo_md import sharding
-from ipo_md import steps
-from ipo_md import telemetry
-from ipo_md import types
+from ipo_md.algorithms import supervised
+from ipo_md.checkpoints import manager
+from ipo_md.core import metrics as metrics_lib
+from ipo_md.core import sharding
+from ipo_md.core import types
+from ipo_md.data import batches
+from ipo_md.data import dataset as dataset_lib
+from ipo_md.data import examples
+from ipo_md.data import prompt_format
+from ipo_md.optim import optimizers
 
 
-def _dataset(args) -> data.Dataset:
+def _dataset(args) -> dataset_lib.Dataset:
   """4,096 examples of random tokens and lengths."""
   rng = np.random.default_rng(0)
 
@@ -40,7 +41,7 @@ def _dataset(args) -> data.Dataset:
     return examples.Ragged(ids=ids.astype(np.int32), starts=starts)
 
   vocabulary = seqio.PassThroughVocabulary(args.vocab)
-  return data.Dataset(
+  return dataset_lib.Dataset(
     examples=(
       examples.Examples(
         name='random',
@@ -52,7 +53,7 @@ def _dataset(args) -> data.Dataset:
     ),
     rates=(1.0,),
     lengths={'inputs': args.prompt, 'targets': args.tokens},
-    prompt_format=data.PromptFormat(vocabulary=vocabulary),
+    prompt_format=prompt_format.PromptFormat(vocabulary=vocabulary),
     prompts_only=False,
     vocabulary=vocabulary,
     counts={},
@@ -81,7 +82,7 @@ def main() -> None:
   )
 
   def update(state, batch):
-    return steps.supervised_step(
+    return supervised.supervised_step(
       state, None, batch, None, model=model, optimizer=optimizer, z_loss=0.0
     )
 
@@ -91,8 +92,8 @@ def main() -> None:
   states = {'state': state}
   with (
     tempfile.TemporaryDirectory() as folder,
-    checkpoints.manager(folder, keep=checkpoints.Keep(last=1)) as saved,
-    telemetry.MetricWriter(folder) as writer,
+    manager.open_manager(folder, keep=manager.Keep(last=1)) as saved,
+    metrics_lib.MetricWriter(folder) as writer,
   ):
 
     def run(feed, save=False):
@@ -102,7 +103,7 @@ def main() -> None:
           metrics = jax.device_get(metrics)
           writer.scalars(int(states['state'].step), metrics)
       if save:
-        checkpoints.save(saved, states['state'], dataset.vocabulary)
+        manager.save(saved, states['state'], dataset.vocabulary)
       return states['state']
 
     prefetched = lambda: batches.prefetch(batch_of, range(args.steps))
@@ -115,7 +116,7 @@ def main() -> None:
     for f in work.values():
       protocol.timed(f)
     times, rates = meter.measure(work)
-    checkpoints.wait(saved)
+    manager.wait(saved)
   over = lambda name: statistics.median(
     meter.seconds(t) / meter.seconds(fixed)
     for t, fixed in zip(times[name], times['fixed'], strict=True)

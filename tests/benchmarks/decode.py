@@ -24,7 +24,7 @@ import limits
 import networks
 import protocol
 
-from ipo_md import sampling
+from ipo_md.sampling import mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _case(args: argparse.Namespace) -> _Case:
     return tuple(model.encode(p, prompts) for p in params[:players])
 
   def sample(params, contexts, rng):
-    return sampling.sample(
+    return mixture.sample(
       model,
       params[0],
       params[1] if players == 2 else None,
@@ -61,7 +61,7 @@ def _case(args: argparse.Namespace) -> _Case:
     """T draws, each from other logits."""
 
     def one(n, total):
-      token, log_probs = sampling.choose(
+      token, log_probs = mixture.choose(
         [x + total for x in logits],
         coefs,
         jax.random.fold_in(rng, n),

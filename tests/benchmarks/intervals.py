@@ -10,7 +10,7 @@ intervals that cover the win rate. `length` is the length-controlled win rate on
 
 import numpy as np
 
-from ipo_md import statistics
+from ipo_md.evaluation import statistics
 
 REPETITIONS = 2000
 LENGTH_REPETITIONS = 500

@@ -15,8 +15,8 @@ import limits
 import networks
 import protocol
 
-from ipo_md import judges
-from ipo_md import sequences
+from ipo_md.judges import learned
+from ipo_md.sampling import sequences
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
   reward = args.judge == 'reward_model'
   model = networks.network(args, reward_head=reward)
   params = networks.init(model, 0)
-  judge = functools.partial(getattr(judges, args.judge), model=model)
+  judge = functools.partial(getattr(learned, args.judge), model=model)
 
   def rewards(params, given):
     return sequences.at_real_length(lambda c: judge(params, c).rewards, given)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import limits
 import protocol
 
-from ipo_md.models import kernels
 from ipo_md.models import layers
+from ipo_md.models import packed_kernels
 
 _BYTES = 2**27
 
@@ -22,7 +22,7 @@ _BYTES = 2**27
 _ORDERS = {
   'kernel': (lambda w: w, lambda w, x: x @ w),
   'transposed': (jnp.transpose, lambda w, x: layers.project(x, w, 1)),
-  'panels': (kernels.in_panels, lambda w, x: x @ w),
+  'panels': (packed_kernels.in_panels, lambda w, x: x @ w),
 }
 
 

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ipo_md import types
+from ipo_md.core import types
 from ipo_md.models import decoder_only
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
@@ -56,7 +56,7 @@ def fill(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def network(args: argparse.Namespace, *, reward_head: bool = False):
-  """The `model.Model` of the flags."""
+  """The `models.Model` of the flags."""
   common = {
     'vocab_size': args.vocab,
     'emb_dim': args.emb_dim,

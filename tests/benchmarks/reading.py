@@ -16,10 +16,10 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from ipo_md import __main__ as command
-from ipo_md import batches
-from ipo_md import sharding
-from ipo_md import types
+from ipo_md.core import gin_config
+from ipo_md.core import sharding
+from ipo_md.core import types
+from ipo_md.data import batches
 
 _FILES = (
   'gin/runs/supervised.gin',
@@ -42,9 +42,9 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--blocks', type=int, default=5)
   blocks = parser.parse_args().blocks
-  gin.add_config_file_search_path(command._ROOT)
-  command.parse(_FILES, _BINDINGS)
-  run = gin.get_bindings('train.train')
+  gin.add_config_file_search_path(gin_config.ROOT)
+  gin_config.parse(_FILES, _BINDINGS)
+  run = gin.get_bindings('training.train')
   model, mesh = run['model'], sharding.make_mesh(run['mesh_shape'])
   optimizer = run['optimizer'](model.logical_axes)
   with jax.set_mesh(mesh):

@@ -15,7 +15,7 @@ import re
 import subprocess
 import tempfile
 
-from ipo_md import report
+from ipo_md.report import page as page_lib
 
 _POLICIES = [f'policy_{i}' for i in range(10)]
 _WORDS = (
@@ -76,7 +76,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     fill(folder, args.completions // len(_POLICIES))
-    page = pathlib.Path(report.write(name))
+    page = pathlib.Path(page_lib.write(name))
     megabytes = page.stat().st_size / 1e6
     page.write_text(page.read_text().replace('</body>', _MEASURE))
     shown = subprocess.run(

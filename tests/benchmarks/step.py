@@ -22,12 +22,13 @@ import limits
 import networks
 import protocol
 
-from ipo_md import judges
-from ipo_md import losses
-from ipo_md import optimizers
-from ipo_md import sampling
-from ipo_md import steps
-from ipo_md import types
+from ipo_md.algorithms import losses
+from ipo_md.algorithms import online
+from ipo_md.algorithms import supervised
+from ipo_md.core import types
+from ipo_md.judges import learned
+from ipo_md.optim import optimizers
+from ipo_md.sampling import mixture
 
 _LOSSES = {
   'ipo': functools.partial(losses.ipo, tau=0.1),
@@ -45,7 +46,7 @@ def _update(algorithm, args, model, judge_model, optimizer):
   """The step of an algorithm, its batch still open."""
   if algorithm == 'supervised':
     return functools.partial(
-      steps.supervised_step, model=model, optimizer=optimizer, z_loss=0.0
+      supervised.supervised_step, model=model, optimizer=optimizer, z_loss=0.0
     )
   coefs = [0.0] * args.k
   if algorithm == 'ipo_md':
@@ -53,9 +54,9 @@ def _update(algorithm, args, model, judge_model, optimizer):
   if algorithm == 'nash_md':
     coefs[1:] = [0.125] * (args.k - 1)
   return functools.partial(
-    steps.online_step,
+    online.online_step,
     model=model,
-    judge=functools.partial(judges.reward_model, model=judge_model),
+    judge=functools.partial(learned.reward_model, model=judge_model),
     loss=_LOSSES[algorithm],
     optimizer=optimizer,
     mixture_coefs=coefs,
@@ -68,7 +69,7 @@ def _sampling(args, model):
   """The policy alone: (params, prompts, rng) -> samples."""
 
   def sample(params, prompts, rng):
-    return sampling.sample(
+    return mixture.sample(
       model,
       params,
       None,

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 import seqio
 
-from ipo_md import batches
-from ipo_md import data
-from tasks import segments
+from ipo_md.data import batches
+from ipo_md.data import dataset as dataset_lib
+from ipo_md.data import prompt_format
+from tasks.lib import text_tasks
 
 _WORDS = 90  # about 128 tokens
 
@@ -42,21 +43,21 @@ def _add_task(path: str):
         prompt, target = line.rstrip().split('|')
         yield {'inputs': prompt, 'targets': target}
 
-  source = segments.Source(
+  source = text_tasks.Source(
     rows,
     files=lambda split: [path],
-    signature=segments.SUMMARY,
+    signature=text_tasks.SUMMARY,
     splits=['train'],
   )
-  segments.add_task('benchmark', source, targets_rank=1)
+  text_tasks.add_task('benchmark', source, targets_rank=1)
 
 
-def _load(cache_dir: str, vocabulary: seqio.Vocabulary) -> data.Dataset:
-  return data.load(
+def _load(cache_dir: str, vocabulary: seqio.Vocabulary) -> dataset_lib.Dataset:
+  return dataset_lib.load(
     mixture_or_task_name='benchmark',
     task_feature_lengths={'inputs': 256, 'targets': 64},
     split='train',
-    prompt_format=data.PromptFormat(suffix=(1,)),
+    prompt_format=prompt_format.PromptFormat(suffix=(1,)),
     vocabulary=vocabulary,
     cache_dir=cache_dir,
   )

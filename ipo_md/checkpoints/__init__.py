@@ -1,0 +1,25 @@
+"""Checkpoints of every format: read, written, verified and converted."""
+
+from ipo_md.checkpoints.export_lora import export
+from ipo_md.checkpoints.load import describe
+from ipo_md.checkpoints.load import identity
+from ipo_md.checkpoints.load import load_params
+from ipo_md.checkpoints.manager import Keep
+from ipo_md.checkpoints.manager import adapted
+from ipo_md.checkpoints.manager import open_manager
+from ipo_md.checkpoints.manager import restore
+from ipo_md.checkpoints.manager import save
+from ipo_md.checkpoints.manager import wait
+
+__all__ = [
+  'Keep',
+  'adapted',
+  'describe',
+  'export',
+  'identity',
+  'load_params',
+  'open_manager',
+  'restore',
+  'save',
+  'wait',
+]

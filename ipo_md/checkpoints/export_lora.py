@@ -1,0 +1,111 @@
+"""LoRA adapters out of a run: merged into the reference, or apart.
+
+Apart is the layout of the PEFT library: adapter_config.json and
+adapter_model.safetensors, with the names of Hugging Face's modules.
+"""
+
+import json
+from typing import Literal
+
+from etils import epath
+import numpy as np
+
+from ipo_md import models
+from ipo_md.checkpoints import arrays
+from ipo_md.checkpoints import convert
+from ipo_md.checkpoints import formats
+from ipo_md.checkpoints import hf
+from ipo_md.checkpoints import locate
+from ipo_md.checkpoints import safetensors_io
+
+
+def export(
+  *,
+  model: models.Lora,
+  initial_checkpoint_path: str,
+  reference_checkpoint_path: str,
+  output_dir: str,
+  output_format: locate.Format | Literal['peft'],
+  step: int = 0,
+) -> None:
+  """The `export_lora` run: writes the policy of a run with adapters.
+
+  Args:
+    model: of the run.
+    initial_checkpoint_path: of the adapters, a MODEL_DIR.
+    reference_checkpoint_path: that the run had, of any format.
+    output_dir: must not exist; is there whole or not at all.
+    output_format: 'peft' for the adapters apart, or, merged, one of `formats`.
+    step: number of the checkpoint that is written.
+
+  Raises:
+    ValueError: a checkpoint is not there or does not fit; or the run scaled its
+      adapters otherwise.
+  """
+  adapters, flat = formats.open_checkpoint(
+    initial_checkpoint_path,
+    model.abstract_params,
+    model.config,
+    'INITIAL_CHECKPOINT_PATH',
+  )
+  _, directory = locate.detect(
+    initial_checkpoint_path, 'INITIAL_CHECKPOINT_PATH'
+  )
+  theirs = (formats.metadata(directory).get('lora') or {}).get('scale')
+  if theirs not in (None, model.scale):
+    raise ValueError(
+      f'LORA_ALPHA {model.alpha} / LORA_RANK {model.rank} is {model.scale}, '
+      f'and {theirs} in the run of {initial_checkpoint_path}.'
+    )
+  base = model.base
+  if output_format == 'peft':
+    with convert.new_directory(output_dir) as directory:
+      _write_peft(directory, model, adapters, flat, reference_checkpoint_path)
+    return
+  reference, whole = formats.open_checkpoint(
+    reference_checkpoint_path,
+    base.abstract_params,
+    base.config,
+    'REFERENCE_CHECKPOINT_PATH',
+  )
+  merged = arrays.merged(reference, adapters, whole, model.scale)
+  with convert.new_directory(output_dir) as directory:
+    convert.write(directory, merged, whole, base.config, output_format, step)
+
+
+def _write_peft(directory, model, adapters, flat, reference) -> None:
+  """A' = A^T and B' = B^T, since Hugging Face's kernels are [out, in]."""
+  base = arrays.flatten(model.base.abstract_params)
+  layout = hf.layout(model.config, base)
+  places = {}
+  for path in base:
+    for letter in ('a', 'b') if f'{path}/a' in flat else ():
+      for piece in layout[path]:
+        module = piece.name.removesuffix('.weight')
+        name = f'base_model.model.{module}.lora_{letter.upper()}.weight'
+        places[name] = (f'{path}/{letter}', piece.index)
+  shapes = {
+    name: (flat[path].shape[len(index) :][::-1], np.dtype(np.float32))
+    for name, (path, index) in places.items()
+  }
+  safetensors_io.write(
+    directory,
+    shapes,
+    lambda name: adapters.read(*places[name]).T,
+    file_name='adapter_model.safetensors',
+  )
+  config = {
+    'peft_type': 'LORA',
+    'task_type': 'SEQ_2_SEQ_LM'
+    if isinstance(model.config, models.T5Config)
+    else 'CAUSAL_LM',
+    'base_model_name_or_path': reference,
+    'r': model.rank,
+    'lora_alpha': model.alpha,
+    'lora_dropout': 0.0,
+    'target_modules': sorted({name.split('.')[-3] for name in places}),
+    'bias': 'none',
+    'inference_mode': True,
+  }
+  path = epath.Path(directory) / 'adapter_config.json'
+  path.write_text(json.dumps(config, indent=2) + '\n')

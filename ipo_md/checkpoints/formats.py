@@ -1,0 +1,182 @@
+"""Parameters out of any of four formats, and into any of them.
+
+  'orbax'      a MODEL_DIR of ours, or its checkpoints/N
+  't5x'        T5X's native checkpoint_N
+  't5x_orbax'  T5X's Orbax checkpoint_N
+  'hf'         a Hugging Face directory with config.json and safetensors
+
+A checkpoint that does not fit the model is one error, before anything is read.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import json
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+
+from ipo_md.checkpoints import arrays
+from ipo_md.checkpoints import gin_advice
+from ipo_md.checkpoints import hf
+from ipo_md.checkpoints import locate
+from ipo_md.checkpoints import safetensors_io
+from ipo_md.checkpoints import t5x
+from ipo_md.core import types
+
+
+def load_params(
+  path: str,
+  abstract: types.Params,
+  config: Any,
+  *,
+  name: str,
+  fresh: Sequence[str] = (),
+) -> types.Params:
+  """Reads parameters straight onto the mesh, one array at a time.
+
+  Args:
+    path: of a checkpoint in any format.
+    abstract: `jax.ShapeDtypeStruct`s, with shardings or without.
+    config: `Model.config`.
+    name: of the gin parameter that holds the path, for messages.
+    fresh: names of modules that the checkpoint may lack, such as a reward
+      head; they are left out of the result then.
+
+  Raises:
+    ValueError: there is no checkpoint, it is damaged or of another model.
+  """
+  checkpoint, flat = open_checkpoint(path, abstract, config, name, fresh)
+  return arrays.unflatten(checkpoint.load(flat))
+
+
+def open_checkpoint(
+  path: str,
+  abstract: types.Params,
+  config: Any,
+  name: str,
+  fresh: Sequence[str] = (),
+) -> tuple[arrays.Checkpoint, Mapping[str, Any]]:
+  """The checkpoint, and path -> shape of the parameters that it has.
+
+  Arguments and errors are those of `load_params`; no array is read yet.
+  """
+  kind, directory = locate.detect(path, name)
+  if kind == 'orbax':
+    locate.check_whole(directory.parent, name)
+  flat = arrays.flatten(abstract)
+  fields, ignored = {}, lambda array: 'reward_head' in array
+  if kind == 'hf':
+    theirs, fields = _read_config(directory / 'config.json')
+    _check_config(f'{name} {directory}', fields, config)
+    stored = safetensors_io.read(directory)
+    shared = hf.has_shared_head(theirs, stored)
+    layout = hf.layout(config, flat, shared_head=shared)
+    ignored = lambda array: hf.ignored(config, array)
+  elif kind == 'orbax':
+    layout = {parameter: [arrays.Piece(parameter)] for parameter in flat}
+    stored = t5x.read_ocdbt(directory, 'params')
+    lora = metadata(directory).get('lora')
+    if lora and not layout.keys() & stored.keys():
+      return _open_adapted(
+        f'{name} {path}', stored, lora, abstract, config, fresh
+      )
+  else:
+    layout = t5x.layout(flat)
+    stored = (
+      t5x.read_native(directory)
+      if kind == 't5x'
+      else t5x.read_ocdbt(directory, 'target')
+    )
+  lacking = {
+    parameter
+    for parameter, pieces in layout.items()
+    if set(parameter.split('/')) & set(fresh) and pieces[0].name not in stored
+  }
+  flat = {p: leaf for p, leaf in flat.items() if p not in lacking}
+  layout = {p: pieces for p, pieces in layout.items() if p not in lacking}
+  arrays.check(
+    f'{name} {directory}',
+    stored,
+    layout,
+    flat,
+    ignored=ignored,
+    advice=gin_advice.advice(fields or gin_advice.fields(stored)),
+  )
+  return arrays.Checkpoint(stored, layout), flat
+
+
+def _read_config(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """config.json, and what it says of our config's fields."""
+  try:
+    theirs = json.loads(path.read_text())
+    return theirs, hf.model_fields(theirs)
+  except KeyError as error:
+    raise ValueError(f'{path} has no field {error}.') from error
+  except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def metadata(directory: epath.Path) -> dict[str, Any]:
+  """What a run of ours saved besides a checkpoint's arrays."""
+  path = directory.parent / '_CHECKPOINT_METADATA'
+  if not path.exists():
+    return {}
+  try:
+    return json.loads(path.read_text()).get('custom_metadata') or {}
+  except (ValueError, AttributeError) as error:
+    raise ValueError(
+      f'{path.parent} is damaged: {path.name} ({error})'
+    ) from error
+
+
+def _open_adapted(
+  what: str,
+  stored: Mapping[str, arrays.Stored],
+  lora: Mapping[str, Any],
+  abstract: types.Params,
+  config: Any,
+  fresh: Sequence[str],
+) -> tuple[arrays.Checkpoint, Mapping[str, Any]]:
+  """The whole policy of a run with LoRA, merged as its layers are read."""
+  try:
+    reference, flat = open_checkpoint(
+      lora['reference'],
+      abstract,
+      config,
+      f'{what} holds LoRA adapters, and their reference',
+      fresh,
+    )
+  except ValueError as error:
+    error.add_note(
+      'If the reference has moved, gin/runs/export_lora.gin writes the whole '
+      'policy: it takes the new place as REFERENCE_CHECKPOINT_PATH.'
+    )
+    raise
+  shapes = {}
+  for path in {name.rpartition('/')[0] for name in stored} & flat.keys():
+    *lead, rows, columns = flat[path].shape
+    for letter, shape in (
+      ('a', (*lead, rows, lora['rank'])),
+      ('b', (*lead, lora['rank'], columns)),
+    ):
+      shapes[f'{path}/{letter}'] = jax.ShapeDtypeStruct(shape, np.float32)
+  layout = {path: [arrays.Piece(path)] for path in shapes}
+  arrays.check(what, stored, layout, shapes)
+  adapters = arrays.Checkpoint(stored, layout)
+  return arrays.merged(reference, adapters, flat, lora['scale']), flat
+
+
+def _check_config(what: str, fields: Mapping[str, Any], config: Any) -> None:
+  ours = {key: getattr(config, key, None) for key in fields}
+  differing = [
+    f'{key}: {value} there, {ours[key]} in the model'
+    for key, value in fields.items()
+    if ours[key] != value
+  ]
+  if differing:
+    raise ValueError(
+      f'{what}/config.json is of another model:\n  '
+      + '\n  '.join([*differing[:8], gin_advice.advice(fields)]).rstrip()
+    )

@@ -1,0 +1,149 @@
+"""Progress lines of long phases and of training runs."""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import math
+import sys
+import time
+from typing import Any
+from typing import TypeVar
+
+import jax
+
+_LOG_SECONDS = 30  # between two lines of `progress` in a log file
+_TERMINAL_SECONDS = 0.2
+
+_Item = TypeVar('_Item')
+
+
+class ProgressLine:
+  """One line that says how a training run goes.
+
+    step 1,200/30,000  loss 0.1234  win rate 0.612  18,340 tokens/s  left 1:02
+
+  On a terminal it is rewritten in place; elsewhere every call of `update` is
+  one line. The win rate is the last one known. The time left leaves the first
+  interval, which compiles, out of account as soon as there is another one.
+
+  Args:
+    total_steps: TRAIN_STEPS.
+    step: the step that the run starts from.
+  """
+
+  def __init__(self, total_steps: int, step: int = 0):
+    self._total = total_steps
+    self._step, self._time = step, time.monotonic()
+    self._timed_from = None
+    self._win_rate = None
+    self._line = _Line()
+
+  def update(
+    self, step: int, metrics: Mapping[str, Any], *, tokens: float
+  ) -> None:
+    """Shows the state after `step` updates.
+
+    Args:
+      step: updates made.
+      metrics: of which `loss` and `win_rate` are shown.
+      tokens: tokens processed since the last call.
+    """
+    now = time.monotonic()
+    fields = [f'step {step:,}/{self._total:,}']
+    if 'loss' in metrics:
+      fields.append(f'loss {float(metrics["loss"]):.4f}')
+    self._win_rate = metrics.get('win_rate', self._win_rate)
+    if self._win_rate is not None:
+      fields.append(f'win rate {float(self._win_rate):.3f}')
+    fields.append(f'{tokens / max(now - self._time, 1e-9):,.0f} tokens/s')
+    first_step, first_time = self._timed_from or (self._step, self._time)
+    if step > first_step:
+      rate = (now - first_time) / (step - first_step)
+      fields.append(f'left {_duration(rate * (self._total - step))}')
+    if self._timed_from is None:
+      self._timed_from = step, now
+    self._step, self._time = step, now
+    self._line.show('  '.join(fields))
+
+  def close(self) -> None:
+    """Ends the line on a terminal, so that what follows has its own."""
+    self._line.end()
+
+
+def say(text: str) -> None:
+  """Prints a line, once."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def progress(
+  items: Iterable[_Item],
+  total: int,
+  label: str | Callable[[], str],
+  size: Callable[[_Item], int] = lambda item: 1,
+) -> Iterator[_Item]:
+  """Yields items and shows how far a long phase is.
+
+    sampling ipo_md  34/128  27 %  left 0:12
+
+  Args:
+    items: what is worked on; an item counts as done when the next is asked for.
+    total: their number, or the sum of their sizes; 0: unknown.
+    label: what is done, or a function that says how it stands.
+    size: of an item.
+  """
+  line = _Line()
+  said = label if callable(label) else lambda: label
+  start = shown = time.monotonic()
+  period = _TERMINAL_SECONDS if line.terminal else _LOG_SECONDS
+  done = 0
+  try:
+    for item in items:
+      yield item
+      done += size(item)
+      now = time.monotonic()
+      if now - shown >= period and done < total:
+        left = (now - start) / done * (total - done)
+        share = 100 * done // total
+        line.show(
+          f'{said()}  {done:,}/{total:,}  {share} %  left {_duration(left)}'
+        )
+        shown = now
+    took = _duration(time.monotonic() - start)
+    of = f'/{total:,}' if total else ''
+    line.show(f'{said()}  {done:,}{of}  took {took}')
+  finally:
+    line.end()
+
+
+class _Line:
+  """A line of text that replaces the one before it on a terminal."""
+
+  def __init__(self):
+    self.terminal = sys.stdout.isatty()
+    self._silent = jax.process_index() != 0
+    self._width = 0
+
+  def show(self, text: str) -> None:
+    if self._silent:
+      return
+    if self.terminal:
+      print(f'\r{text:{self._width}}', end='', flush=True)
+      self._width = len(text)
+    else:
+      print(text, flush=True)
+
+  def end(self) -> None:
+    if self._width:
+      print(flush=True)
+    self._width = 0
+
+
+def _duration(seconds: float) -> str:
+  """1:02:33, or 2:33 below an hour; seconds rounded up."""
+  minutes, seconds = divmod(math.ceil(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}:{minutes:02}:{seconds:02}'
+  return f'{minutes}:{seconds:02}'

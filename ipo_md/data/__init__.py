@@ -1,0 +1,37 @@
+"""Data sets, prompt formats, vocabularies and batches."""
+
+from ipo_md.data.batches import Batches
+from ipo_md.data.batches import check_size
+from ipo_md.data.batches import in_order
+from ipo_md.data.batches import prefetch
+from ipo_md.data.dataset import Dataset
+from ipo_md.data.dataset import check_vocabulary
+from ipo_md.data.dataset import first_rows
+from ipo_md.data.dataset import load
+from ipo_md.data.examples import Examples
+from ipo_md.data.examples import Ragged
+from ipo_md.data.examples import chunks
+from ipo_md.data.examples import find
+from ipo_md.data.examples import tokenise
+from ipo_md.data.hf_vocabulary import TokenizerVocabulary
+from ipo_md.data.prompt_format import PromptFormat
+from ipo_md.data.vocabularies import vocabulary
+
+__all__ = [
+  'Batches',
+  'Dataset',
+  'Examples',
+  'PromptFormat',
+  'Ragged',
+  'TokenizerVocabulary',
+  'check_size',
+  'check_vocabulary',
+  'chunks',
+  'find',
+  'first_rows',
+  'in_order',
+  'load',
+  'prefetch',
+  'tokenise',
+  'vocabulary',
+]

@@ -1,0 +1,1 @@
+"""Comparison, inference and judge accuracy on held-out prompts."""

@@ -1,0 +1,97 @@
+"""The seqio metrics of a task, of completions against its targets."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import dataclasses
+
+import numpy as np
+import seqio
+
+from ipo_md import data
+from ipo_md import judges
+
+
+def of_task(
+  dataset: data.Dataset, count: int, *, mixture_or_task_name: str
+) -> judges.Measure | None:
+  """Measures a completion of each of the first prompts, in their order.
+
+  Metrics of targets and predictions that are means over examples, as ROUGE and
+  exact match are: each is called with one target and one prediction.
+
+  Args:
+    dataset: of the task.
+    count: of its first prompts.
+    mixture_or_task_name: PROMPT_TASK.
+
+  Returns:
+    None for a mixture, and for a task without metrics or without targets.
+  """
+  task = data.find(mixture_or_task_name)
+  if isinstance(task, seqio.Mixture) or not task.predict_metric_fns:
+    return None
+  if dataset.examples[0].k != 1:
+    return None
+  targets = [
+    dataset.vocabulary.decode(_without_eos(dataset, i, row))
+    for i, row in data.first_rows(dataset, count)
+  ]
+
+  def of(target: str, completion: str) -> dict[str, float]:
+    target = task.postprocess_fn(target, example=None, is_target=True)
+    said = task.postprocess_fn(completion, example=None, is_target=False)
+    found = [metric([target], [said]) for metric in task.predict_metric_fns]
+    return {name: float(v) for values in found for name, v in values.items()}
+
+  def measure(prompts, completions):
+    del prompts
+    return [of(*pair) for pair in zip(targets, completions, strict=True)]
+
+  return measure
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricJudge:
+  """A judge of `pairwise`: the completion of the higher metric is better.
+
+  Attributes:
+    dataset: of the held-out prompts.
+    mixture_or_task_name: PROMPT_TASK.
+    metric: a name that its metrics give, such as 'exact_match'.
+  """
+
+  dataset: Callable[[], data.Dataset]
+  mixture_or_task_name: str
+  metric: str
+
+  def __call__(
+    self, samples: judges.Samples, pairs: judges.Pairs
+  ) -> Iterator[np.ndarray]:
+    dataset, count = self.dataset(), len(samples.prompts)
+    rows = dataset.rows(data.first_rows(dataset, count))
+    if judges.bare_texts(rows, dataset) != list(samples.prompts):
+      raise ValueError(
+        f'MetricJudge knows the targets of the first prompts of '
+        f'{self.mixture_or_task_name} alone, and is asked about others.'
+      )
+    measure = of_task(
+      dataset, count, mixture_or_task_name=self.mixture_or_task_name
+    )
+    columns = [
+      measure(samples.prompts, column) if measure else [{}]
+      for column in zip(*samples.texts, strict=True)
+    ]
+    if self.metric not in columns[0][0]:
+      raise ValueError(
+        f'MetricJudge.metric is {self.metric!r}; task '
+        f'{self.mixture_or_task_name} has {sorted(columns[0][0])}.'
+      )
+    scores = np.array([[row[self.metric] for row in c] for c in columns])
+    for i, k in pairs:
+      p = (1 + np.sign(scores[i] - scores[k])) / 2
+      yield np.stack([p, p], axis=-1)
+
+
+def _without_eos(dataset: data.Dataset, task: int, row: int) -> list[int]:
+  ids = dataset.examples[task].targets.row(row)
+  return ids[ids != dataset.vocabulary.eos_id].tolist()

@@ -1,0 +1,251 @@
+"""Adafactor as in T5X, Adam, and learning rate schedules.
+
+An optimizer is bound by gin and made by the run, which knows the model:
+
+  optimizer(logical_axes) -> optax.GradientTransformation
+
+The learning rate is a number, or a schedule: a function of the updates made so
+far, as in T5X, so that a warm-up starts at (almost) 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ipo_md.core import types
+from ipo_md.optim import schedules
+
+# Logical axes along which parameters are stacked: each entry is a parameter.
+STACKED = ('layers', 'expert')
+
+
+class AdafactorState(NamedTuple):
+  """Second moments, each a tree like the parameters, float32.
+
+  A factored kernel [..., R, C] has v_row [..., its smaller side] and v_col
+  [..., its larger side]; any other parameter has v alone. What a parameter
+  does not have is a 0 of shape [..., 1], as in T5X.
+  """
+
+  count: jax.Array  # [] int32
+  v_row: Any
+  v_col: Any
+  v: Any
+
+
+def adafactor(
+  logical_axes: types.Params,
+  *,
+  learning_rate: float | schedules.Schedule,
+  decay_rate: float = 0.8,
+  clipping_threshold: float | None = 1.0,
+  multiply_by_parameter_scale: bool = True,
+  min_dim_size_to_factor: int = 128,
+  max_gradient_norm: float | None = None,
+) -> optax.GradientTransformation:
+  """Adafactor (https://arxiv.org/abs/1804.04235) as T5X has it.
+
+    v_t     = d v_{t-1} + (1 - d) g^2,   d = 1 - t^-decay_rate
+    u       = g / sqrt(v),   u /= max(1, RMS(u) / clipping_threshold)
+    update  = - learning_rate max(RMS(parameter), 1e-3) u
+
+  v of a kernel is the product of its row and column means. Stacked parameters
+  (`STACKED` at the front of their logical axes) are so many parameters: scale,
+  clipping and factors are taken one by one, where optax takes the whole stack.
+
+  Args:
+    logical_axes: a tree like the parameters; a tuple of names for each.
+    learning_rate: relative to the scale of a parameter.
+    decay_rate: exponent of the second moment's decay.
+    clipping_threshold: of the RMS of an update; None: not clipped.
+    multiply_by_parameter_scale: False: learning_rate is absolute.
+    min_dim_size_to_factor: a kernel with a smaller side is not factored.
+    max_gradient_norm: of the gradients of all parameters together, clipped
+      before anything else; None: not clipped.
+  """
+
+  def init_one(param):
+    empty = jnp.zeros((1,), jnp.float32)
+    if _is_factored(param, min_dim_size_to_factor):
+      small, large = sorted(param.shape)
+      return jnp.zeros(small), jnp.zeros(large), empty
+    return empty, empty, jnp.zeros(param.shape, jnp.float32)
+
+  def update_one(grad, param, v_row, v_col, v, decay, rate):
+    square = jnp.square(grad) + 1e-30
+    if _is_factored(param, min_dim_size_to_factor):
+      small, large = _sides(param)
+      v_row = decay * v_row + (1 - decay) * jnp.mean(square, axis=large)
+      v_col = decay * v_col + (1 - decay) * jnp.mean(square, axis=small)
+      row_factor = (v_row / jnp.mean(v_row)) ** -0.5
+      update = (
+        grad
+        * jnp.expand_dims(row_factor, large)
+        * jnp.expand_dims(v_col**-0.5, small)
+      )
+    else:
+      v = decay * v + (1 - decay) * square
+      update = grad * v**-0.5
+    if clipping_threshold is not None:
+      update /= jnp.maximum(1.0, _rms(update) / clipping_threshold)
+    if multiply_by_parameter_scale:
+      rate *= jnp.maximum(_rms(param), 1e-3)
+    return -rate * update, v_row, v_col, v
+
+  def init(params):
+    def leaf(param, axes):
+      return _per_entry(init_one, axes)(param)
+
+    out = jax.tree.map(leaf, params, logical_axes)
+    return AdafactorState(jnp.zeros((), jnp.int32), *_unzip(params, out))
+
+  def update(grads, state, params):
+    decay = 1 - (state.count.astype(jnp.float32) + 1) ** -decay_rate
+    rate = schedules.learning_rate_at(learning_rate, state.count)
+
+    def leaf(param, axes, grad, *moments):
+      function = lambda *args: update_one(*args, decay, rate)
+      return _per_entry(function, axes)(
+        grad.astype(jnp.float32), param.astype(jnp.float32), *moments
+      )
+
+    out = jax.tree.map(
+      leaf, params, logical_axes, grads, state.v_row, state.v_col, state.v
+    )
+    updates, *moments = _unzip(params, out)
+    return updates, AdafactorState(state.count + 1, *moments)
+
+  return _clipped(max_gradient_norm, optax.GradientTransformation(init, update))
+
+
+def adam(
+  logical_axes: types.Params,
+  *,
+  learning_rate: float | schedules.Schedule,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  epsilon: float = 1e-8,
+  weight_decay: float = 0.0,
+  max_gradient_norm: float | None = None,
+) -> optax.GradientTransformation:
+  """Adam, or AdamW with a weight_decay (https://arxiv.org/abs/1711.05101).
+
+  Args:
+    logical_axes: as for `adafactor`; not needed.
+    learning_rate: absolute.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    epsilon: added to the root of the second moment.
+    weight_decay: fraction of a parameter, times learning_rate, that an update
+      takes off it.
+    max_gradient_norm: of the gradients of all parameters together; None: not
+      clipped.
+  """
+  del logical_axes
+  rate = lambda step: schedules.learning_rate_at(learning_rate, step)
+  return _clipped(
+    max_gradient_norm,
+    optax.adamw(rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay),
+  )
+
+
+class SkippingState(NamedTuple):
+  """The state of `skipping`."""
+
+  inner: Any
+  in_a_row: jax.Array  # [] int32, skipped since the last update that was made
+
+
+def skipping(
+  optimizer: optax.GradientTransformation, *, max_gradient_norm: float | None
+) -> optax.GradientTransformation:
+  """Leaves out updates whose gradient is not finite or too large.
+
+  Such an update changes neither parameters nor the optimizer's state; it still
+  counts as a step, whose batch is spent.
+
+  Args:
+    optimizer: makes the updates.
+    max_gradient_norm: over all parameters, before clipping; None: any.
+  """
+
+  def init(params):
+    return SkippingState(optimizer.init(params), jnp.zeros((), jnp.int32))
+
+  def update(grads, state, params):
+    norm = optax.tree.norm(grads)
+    good = jnp.isfinite(norm)
+    if max_gradient_norm is not None:
+      good &= norm <= max_gradient_norm
+    updates, inner = optimizer.update(grads, state.inner, params)
+    return (
+      jax.tree.map(lambda u: jnp.where(good, u, 0), updates),
+      SkippingState(
+        jax.tree.map(lambda n, o: jnp.where(good, n, o), inner, state.inner),
+        jnp.where(good, 0, state.in_a_row + 1),
+      ),
+    )
+
+  return optax.GradientTransformation(init, update)
+
+
+def apply(
+  optimizer: optax.GradientTransformation,
+  grads: types.Params,
+  state: types.TrainState,
+) -> tuple[types.TrainState, dict[str, jax.Array]]:
+  """One update with a gradient.
+
+  Returns:
+    The next state; grad_norm and, with `skipping`, skipped_in_a_row.
+  """
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  metrics = {'grad_norm': optax.tree.norm(grads)}
+  if isinstance(opt_state, SkippingState):
+    metrics['skipped_in_a_row'] = opt_state.in_a_row
+  return state.replace(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+  ), metrics
+
+
+def _clipped(
+  max_gradient_norm: float | None, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  if max_gradient_norm is None:
+    return optimizer
+  return optax.chain(optax.clip_by_global_norm(max_gradient_norm), optimizer)
+
+
+def _per_entry(function: Callable, axes: tuple[str, ...]) -> Callable:
+  """`function` of one parameter, for a stack of them."""
+  for axis in axes:
+    if axis not in STACKED:
+      break
+    function = jax.vmap(function)
+  return function
+
+
+def _sides(param: jax.Array) -> tuple[int, int]:
+  """The axes of a kernel [R, C]: of its smaller side, of its larger side."""
+  return (0, 1) if param.shape[0] <= param.shape[1] else (1, 0)
+
+
+def _is_factored(param: jax.Array, min_dim_size_to_factor: int) -> bool:
+  return param.ndim == 2 and min(param.shape) >= min_dim_size_to_factor
+
+
+def _rms(x: jax.Array) -> jax.Array:
+  return jnp.sqrt(jnp.mean(jnp.square(x)))
+
+
+def _unzip(params: types.Params, out: Any) -> list[Any]:
+  """A tree of tuples -> a list of trees like `params`."""
+  structure = jax.tree.structure(params)
+  columns = zip(*structure.flatten_up_to(out), strict=True)
+  return [jax.tree.unflatten(structure, column) for column in columns]

@@ -1,0 +1,27 @@
+"""Sampling from the token mixture, and log-probabilities of sequences."""
+
+from ipo_md.sampling.mixture import sample
+from ipo_md.sampling.mixture import validate
+from ipo_md.sampling.sampler import Sampler
+from ipo_md.sampling.sequences import at_real_length
+from ipo_md.sampling.sequences import decoder_inputs
+from ipo_md.sampling.sequences import join
+from ipo_md.sampling.sequences import log_probs
+from ipo_md.sampling.sequences import reading_inputs
+from ipo_md.sampling.sequences import sum_or_mean
+from ipo_md.sampling.sequences import token_log_probs
+from ipo_md.sampling.sequences import without
+
+__all__ = [
+  'Sampler',
+  'at_real_length',
+  'decoder_inputs',
+  'join',
+  'log_probs',
+  'reading_inputs',
+  'sample',
+  'sum_or_mean',
+  'token_log_probs',
+  'validate',
+  'without',
+]

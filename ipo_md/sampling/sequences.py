@@ -1,0 +1,209 @@
+"""Token sequences on the device: joining, log-probabilities, log-ratios."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import functools
+import math
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from ipo_md import models
+from ipo_md.core import sharding
+from ipo_md.core import types
+
+# Elements of the largest array of logits that a loss holds on a device at a
+# time: 2**24 float32 are 64 MiB.
+LOGITS_CHUNK = 2**24
+
+# The least width at which a forward pass gets a branch of its own.
+LEAST_WIDTH = 64
+
+T = TypeVar('T')
+
+
+def join(
+  segments: Sequence[types.Tokens], *, length: int, cut: int
+) -> types.Tokens:
+  """Concatenates segments without gaps.
+
+    segments   a b . | c d e . | f .      ('.' is padding)
+    joined     a b c d e f . .
+
+  What exceeds `length` is taken off the end of segment number `cut`; the
+  others stay whole.
+
+  Args:
+    segments: each [..., T_i], leading axes that broadcast.
+    length: width of the result.
+    cut: index of the segment that may be shortened.
+
+  Returns:
+    [..., length] tokens.
+
+  Raises:
+    ValueError: the other segments alone may exceed `length`.
+  """
+  fixed = sum(s.ids.shape[-1] for i, s in enumerate(segments) if i != cut)
+  if fixed > length:
+    raise ValueError(
+      f'Segments of up to {fixed} tokens do not fit into a joined length of '
+      f'{length} even without the one that may be cut; raise the length.'
+    )
+  lead = jnp.broadcast_shapes(*(s.ids.shape[:-1] for s in segments))
+  spread = lambda x: jnp.broadcast_to(x, lead + x.shape[-1:])
+  masks = [spread(s.mask) for s in segments]
+  excess = sum(jnp.sum(m, axis=-1) for m in masks) - length
+  kept = jnp.sum(masks[cut], axis=-1) - jnp.maximum(excess, 0)
+  masks[cut] &= jnp.cumsum(masks[cut], axis=-1) <= kept[..., None]
+  ids = jnp.concatenate([spread(s.ids) for s in segments], axis=-1)
+  mask = jnp.concatenate(masks, axis=-1)
+  order = jnp.argsort(~mask, axis=-1, stable=True)
+  ids = jnp.take_along_axis(jnp.where(mask, ids, 0), order, axis=-1)
+  mask = jnp.take_along_axis(mask, order, axis=-1)
+  pad = [(0, 0)] * len(lead) + [(0, max(0, length - ids.shape[-1]))]
+  ids, mask = jnp.pad(ids, pad), jnp.pad(mask, pad)
+  return types.Tokens(ids=ids[..., :length], mask=mask[..., :length])
+
+
+def without(tokens: types.Tokens, special_ids: Sequence[int]) -> types.Tokens:
+  """Masks special tokens, such as EOS, so that `join` leaves them out."""
+  special = jnp.isin(tokens.ids, jnp.array(special_ids, jnp.int32))
+  return tokens.replace(mask=tokens.mask & ~special)
+
+
+def reading_inputs(start: jax.Array, ids: jax.Array) -> jax.Array:
+  """[B] first inputs, [B, K, T] tokens -> [B, K, T + 1] inputs that read all.
+
+  The hidden state of input n + 1 is the one *at* token n: what a reward head
+  looks at.
+  """
+  start = jnp.broadcast_to(start[:, None, None], ids.shape[:2] + (1,))
+  return jnp.concatenate([start, ids], axis=-1)
+
+
+def decoder_inputs(start: jax.Array, ids: jax.Array) -> jax.Array:
+  """[B] first inputs, [B, K, T] tokens -> [B, K, T] inputs predicting them."""
+  return reading_inputs(start, ids[..., :-1])
+
+
+def token_log_probs(
+  model: models.Model,
+  params: types.Params,
+  hidden: jax.Array,
+  targets: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probabilities of given tokens, the vocabulary projected in chunks.
+
+  Chunks run along T and are recomputed in the backward pass, so no array of
+  [B, K, T, V] exists.
+
+  Args:
+    model: policy or reference.
+    params: its parameters.
+    hidden: [B, K, T, E].
+    targets: [B, K, T].
+
+  Returns:
+    log pi(token) and log Z, the logarithm of the softmax's denominator, both
+    [B, K, T] float32.
+  """
+
+  def project(x):
+    hidden, targets = x
+    logits = model.logits(params, hidden)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return chosen - log_z, log_z
+
+  b, k, t = targets.shape
+  vocab = jax.eval_shape(model.logits, params, hidden).shape[-1]
+  most = LOGITS_CHUNK * sharding.activation_parts()
+  chunks = min(t, math.ceil(b * k * t * vocab / most))
+  if chunks == 1:
+    return project((hidden, targets))
+  width = math.ceil(t / chunks)
+  pad = chunks * width - t
+
+  def split(x):  # [B, K, T, ...] -> [chunks, B, K, width, ...]
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 3))
+    return jnp.moveaxis(x.reshape(b, k, chunks, width, *x.shape[3:]), 2, 0)
+
+  def unite(x):
+    return jnp.moveaxis(x, 0, 2).reshape(b, k, chunks * width)[..., :t]
+
+  out = jax.lax.map(jax.checkpoint(project), (split(hidden), split(targets)))
+  return jax.tree.map(unite, out)
+
+
+def log_probs(
+  model: models.Model,
+  params: types.Params,
+  completions: types.Completions,
+  *,
+  context: types.Context | None = None,
+  rng: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probability of each completion token, teacher-forced.
+
+  Args:
+    model: policy or reference.
+    params: its parameters.
+    completions: K completions of each of B prompts.
+    context: the prompts as `params` reads them; None: they are read here.
+    rng: key for dropout, consumed; None: no dropout.
+
+  Returns:
+    [B, K, T] float32, 0 on padding; and the model's auxiliary loss.
+  """
+  keys = (None, None) if rng is None else jax.random.split(rng)
+  if context is None:
+    context = model.encode(params, completions.prompts, rng=keys[0])
+  tokens = completions.completions
+  inputs = decoder_inputs(context.start, tokens.ids)
+  hidden, _, aux = model.decode(
+    params, inputs, context, mask=tokens.mask, rng=keys[1]
+  )
+  log_probs, _ = token_log_probs(model, params, hidden, tokens.ids)
+  return jnp.where(tokens.mask, log_probs, 0.0), aux
+
+
+def at_real_length(
+  f: Callable[[types.Completions], T], completions: types.Completions
+) -> T:
+  """f of the completions, less columns that are padding in all of them.
+
+  The width is one of T, T / 2, T / 4, ... that are not below `LEAST_WIDTH`: so
+  many branches of one program, of which all devices take the same, for the
+  longest completion of the whole batch. What f returns has no axis T.
+  """
+  tokens = completions.completions
+  widths = [tokens.ids.shape[-1]]
+  while widths[0] // 2 >= LEAST_WIDTH:
+    widths.insert(0, widths[0] // 2)
+  longest = jnp.max(jnp.sum(tokens.mask, axis=-1))
+
+  def branch(width, completions):
+    cut = jax.tree.map(lambda x: x[..., :width], completions.completions)
+    return f(completions.replace(completions=cut))
+
+  return jax.lax.switch(
+    jnp.sum(longest > jnp.array(widths[:-1], jnp.int32)),
+    [functools.partial(branch, width) for width in widths],
+    completions,
+  )
+
+
+def sum_or_mean(
+  values: jax.Array, mask: jax.Array, *, per_token: bool
+) -> jax.Array:
+  """Reduces [..., T] over the tokens where mask is True.
+
+  The papers' formulas sum. `per_token=True` divides by the completion's length,
+  EOS included; tau and beta are not comparable between the two.
+  """
+  total = jnp.sum(jnp.where(mask, values, 0.0), axis=-1)
+  if not per_token:
+    return total
+  return total / jnp.maximum(jnp.sum(mask, axis=-1), 1)

@@ -1,0 +1,1 @@
+"""Compiles runs for TPU slices on a machine without one."""

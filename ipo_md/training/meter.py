@@ -1,0 +1,149 @@
+"""Where the time of a run goes, what its devices do, and whether it is alive.
+
+MODEL_DIR/performance.jsonl   a line for each line of progress
+MODEL_DIR/profile/N           profiles for xprof, of the updates from N on
+"""
+
+import collections
+from collections.abc import Iterable
+from collections.abc import Iterator
+import contextlib
+import threading
+import time
+from typing import Any
+from typing import TypeVar
+
+import jax
+
+from ipo_md.core import tpu_slices
+
+# FLOP/s in bfloat16, by what JAX calls a chip.
+PEAK_FLOPS = {
+  'TPU v4': tpu_slices.CHIPS['v4'].flops,
+  'TPU v5 lite': tpu_slices.CHIPS['v5e'].flops,
+  'TPU v5': tpu_slices.CHIPS['v5p'].flops,
+  'TPU v5p': tpu_slices.CHIPS['v5p'].flops,
+  'TPU v6 lite': tpu_slices.CHIPS['v6e'].flops,
+}
+_COMPILE_EVENTS = (
+  '/jax/core/compile/jaxpr_trace_duration',
+  '/jax/core/compile/jaxpr_to_mlir_module_duration',
+  '/jax/core/compile/backend_compile_duration',
+)
+
+_Item = TypeVar('_Item')
+
+
+class Meter:
+  """Divides the time of a run into phases, on the host's clock.
+
+    with training.Meter() as meter:
+      for batch in meter.waiting('data', batches):
+        with meter.phase('update'):
+          ...
+      meter.report(updates=50, tokens=10_000, parameters=780_000_000)
+
+  Time to compile is a phase of its own and is left out of the phase that it
+  falls into. Between two phases nothing is counted.
+  """
+
+  def __init__(self):
+    self._began = self._reported = time.monotonic()
+    self._total = collections.Counter()
+    self._since_report = collections.Counter()
+    self._phase = None
+    self._compiled = collections.Counter()  # in updates, by program
+    self._again = []
+    self._warm = False
+
+  def __enter__(self) -> 'Meter':
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+    return self
+
+  def __exit__(self, *_) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+  def _listen(self, event: str, seconds: float, **attributes: Any) -> None:
+    if event not in _COMPILE_EVENTS:
+      return
+    if threading.current_thread() is threading.main_thread():
+      self._add('compile', seconds)
+    if event == _COMPILE_EVENTS[-1] and self._phase == 'update':
+      name = str(attributes.get('fun_name'))
+      if self._warm and self._compiled[name]:
+        self._again.append(f'{name} in {seconds:.1f} s')
+      self._compiled[name] += 1
+
+  def _add(self, phase: str, seconds: float) -> None:
+    self._total[phase] += seconds
+    self._since_report[phase] += seconds
+
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Iterator[None]:
+    """Counts the time of the block to a phase."""
+    start, compiled = time.monotonic(), self._total['compile']
+    self._phase = name
+    try:
+      yield
+    finally:
+      self._phase = None
+      compiling = self._total['compile'] - compiled
+      self._add(name, max(0.0, time.monotonic() - start - compiling))
+
+  def waiting(self, name: str, items: Iterable[_Item]) -> Iterator[_Item]:
+    """The items; the time until each one is there counts to a phase."""
+    iterator = iter(items)
+    while True:
+      with self.phase(name):
+        try:
+          item = next(iterator)
+        except StopIteration:
+          return
+      yield item
+
+  def recompiled(self) -> list[str]:
+    """Programs of updates compiled again since the last call; at first none."""
+    again, self._again, self._warm = self._again, [], True
+    return again
+
+  def report(
+    self, *, updates: int, tokens: float, parameters: int
+  ) -> dict[str, float]:
+    """What is known since the last report.
+
+      tokens_per_second_per_device = tokens / seconds / devices
+      mfu_at_least = 6 parameters tokens / (update seconds devices peak)
+      goodput      = update seconds / seconds, since the run began
+
+    mfu_at_least is a bound: it counts the update's own multiplications for the
+    tokens of the loss, and neither prompts, samples, reference nor judge. It
+    is there on devices of PEAK_FLOPS, device memory where the device tells.
+
+    Args:
+      updates: made since then.
+      tokens: that the loss was a sum over.
+      parameters: that are trained.
+
+    Returns:
+      These, and seconds_PHASE of each phase, total seconds, unix time.
+    """
+    now = time.monotonic()
+    seconds, self._reported = now - self._reported, now
+    found = {'time': time.time(), 'updates': updates, 'seconds': seconds}
+    for name, value in self._since_report.items():
+      found[f'seconds_{name}'] = value
+    devices = jax.device_count()
+    found['tokens_per_second_per_device'] = tokens / seconds / devices
+    found['goodput'] = self._total['update'] / (now - self._began)
+    device = jax.local_devices()[0]
+    peak = PEAK_FLOPS.get(device.device_kind)
+    in_updates = self._since_report['update']
+    if peak is not None and in_updates:
+      rate = 6 * parameters * tokens / in_updates
+      found['mfu_at_least'] = rate / (devices * peak)
+    memory = device.memory_stats() or {}
+    for name in ('bytes_in_use', 'peak_bytes_in_use', 'bytes_limit'):
+      if name in memory:
+        found[f'device_{name}'] = memory[name]
+    self._since_report.clear()
+    return found

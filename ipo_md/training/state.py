@@ -1,0 +1,144 @@
+"""The initial state of a run, its optimizer and its frozen parameters."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import seqio
+
+from ipo_md import checkpoints
+from ipo_md import models
+from ipo_md import optim as optimizers
+from ipo_md.core import progress
+from ipo_md.core import sharding
+from ipo_md.core import types
+from ipo_md.training import config
+
+
+def make_optimizer(
+  optimizer: Callable[[Any], optax.GradientTransformation],
+  model: models.Model,
+  watch: config.Watch,
+) -> optax.GradientTransformation:
+  """The optimizer of a model's parameters, with what skips updates."""
+  optimizer = optimizer(model.logical_axes)
+  if watch.max_skipped or watch.skip_gradient_norm is not None:
+    optimizer = optimizers.skipping(
+      optimizer, max_gradient_norm=watch.skip_gradient_norm
+    )
+  return optimizer
+
+
+def load_frozen(
+  mesh: jax.sharding.Mesh,
+  model: models.Model,
+  start: config.Start,
+  vocabulary: seqio.Vocabulary,
+) -> types.FrozenParams:
+  """Reference and judge, from their own paths into their own buffers."""
+  reference = judge = None
+  if start.reference_checkpoint_path is not None:
+    reference = checkpoints.load_params(
+      start.reference_checkpoint_path,
+      model.base,
+      mesh,
+      name='REFERENCE_CHECKPOINT_PATH',
+      vocabulary=vocabulary,
+      rules=start.reference_rules,
+    )
+  if start.judge_checkpoint_path is not None:
+    judge = checkpoints.load_params(
+      start.judge_checkpoint_path,
+      start.judge_model,
+      mesh,
+      name='JUDGE_CHECKPOINT_PATH',
+      vocabulary=vocabulary,
+      rules=start.judge_rules,
+    )
+  return types.FrozenParams(reference=reference, judge=judge)
+
+
+def abstract_state(
+  mesh: jax.sharding.Mesh,
+  model: models.Model,
+  optimizer: optax.GradientTransformation,
+  start: config.Start,
+) -> types.TrainState:
+  """The state of a run as `jax.ShapeDtypeStruct`s with their shardings."""
+  make = functools.partial(_make_state, optimizer=optimizer, start=start)
+  abstract = jax.eval_shape(make, model.abstract_params)
+  shardings = sharding.like_params(
+    mesh,
+    abstract,
+    sharding.params(mesh, model.abstract_params, model.logical_axes),
+  )
+  return sharding.with_shardings(abstract, shardings)
+
+
+def abstract_frozen(
+  mesh: jax.sharding.Mesh, model: models.Model, start: config.Start
+) -> types.FrozenParams:
+  """Reference and judge of a run, likewise."""
+  reference = judge = None
+  if start.reference_checkpoint_path is not None:
+    reference = sharding.abstract_params(
+      mesh,
+      model.base.abstract_params,
+      model.base.logical_axes,
+      start.reference_rules,
+    )
+  if start.judge_checkpoint_path is not None:
+    judge = sharding.abstract_params(
+      mesh,
+      start.judge_model.abstract_params,
+      start.judge_model.logical_axes,
+      start.judge_rules,
+    )
+  return types.FrozenParams(reference=reference, judge=judge)
+
+
+def _make_state(params, *, optimizer, start) -> types.TrainState:
+  return types.TrainState(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=optimizer.init(params),
+    ema=jax.tree.map(jnp.copy, params) if start.ema else None,
+  )
+
+
+def initial_state(
+  mesh, model, optimizer, start, vocabulary, saved, rng
+) -> tuple[types.TrainState, Any]:
+  """The state to go on from, and its shardings."""
+  make = functools.partial(_make_state, optimizer=optimizer, start=start)
+  abstract = abstract_state(mesh, model, optimizer, start)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  if saved.latest_step() is not None:
+    state = checkpoints.restore(saved, abstract)
+    progress.say(f'Resumed from step {int(state.step):,}.')
+    return state, shardings
+  params = jax.jit(model.init, out_shardings=shardings.params)(rng)
+  if start.initial_checkpoint_path is not None:
+    loaded = checkpoints.load_params(
+      start.initial_checkpoint_path,
+      model,
+      mesh,
+      name='INITIAL_CHECKPOINT_PATH',
+      vocabulary=vocabulary,
+      fresh=start.fresh,
+    )
+    params = _overlay(params, loaded)
+  return jax.jit(make, out_shardings=shardings)(params), shardings
+
+
+def _overlay(params: types.Params, loaded: types.Params) -> types.Params:
+  """`params` with what was loaded in place of its own."""
+  return {
+    key: _overlay(value, loaded[key])
+    if isinstance(value, dict) and key in loaded
+    else loaded.get(key, value)
+    for key, value in params.items()
+  }

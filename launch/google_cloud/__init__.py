@@ -1,0 +1,1 @@
+"""Cloud TPU and GKE: slices, jobs, and what runs on a worker."""

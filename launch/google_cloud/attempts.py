@@ -1,0 +1,158 @@
+"""Attempts at a command on slices, until one of them is done."""
+
+import argparse
+import time
+
+from launch.google_cloud import cloud
+from launch.google_cloud import jobs
+from launch.google_cloud import slices
+
+_AGAIN = 42  # of launch/google_cloud/worker.py
+LOST = 900  # seconds without a sign of life, and a worker is taken for lost
+_BEAT = 90  # seconds in which a worker that lives reports (every 30)
+_SHORT = 600  # seconds; three attempts that were shorter are enough
+_GRACE = 3  # looks for the others to end, or the preemption to show
+
+
+def until_done(tpu, args, job, running, make) -> bool:
+  """Attempts, until one is done (True) or was stopped by the user (False)."""
+  lost = short = 0
+  while True:
+    if not running:
+      _ready(tpu, args)
+      job = jobs.following(job, tpu.shell, args.bucket, tpu.name)
+      _start(tpu, args, job, make(job.folder))
+    running = False
+    begin = time.monotonic()
+    how = _follow(tpu, job)
+    tpu.shell.did(f'{job.folder}: {how}.')
+    if how in ('done', 'stopped'):
+      return how == 'done'
+    lost = lost + 1 if how == 'lost' else 0
+    quick = how != 'preempted' and time.monotonic() - begin < _SHORT
+    short = short + 1 if quick else 0
+    if 3 in (lost, short):
+      raise cloud.Failed(
+        f'Three attempts in a row were {"lost" if lost == 3 else "too short"}; '
+        f'see {job.folder}.'
+      )
+
+
+def is_running(tpu, job, found, make) -> bool:
+  """Whether this command is on the slices already.
+
+  Raises:
+    cloud.Failed: another command is.
+  """
+  if job is None or slices.state_of(found) != 'ACTIVE':
+    return False
+  look = lambda: cloud.patiently(job.states, tpu.poll)
+  states = look()
+  said = [words for words in states.values() if words != ['exited', '0']]
+  if {words[0] for words in said} - {'requested'} != {'running'}:
+    return False
+  # The workers may be dead, and with them the VMs that they ran on.
+  cloud.say(f'{job.folder} says that it runs: waiting for a sign of life.')
+  until = time.monotonic() + _BEAT
+  while look() == states:
+    if time.monotonic() > until:
+      return False
+    time.sleep(min(tpu.poll, 5))
+  if not jobs.same_command(job.script(), make(job.folder)):
+    raise cloud.Failed(
+      f'{job.folder} runs another command or commit; `stop` it first.'
+    )
+  return True
+
+
+def _ready(tpu: slices.Slices, args: argparse.Namespace) -> None:
+  """Waits for the slices; queues them again if they were preempted."""
+  resource = tpu.look()
+  state = slices.state_of(resource)
+  if state in ('SUSPENDING', 'SUSPENDED', 'FAILED'):
+    cloud.say(f'{tpu.name} is {state} {slices.reason(resource)}: queued again.')
+    again = slices.same_flags(args, resource)
+    tpu.delete()
+    tpu.obtain(again, tries=3)
+  elif state in slices.GONE and not tpu.shell.dry_run:
+    raise cloud.Failed(f'{tpu.name} was deleted by someone else.')
+  elif state != 'ACTIVE':
+    tpu.wait()
+
+
+def _start(tpu, args, job: jobs.Job, script: str) -> None:
+  """Starts the job on every worker; the slices may vanish meanwhile."""
+  if tpu.shell.dry_run:
+    settings = script.partition('\n\n')[0].partition('\n#')[0]
+    cloud.say(f'# start.sh begins with\n{settings}')
+  copy = f'gcloud storage cp --quiet {job.folder}/start.sh start.sh'
+  for left in (2, 1, 0):
+    try:
+      job.put('start.sh', script)
+      tpu.ssh(f'{copy} && bash start.sh')
+      tpu.shell.did(f'Started {job.folder}.')
+      return
+    except cloud.Failed as error:
+      if not left:
+        raise
+      cloud.say(f'Not started, trying again: {error}')
+      time.sleep(tpu.poll)
+      _ready(tpu, args)
+
+
+def _follow(tpu: slices.Slices, job: jobs.Job) -> str:
+  """Prints what the job prints, to its end.
+
+  Returns:
+    done, stopped (by `stop`), to be started again, preempted or lost.
+
+  Raises:
+    cloud.Failed: the command failed, and would fail again.
+  """
+  shown, failing, before, changed = 0, 0, None, time.monotonic()
+  while True:
+    states = cloud.patiently(job.states, tpu.poll)
+    if tpu.shell.dry_run:
+      return 'done'
+    hosts = {h: words for h, words in states.items() if h != 'stop'}
+    shown += _show(tpu, job, hosts, shown)
+    codes = {h: int(n) for h, (word, n) in hosts.items() if word == 'exited'}
+    over = bool(hosts) and len(codes) == len(hosts)
+    if over and not any(codes.values()):
+      return 'done'
+    resource = tpu.look()
+    gone = slices.state_of(resource) in slices.GONE
+    if 'stop' in states and (over or gone):
+      return 'stopped'
+    if gone:
+      return 'preempted'
+    failing = failing + 1 if any(codes.values()) else 0
+    hasty = over and (_AGAIN in codes.values() or 'spot' not in resource)
+    if failing > (0 if hasty else _GRACE):
+      if _AGAIN in codes.values():
+        return 'stopped' if 'stop' in states else 'to be started again'
+      host = min(h for h, code in codes.items() if code)
+      raise cloud.Failed(_failure(tpu, job, host, codes[host]))
+    if states != before:
+      before, changed = states, time.monotonic()
+    if time.monotonic() - changed > LOST:
+      return 'stopped' if 'stop' in states else 'lost'
+    time.sleep(tpu.poll)
+
+
+def _show(tpu, job: jobs.Job, hosts, shown: int) -> int:
+  """Prints the log of process 0 from `shown` on; returns how much."""
+  if not hosts:
+    return 0
+  read = lambda: job.log(jobs.lead(hosts))
+  new = cloud.patiently(read, tpu.poll)[shown:]
+  print(new, end='', flush=True)
+  return len(new)
+
+
+def _failure(tpu, job: jobs.Job, host: str, code: int) -> str:
+  log = cloud.patiently(lambda: job.log(host), tpu.poll)
+  last = '\n'.join(log.splitlines()[-20:])
+  return (
+    f'{host} failed with exit code {code} ({job.folder}/{host}.log):\n{last}'
+  )

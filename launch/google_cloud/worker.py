@@ -1,0 +1,208 @@
+"""Runs a command on one worker of a slice, and says truly whether it is done.
+
+  python launch/google_cloud/worker.py -- python -m ipo_md --gin_file=...
+
+A run that saves on SIGTERM exits 0, which a cluster takes for done. Here a run
+with a MODEL_DIR is done if MODEL_DIR/COMPLETED is there, and the exit code is
+
+  0     done
+  42    to be started again: stopped by a signal before its end, or failed after
+        it had saved a new checkpoint
+  else  the command's own: it failed, and would fail again
+
+Each attempt that ends in 42 by failing has saved more than the one before, so
+they come to an end. XPK restarts a workload on 42 without being told to.
+
+Standard library only, and any Python 3: it runs before the environment is made.
+"""
+
+import argparse
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+AGAIN = 42
+_REPORT_PERIOD = 30  # seconds
+_ENVIRONMENT = ['bash', '-c', 'source launch/setup.sh && exec "$@"', 'setup']
+
+# What a run left in its MODEL_DIR. One that has a config.gin writes COMPLETED
+# at its end; a run that has none (convert, preview) is done when it exits 0.
+_LOOK = """
+import json, sys
+from etils import epath
+model_dir = epath.Path(sys.argv[1])
+saved = model_dir / 'checkpoints'
+steps = [p.name for p in saved.iterdir()] if saved.exists() else []
+print(json.dumps({
+  'claimed': (model_dir / 'config.gin').exists(),
+  'completed': (model_dir / 'COMPLETED').exists(),
+  'step': max([int(s) for s in steps if s.isdigit()], default=-1),
+}))
+"""
+
+
+def model_dir(command):
+  """MODEL_DIR of a command line, as the last binding sets it; else None."""
+  found = None
+  pattern = r'(?:--?(?:gin\.|gin_bindings=))?MODEL_DIR *= *(.*)'
+  for word in command:
+    if match := re.fullmatch(pattern, word, re.DOTALL):
+      try:
+        found = ast.literal_eval(match.group(1))
+      except (SyntaxError, ValueError):
+        found = None  # the command itself says what is wrong with it
+  return found
+
+
+def look(directory, environment, output):
+  """What is in MODEL_DIR; None if there is none, or it cannot be looked at."""
+  if directory is None:
+    return None
+  python = 'python' if environment else sys.executable
+  done = subprocess.run(
+    [*environment, python, '-c', _LOOK, directory],
+    stdout=subprocess.PIPE,
+    stderr=output,
+  )
+  if done.returncode:
+    return None
+  return json.loads(done.stdout.decode().splitlines()[-1])
+
+
+def verdict(code, stopped, before, after, directory):
+  """The exit code of this attempt.
+
+  Args:
+    code: of the command; negative: the signal that ended it.
+    stopped: whether this worker was told to stop.
+    before: `look` before the command ran.
+    after: `look` after it.
+    directory: MODEL_DIR; None: there is none.
+
+  Returns:
+    0, 42 or the command's own, as the head of this file says.
+  """
+  code = 128 - code if code < 0 else code
+  if code == 0 and after is None and directory is not None:
+    return AGAIN  # done, perhaps; a run that is done ends at once
+  if code == 0 and (after is None or not after['claimed']):
+    return AGAIN if stopped else 0
+  if code == 0:
+    return 0 if after['completed'] else AGAIN
+  if before and after and after['completed'] and not before['completed']:
+    return 0
+  if stopped:
+    return AGAIN
+  newer = before and after and after['step'] > before['step']
+  return AGAIN if newer else code
+
+
+class Reporter:
+  """Copies log and state of this worker to a folder of the bucket.
+
+  FOLDER/HOST.log    what the command printed
+  FOLDER/HOST.state  "HOST running BEAT" or "HOST exited CODE"
+  """
+
+  def __init__(self, folder, host, log):
+    self._folder, self._host, self._log = folder, host, log
+    self._ended = threading.Event()
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
+
+  def _run(self):
+    beat = 0
+    while not self._ended.wait(_REPORT_PERIOD):
+      beat += 1
+      self._send(f'running {beat}')
+
+  def _send(self, state):
+    """A report that fails is no reason to stop; the next one has it all."""
+    copy = ['gcloud', 'storage', 'cp', '--quiet']
+    target, text = f'{self._folder}/{self._host}', f'{self._host} {state}\n'
+    quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+    subprocess.run([*copy, self._log, f'{target}.log'], **quiet)
+    done = subprocess.run(
+      [*copy, '-', f'{target}.state'], input=text.encode(), **quiet
+    )
+    return done.returncode == 0
+
+  def close(self, code):
+    """The last report is the one that counts: tried for five minutes."""
+    self._ended.set()
+    self._thread.join()
+    for _ in range(10):
+      if self._send(f'exited {code}'):
+        return
+      time.sleep(_REPORT_PERIOD)
+
+
+def run(command, environment, output, patience):
+  """The command to its end; the exit code of this attempt.
+
+  Args:
+    command: words.
+    environment: words put before it that make its environment.
+    output: file that it prints to; None: where this does.
+    patience: seconds that process 0 has to write COMPLETED after this worker's
+      process has ended.
+  """
+  stopped, children = [], []
+
+  def stop(signum, frame):
+    stopped.append(signum)
+    for child in children:
+      child.send_signal(signal.SIGTERM)
+
+  signal.signal(signal.SIGTERM, stop)
+  signal.signal(signal.SIGINT, stop)
+  directory = model_dir(command)
+  before = look(directory, environment, output)
+  if stopped:
+    return AGAIN
+  children.append(
+    subprocess.Popen(
+      [*environment, *command], stdout=output, stderr=subprocess.STDOUT
+    )
+  )
+  code = children[0].wait()
+  until = time.monotonic() + patience
+  while True:
+    after = look(directory, environment, output)
+    unknown = after is None and directory is not None
+    awaited = after and after['claimed'] and not after['completed']
+    waiting = not stopped and (unknown or (code == 0 and awaited))
+    if not waiting or time.monotonic() > until:
+      return verdict(code, bool(stopped), before, after, directory)
+    time.sleep(min(5, patience))
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument(
+    '--setup', action='store_true', help='in the environment of launch/setup.sh'
+  )
+  parser.add_argument('--report', help='folder of the bucket for log and state')
+  parser.add_argument('--host', help='the name of this worker in the report')
+  parser.add_argument('--patience', type=float, default=60, help='seconds')
+  parser.add_argument('command', nargs='+')
+  args = parser.parse_args()
+  environment = _ENVIRONMENT if args.setup else []
+  if args.report is None:
+    sys.exit(run(args.command, environment, None, args.patience))
+  log = os.path.abspath('../log')
+  with open(log, 'wb') as output:
+    reporter = Reporter(args.report, args.host, log)
+    code = run(args.command, environment, output, args.patience)
+  reporter.close(code)
+  sys.exit(code)
+
+
+if __name__ == '__main__':
+  main()

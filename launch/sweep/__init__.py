@@ -1,0 +1,1 @@
+"""Sweeps: specification, pool of runs, selection, table."""

@@ -1,0 +1,85 @@
+"""Reads all configurations of a sweep in one process, before any of them runs.
+
+  python -m launch.sweep.check < RUNS
+
+RUNS is JSON: name -> {"arguments": [...] of python -m ipo_md, "axes": [names],
+"folder": MODEL_DIR or null, "judge": one of JUDGES or null}. Prints what is
+wrong with the first one that is, and exits with 1.
+"""
+
+import itertools
+import json
+import re
+import sys
+
+from etils import epath
+import gin
+
+from ipo_md.core import gin_config
+from ipo_md.core import model_dir
+
+
+def config_of(arguments: list[str], axes: list[str]) -> str:
+  """All bindings of a run but its folder.
+
+  Raises:
+    ValueError: it cannot be parsed, or nothing refers to an axis.
+  """
+  files, bindings = [], []
+  for argument in gin_config.rewrite_gin_args(arguments):
+    flag, _, value = argument.partition('=')
+    (files if flag == '--gin_file' else bindings).append(value)
+  gin.clear_config()
+  gin_config.parse(files, bindings)
+  config = gin.config._CONFIG  # pylint: disable=protected-access
+  used, scopes = set(), {''}
+  for reference in gin.config.iterate_references(config):
+    if reference.selector == 'gin.macro':
+      continue
+    used.add(reference.selector)
+    scopes |= set(itertools.accumulate(reference.scopes, '{}/{}'.format))
+  for axis in axes:
+    function, dot, _ = axis.rpartition('.')
+    scope, _, name = function.rpartition('/')
+    if dot and (name not in used or scope not in scopes):
+      raise ValueError(
+        f'{axis} is an axis, but nothing in this run refers to {function}.'
+      )
+  text = re.sub(r'\\\n\s*', '', gin.config_str())
+  return re.sub(r'^MODEL_DIR = .*$', '', text, flags=re.MULTILINE)
+
+
+def _check_judge(judge: str) -> None:
+  judges = gin.query_parameter('JUDGES/gin.macro.value')
+  if judge not in judges:
+    raise ValueError(
+      f'[select] judge = {judge!r} is not one of JUDGES, {list(judges)}.'
+    )
+
+
+def main() -> int:
+  gin.add_config_file_search_path(gin_config.ROOT)
+  seen = {}
+  for name, run in json.load(sys.stdin).items():
+    try:
+      config = config_of(run['arguments'], run['axes'])
+      folder = run['folder']
+      if run['judge']:
+        _check_judge(run['judge'])
+      if folder and (epath.Path(folder) / 'config.gin').exists():
+        model_dir.claim(folder, gin.config_str())
+    except (ValueError, OSError) as error:
+      print(f'{name}: {error}')
+      return 1
+    if config in seen:
+      print(
+        f'{name} and {seen[config]} are the same run: nothing in it depends on '
+        'what they differ in.'
+      )
+      return 1
+    seen[config] = name
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,191 @@
+"""What a sweep selects, from the results of its comparisons."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+from launch.sweep import spec as spec_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """One checkpoint of a run.
+
+  Attributes:
+    run: that made it.
+    step: its number; None: the last one.
+  """
+
+  run: spec_lib.Run
+  step: int | None
+
+  @property
+  def name(self) -> str:
+    at = '' if self.step is None else f'_step={self.step}'
+    return self.run.name + at
+
+  def path(self, spec: spec_lib.Spec) -> str:
+    folder = spec.folder(self.run.name)
+    return folder if self.step is None else f'{folder}/checkpoints/{self.step}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """The setting of an algorithm with the highest mean win rate over seeds.
+
+  Attributes:
+    values: its point of the axes.
+    step: its checkpoint; None: the last one.
+    win_rate: mean over the seeds that select.
+    baseline: name of what it was compared with.
+    measured: candidate's name -> win rate, low, high.
+  """
+
+  values: Mapping[str, str]
+  step: int | None
+  win_rate: float
+  baseline: str
+  measured: Mapping[str, Sequence[float]]
+
+
+def candidates(spec: spec_lib.Spec, algorithm: str) -> list[Candidate]:
+  """All checkpoints among which an algorithm's setting is selected."""
+  found = []
+  for values in spec.algorithms[algorithm]:
+    for seed in spec.select_seeds:
+      run = spec.policy(algorithm, values, seed)
+      steps: list[int | None] = [None]
+      if spec.checkpoints == 'all':
+        folder = epath.Path(spec.folder(run.name)) / 'checkpoints'
+        names = [d.name for d in folder.iterdir()] if folder.exists() else []
+        steps = sorted(int(n) for n in names if n.isdigit()) or [None]
+      found += [Candidate(run, step) for step in steps]
+  return found
+
+
+def select(spec: spec_lib.Spec, algorithm: str, baseline: str) -> Selection:
+  """Reads the comparison that selects; of equals the first one.
+
+  Args:
+    spec: of the sweep.
+    algorithm: whose setting is selected.
+    baseline: name of the policy that all candidates were compared with.
+  """
+  results = read(spec, f'select_{algorithm}')
+  column = results['policies'].index(baseline)
+  settings: dict[Any, list[float]] = {}
+  measured = {}
+  for candidate in candidates(spec, algorithm):
+    row = results['policies'].index(candidate.name)
+    rate = results['win_rate'][spec.judge][row][column]
+    interval = results['interval'][spec.judge][row][column]
+    measured[candidate.name] = [rate, *interval]
+    key = (*candidate.run.values.items(), candidate.step)
+    settings.setdefault(key, []).append(rate)
+  means = {
+    key: sum(rates) / len(rates)
+    for key, rates in settings.items()
+    if len(rates) == len(spec.select_seeds)  # a checkpoint of every seed
+  }
+  best = max(means, key=means.get)
+  *values, step = best
+  return Selection(dict(values), step, means[best], baseline, measured)
+
+
+def read(spec: spec_lib.Spec, name: str) -> dict[str, Any]:
+  path = epath.Path(spec.folder(name)) / 'results.json'
+  return json.loads(path.read_text())
+
+
+def describe(
+  spec: spec_lib.Spec, chosen: Mapping[str, Selection]
+) -> dict[str, Any]:
+  """sweep.json: every run with its place in the sweep, for the report."""
+  runs = []
+  for algorithm, points in spec.algorithms.items():
+    selection = chosen[algorithm]
+    for values in points:
+      for seed in spec.seeds:
+        run = spec.policy(algorithm, values, seed)
+        at = {
+          name: rate
+          for name, rate in selection.measured.items()
+          if name.partition('_step=')[0] == run.name
+        }
+        if values != selection.values and not at:
+          continue
+        runs.append(
+          {
+            'name': run.name,
+            'algorithm': algorithm,
+            'values': dict(values),
+            'seed': seed,
+            'selected': values == selection.values,
+            'step': selection.step,
+            'against': selection.baseline,
+            'measured': at,
+          }
+        )
+  return {
+    'judge': spec.judge,
+    'seeds': list(spec.select_seeds),
+    'splits': list(spec.splits),
+    'runs': runs,
+  }
+
+
+def table(spec: spec_lib.Spec, chosen: Mapping[str, Selection]) -> str:
+  """What was selected and how it compares, as text."""
+  seeds = ', '.join(map(str, spec.select_seeds))
+  lines = [
+    f'Selected by the win rate of {spec.judge} on {spec.splits[0]} prompts, '
+    f'mean over seeds {seeds}:',
+    '',
+  ]
+  rows = [['algorithm', 'setting', 'win rate', 'against']]
+  for algorithm in spec.algorithms:
+    selection = chosen[algorithm]
+    setting = [f'{k} {v}' for k, v in selection.values.items()]
+    if selection.step is not None:
+      setting.append(f'step {selection.step:,}')
+    rows.append(
+      [
+        algorithm,
+        ', '.join(setting) or '-',
+        f'{selection.win_rate:.3f}',
+        selection.baseline,
+      ]
+    )
+  lines += _aligned(rows)
+  results = read(spec, 'report')
+  policies, judges = results['policies'], results['judges']
+  lines += [
+    '',
+    f'Win rate over {policies[0]} on {results["prompts"]:,} {spec.splits[1]} '
+    'prompts, with 95 % intervals over prompts:',
+    '',
+  ]
+  rows = [['policy', *judges, 'kl']]
+  for i, policy in enumerate(policies[1:], 1):
+    row = [policy]
+    for judge in judges:
+      rate = results['win_rate'][judge][i][0]
+      low, high = results['interval'][judge][i][0]
+      row.append(f'{rate:.3f} [{low:.3f}, {high:.3f}]')
+    kl = results.get('kl', {}).get(policy)
+    rows.append([*row, '-' if kl is None else f'{kl:.2f}'])
+  return '\n'.join(lines + _aligned(rows)) + '\n'
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    '  '.join(
+      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    ).rstrip()
+    for row in rows
+  ]

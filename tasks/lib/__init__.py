@@ -1,0 +1,1 @@
+"""What task modules are made of: files of rows, features, metrics."""

@@ -1,0 +1,5 @@
+"""The embedded task; importing this package registers its seqio tasks."""
+
+from tasks.mini_tldr import tasks
+
+__all__ = ['tasks']

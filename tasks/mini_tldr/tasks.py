@@ -1,0 +1,116 @@
+"""The embedded task: seqio tasks on generated posts, no download.
+
+  mini_tldr_sft      inputs, targets: posts and references of mixed quality
+  mini_tldr_prompts  the same; an online run reads the inputs alone
+  mini_tldr_pairs    inputs, targets [2, T], preference: graded pairs
+
+`inputs` are bare tokens: the model's gin adds what it wants around them.
+`targets` end in EOS. Inputs have up to 72 tokens, targets up to 32.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import functools
+import os
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from tasks.lib import metrics
+from tasks.mini_tldr import truth
+from tasks.mini_tldr import writers
+
+SIZES = {'train': 40_960, 'validation': 4_096, 'test': 4_096}
+VOCABULARY = seqio.SentencePieceVocabulary(
+  os.path.join(os.path.dirname(__file__), 'mini_tldr.model')
+)
+
+
+def _references(split: str) -> Iterator[dict[str, Any]]:
+  for index in range(SIZES[split]):
+    post, summary = writers.reference(split, index)
+    yield {'inputs': post.text, 'targets': summary}
+
+
+def _pairs(split: str) -> Iterator[dict[str, Any]]:
+  for index in range(SIZES[split]):
+    post, y_1, y_2 = writers.compared(split, index)
+    yield {
+      'inputs': post.text,
+      'targets': [y_1, y_2],
+      'preference': truth.preference(post.text, y_1, y_2),
+    }
+
+
+def _source(
+  examples: Callable[[str], Iterator[dict[str, Any]]],
+) -> seqio.FunctionDataSource:
+  """A source of generated examples; their columns are kept in memory."""
+
+  @functools.cache
+  def columns(split: str) -> dict[str, list]:
+    rows = list(examples(split))
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+  def dataset(
+    split: str, shuffle_files: bool, seed: int | None = None
+  ) -> tf.data.Dataset:
+    del shuffle_files, seed  # The posts are fixed; a loader shuffles them.
+    return tf.data.Dataset.from_tensor_slices(columns(split))
+
+  return seqio.FunctionDataSource(
+    dataset, splits=tuple(SIZES), num_input_examples=SIZES
+  )
+
+
+def _tokenize_pairs(
+  dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+  """Tokens of both summaries, each with its EOS, padded to one length."""
+  vocabulary = output_features['targets'].vocabulary
+
+  def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    targets = vocabulary.encode_tf(example['targets'])
+    end = tf.fill([targets.nrows(), 1], vocabulary.eos_id)
+    return {
+      'inputs': vocabulary.encode_tf(example['inputs']),
+      'inputs_pretokenized': example['inputs'],
+      'targets': tf.concat([targets, end], axis=1).to_tensor(),
+      'targets_pretokenized': example['targets'],
+      'preference': tf.cast(example['preference'], tf.float32),
+    }
+
+  return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+_INPUTS = seqio.Feature(VOCABULARY, add_eos=False)
+
+for _name in ('mini_tldr_sft', 'mini_tldr_prompts'):
+  seqio.TaskRegistry.add(
+    _name,
+    source=_source(_references),
+    preprocessors=[
+      seqio.preprocessors.tokenize,
+      seqio.preprocessors.append_eos_after_trim,
+    ],
+    output_features={
+      'inputs': _INPUTS,
+      'targets': seqio.Feature(VOCABULARY, add_eos=True),
+    },
+    metric_fns=[metrics.rouge],
+  )
+
+seqio.TaskRegistry.add(
+  'mini_tldr_pairs',
+  source=_source(_pairs),
+  preprocessors=[_tokenize_pairs],
+  output_features={
+    'inputs': _INPUTS,
+    'targets': seqio.Feature(VOCABULARY, add_eos=False, rank=2),
+    'preference': seqio.Feature(
+      seqio.PassThroughVocabulary(0), add_eos=False, rank=0, dtype=tf.float32
+    ),
+  },
+)

@@ -1,0 +1,241 @@
+"""Feedback over the host: the on-line step in two programs, and a whole run."""
+
+import functools
+import http.server
+import json
+import pathlib
+import threading
+
+from absl import flags
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ipo_md import __main__ as main
+from ipo_md.algorithms import host_feedback
+from ipo_md.algorithms import losses
+from ipo_md.algorithms import offline
+from ipo_md.algorithms import online as online_lib
+from ipo_md.checkpoints import load
+from ipo_md.checkpoints import manager
+from ipo_md.core import gin_config
+from ipo_md.core import metrics
+from ipo_md.core import sharding
+from ipo_md.core import types
+from ipo_md.data import batches
+from ipo_md.data import dataset as dataset_lib
+from ipo_md.data import prompt_format
+from ipo_md.judges import host
+from ipo_md.judges import learned
+from ipo_md.models import model as model_lib
+from ipo_md.models import t5
+from tasks.mini_tldr import tasks
+
+SIZES = {
+  'emb_dim': 16,
+  'num_heads': 2,
+  'head_dim': 8,
+  'num_encoder_layers': 1,
+  'num_decoder_layers': 1,
+  'mlp_dim': 16,
+}
+MODEL = model_lib.Model(
+  functools.partial(
+    t5.T5,
+    vocab_size=tasks.VOCABULARY.vocab_size,
+    mlp_activations=('gelu', 'linear'),
+    logits_via_embedding=False,
+    dropout_rate=0.0,
+    scan=False,
+    **SIZES,
+  )
+)
+SAMPLING = {
+  'mixture_coefs': (0.0, 0.5),
+  'max_new_tokens': 6,
+  'eos_id': 1,
+  'temperature': 0.9,
+}
+LOSS = functools.partial(losses.ipo, tau=1.0)
+
+
+def save(path, seed):
+  params = MODEL.init(jax.random.key(seed))
+  state = types.TrainState(step=jnp.int32(1), params=params, opt_state=())
+  with manager.open_manager(path, keep=manager.Keep()) as saved:
+    manager.save(saved, state, tasks.VOCABULARY)
+    manager.wait(saved)
+  return params
+
+
+def test_it_is_the_online_step_where_the_judges_are_one(tmp_path):
+  judge_params = save(str(tmp_path / 'judge'), 2)
+  judge = functools.partial(learned.likelihood, model=MODEL)
+  dataset = dataset_lib.load(
+    mixture_or_task_name='mini_tldr_prompts',
+    task_feature_lengths={'inputs': 74},
+    split='validation',
+    prompt_format=prompt_format.PromptFormat(suffix=(1,)),
+    prompts_only=True,
+  )
+  optimizer = optax.adam(1e-2)
+  params = MODEL.init(jax.random.key(0))
+  make = lambda: types.TrainState(
+    step=jnp.int32(0),
+    params=jax.tree.map(jnp.copy, params),
+    opt_state=optimizer.init(params),
+  )
+  frozen = types.FrozenParams(
+    reference=MODEL.init(jax.random.key(1)), judge=judge_params
+  )
+  common = {'model': MODEL, 'optimizer': optimizer, 'loss': LOSS}
+  mesh = sharding.make_mesh((1, -1, 1))
+  with jax.set_mesh(mesh):
+    (prompts, _), *_ = batches.in_order(
+      dataset, batch_size=8, sharding=sharding.batch(mesh), limit=8
+    )
+    online = jax.jit(
+      functools.partial(
+        online_lib.online_step, judge=judge, **common, **SAMPLING
+      )
+    )
+    expected, theirs = online(make(), frozen, prompts, jax.random.key(3))
+    step = host_feedback.two_programs(
+      functools.partial(offline.offline_step, **common),
+      model=MODEL,
+      dataset=dataset,
+      state_sharding=None,
+      judge=host.LearnedJudge(
+        judge=judge,
+        model=MODEL,
+        checkpoint_path=str(tmp_path / 'judge'),
+        batch_size=8,
+      ),
+      **SAMPLING,
+    )
+    found, ours = step(make(), frozen, prompts, jax.random.key(3))
+  del theirs['sampling_error']  # two programs do not compare themselves
+  for name in theirs:
+    np.testing.assert_allclose(
+      ours[name], theirs[name], rtol=1e-4, err_msg=name
+    )
+  moved = jax.tree.map(lambda a, b: a - b, expected.params, params)
+  assert max(np.abs(x).max() for x in jax.tree.leaves(moved)) > 5e-3
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+    found.params,
+    expected.params,
+  )
+
+
+def test_it_takes_pairs():
+  with pytest.raises(ValueError, match='MIXTURE_COEFS.*2 completions'):
+    host_feedback.two_programs(
+      None,
+      model=MODEL,
+      dataset=None,
+      state_sharding=None,
+      judge=None,
+      **SAMPLING | {'mixture_coefs': (0.0,)},
+    )
+
+
+class Rater(http.server.BaseHTTPRequestHandler):
+  """Likes the summary with more letters e."""
+
+  asked = []
+
+  def log_message(self, *args):
+    pass
+
+  def do_POST(self):
+    body = self.rfile.read(int(self.headers['Content-Length']))
+    prompt = json.loads(body)['messages'][0]['content']
+    self.asked.append(prompt)
+    _, first, second = prompt.split(' ### ')
+    text = '1' if first.count('e') > second.count('e') else '2'
+    answer = {'choices': [{'message': {'content': text}}]}
+    content = json.dumps(answer).encode()
+    self.send_response(200)
+    self.send_header('Content-Length', str(len(content)))
+    self.end_headers()
+    self.wfile.write(content)
+
+
+@pytest.fixture(name='url')
+def url_fixture():
+  with http.server.ThreadingHTTPServer(('localhost', 0), Rater) as server:
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f'http://localhost:{server.server_port}'
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture(name='run')
+def run_fixture(monkeypatch, tmp_path, url):
+  """Runs gin/algorithms/oaif.gin; further bindings by name."""
+  monkeypatch.setattr(main, 'start_processes', lambda: None)
+  monkeypatch.setattr(gin.config, '_LOCATION_PREFIXES', [''])
+  save(str(tmp_path / 'policy'), 0)
+  files = (
+    'runs/online',
+    'models/t5_tiny',
+    'tasks/mini_tldr',
+    'judges/http',
+    'algorithms/oaif',
+  )
+
+  def run(name, **changes):
+    bindings = {
+      'MODEL_DIR': f"'{tmp_path / name}'",
+      'INITIAL_CHECKPOINT_PATH': f"'{tmp_path / 'policy'}'",
+      'BASE_URL': f"'{url}'",
+      'RATER': "'rater'",
+      'RATER_CACHE': f"'{tmp_path / 'answers.sqlite'}'",
+      'RATER_PROMPT': "'{text} ### {first} ### {second}'",
+      'API_KEY_VARIABLE': None,
+      'MAX_NEW_TOKENS': 8,
+      'BATCH_SIZE': 8,
+      'LOG_PERIOD': 1,
+      'CHECKPOINT_PERIOD': 0,
+      'LEARNING_RATE': 0.01,
+      'data.load.split': "'validation'",
+      **{f't5.T5.{size}': value for size, value in SIZES.items()},
+    } | changes
+    gin.clear_config()
+    for flag in ('gin_file', 'gin_bindings'):
+      flags.FLAGS[flag].unparse()
+    args = [f'--gin_file=gin/{file}.gin' for file in files]
+    args += [f'--gin.{key}={value}' for key, value in bindings.items()]
+    flags.FLAGS(gin_config.rewrite_gin_args(['ipo_md', *args]))
+    main.run(['ipo_md'])
+    return tmp_path / name
+
+  yield run
+  gin.clear_config()
+
+
+def test_a_resumed_run_is_the_same_run(run, capsys):
+  whole = run('whole', TRAIN_STEPS=4)
+  asked = len(Rater.asked)
+  assert asked > 8
+  assert 'questions to rater, ' in capsys.readouterr().out
+  run('parts', TRAIN_STEPS=2)
+  parts = run('parts', TRAIN_STEPS=4)
+  assert len(Rater.asked) == asked  # all answers were kept
+  a, b = (metrics.read_metrics(str(folder)) for folder in (whole, parts))
+  for step in range(1, 5):
+    for name in ('loss', 'grad_norm', 'preference', 'length'):
+      assert a[step][name] == b[step][name]
+  first, second = (
+    load.load_params(
+      str(folder), MODEL, sharding.make_mesh((1, -1, 1)), name=''
+    )
+    for folder in (whole, parts)
+  )
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+  assert pathlib.Path(whole, 'COMPLETED').exists()

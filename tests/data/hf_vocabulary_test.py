@@ -1,0 +1,223 @@
+"""A small byte-level tokenizer.json, made here, as a vocabulary."""
+
+import pathlib
+
+import gin
+import pytest
+import seqio
+import tensorflow as tf
+import tokenizers as hf
+
+from ipo_md.checkpoints import load
+from ipo_md.data import hf_vocabulary
+from ipo_md.data import prompt_format as prompt_format_lib
+
+SPECIAL = ('<|begin_of_text|>', '<|end_of_text|>', '<|user|>', '<|eot_id|>')
+TEXTS = ['the cat sat on the mat', ' two  spaces,\nline', 'naïve 日本 🙂', '']
+
+
+@pytest.fixture(scope='module', name='path')
+def path_fixture(tmp_path_factory) -> pathlib.Path:
+  """Byte-level BPE, as Llama 3's."""
+  tokenizer = hf.Tokenizer(hf.models.BPE())
+  tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = hf.decoders.ByteLevel()
+  trainer = hf.trainers.BpeTrainer(
+    vocab_size=300,
+    initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(TEXTS * 3, trainer)
+  tokenizer.add_special_tokens(list(SPECIAL))
+  tokenizer.post_processor = hf.processors.TemplateProcessing(
+    single=f'{SPECIAL[0]} $A',
+    special_tokens=[(SPECIAL[0], tokenizer.token_to_id(SPECIAL[0]))],
+  )
+  path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.json'
+  tokenizer.save(str(path))
+  return path
+
+
+def ids_of(path) -> list[int]:
+  tokenizer = hf.Tokenizer.from_file(str(path))
+  return [tokenizer.token_to_id(token) for token in SPECIAL]
+
+
+@pytest.fixture(name='vocabulary')
+def vocabulary_fixture(path) -> hf_vocabulary.TokenizerVocabulary:
+  bos, eos, _, _ = ids_of(path)
+  return hf_vocabulary.TokenizerVocabulary(path, eos_id=eos, bos_id=bos)
+
+
+@pytest.mark.parametrize('text', TEXTS)
+def test_text_goes_there_and_back_without_bos(vocabulary, path, text):
+  ids = vocabulary.encode(text)
+  assert not set(ids) & set(ids_of(path))
+  assert vocabulary.decode(ids) == text
+  assert vocabulary.decode([*ids, vocabulary.eos_id, 5, 7]) == text
+  assert len(ids) <= len(text.encode())
+
+
+def test_tensorflow_gives_the_same(vocabulary):
+  dataset = tf.data.Dataset.from_tensor_slices(TEXTS)
+  rows = list(dataset.map(vocabulary.encode_tf).as_numpy_iterator())
+  assert [row.tolist() for row in rows] == [
+    list(vocabulary.encode(text)) for text in TEXTS
+  ]
+  batch = vocabulary.encode_tf(tf.constant(TEXTS[:2]))
+  assert batch.to_list() == [row.tolist() for row in rows[:2]]
+  text = vocabulary.decode_tf(tf.constant(rows[0]))
+  assert text.numpy().decode() == TEXTS[0]
+
+
+def test_ids_and_sizes(vocabulary, path):
+  bos, eos, _, eot = ids_of(path)
+  assert (vocabulary.bos_id, vocabulary.eos_id) == (bos, eos)
+  assert vocabulary.pad_id == 0
+  assert vocabulary.unk_id is None
+  assert vocabulary.vocab_size == eot + 1
+
+
+def test_equality_and_what_a_checkpoint_remembers(vocabulary, path, tmp_path):
+  same = hf_vocabulary.TokenizerVocabulary(
+    path, eos_id=vocabulary.eos_id, bos_id=vocabulary.bos_id
+  )
+  assert same == vocabulary
+  other = tmp_path / 'tokenizer.json'
+  other.write_text(path.read_text().replace('<|user|>', '<|tool|>'))
+  other = hf_vocabulary.TokenizerVocabulary(
+    other, eos_id=vocabulary.eos_id, bos_id=vocabulary.bos_id
+  )
+  assert other != vocabulary != seqio.ByteVocabulary()
+  describe = load.describe
+  assert describe(same) == describe(vocabulary) != describe(other)
+  assert describe(vocabulary).startswith('TokenizerVocabulary(')
+
+
+def test_a_chat_template_is_a_prefix_and_a_suffix(vocabulary, path):
+  """Special tokens in the texts are tokens of their own."""
+  bos, _, user, eot = ids_of(path)
+  prompt_format = prompt_format_lib.PromptFormat(
+    prefix=('<|begin_of_text|><|user|>\n\n',),
+    suffix=('<|eot_id|>',),
+    vocabulary=vocabulary,
+  )
+  line = vocabulary.encode('\n\n')
+  assert prompt_format.opening == (bos, user, *line)
+  assert prompt_format.ending == (eot,)
+
+
+@pytest.fixture(name='parse')
+def parse_fixture():
+  """Gin files and bindings -> their prompt format."""
+
+  def parse(*files, **macros):
+    root = pathlib.Path(__file__).parents[2]
+    gin.add_config_file_search_path(str(root))
+    bindings = [f'{name} = {value!r}' for name, value in macros.items()]
+    gin.parse_config_files_and_bindings(
+      [f'gin/{file}.gin' for file in files], bindings, finalize_config=False
+    )
+    return gin.get_configurable('data.PromptFormat')()
+
+  before = list(gin.config._LOCATION_PREFIXES)
+  yield parse
+  gin.config._LOCATION_PREFIXES[:] = before
+  gin.clear_config()
+
+
+def _chat_tokenizer(special, **parts) -> hf.Tokenizer:
+  """Every character is a token; `parts` are a tokenizer's other members."""
+  characters = ''.join(chr(i) for i in range(32, 127)) + '\n\u2581\u00e9'
+  vocab = {c: i for i, c in enumerate(dict.fromkeys(characters))}
+  vocab |= {f'<0x{i:02X}>': len(vocab) + i for i in range(256)}
+  tokenizer = hf.Tokenizer(hf.models.BPE(vocab, [], byte_fallback=True))
+  for name, part in parts.items():
+    setattr(tokenizer, name, part)
+  tokenizer.add_special_tokens(special)
+  return tokenizer
+
+
+def _check_chat(tokenizer, prompt_format, bos, template):
+  """Joined parts are the tokens of the template's text in one piece."""
+  encode = prompt_format.vocabulary.encode
+  for prompt, reply in (
+    ('Hi there', 'Yes.'),
+    ('caf\u00e9 \U0001f642', ' 1\n2'),
+  ):
+    parts = [*prompt_format.opening, *encode(prompt), *prompt_format.ending]
+    parts += encode(reply)
+    text = template.format(prompt=prompt, reply=reply)
+    whole = tokenizer.encode(text, add_special_tokens=False).ids
+    assert parts == [bos, *whole]
+    assert prompt_format.vocabulary.decode(encode(reply)) == reply
+
+
+@pytest.mark.parametrize('metaspace', [False, True])
+def test_zephyr_overlay_is_its_template(parse, tmp_path, metaspace):
+  """As tokenizer.json of Mistral spells it, and as newer files do."""
+  replace = hf.decoders.Replace('\u2581', ' ')
+  strip = hf.decoders.Strip(' ', 1, 0)
+  fall_back = hf.decoders.ByteFallback()
+  parts = {
+    'normalizer': hf.normalizers.Sequence(
+      [hf.normalizers.Prepend('\u2581'), hf.normalizers.Replace(' ', '\u2581')]
+    ),
+    'decoder': hf.decoders.Sequence(
+      [replace, fall_back, hf.decoders.Fuse(), strip]
+    ),
+  }
+  if metaspace:
+    parts = {
+      'pre_tokenizer': hf.pre_tokenizers.Metaspace(
+        prepend_scheme='always', split=False
+      ),
+      'decoder': parts['decoder'],
+    }
+  tokenizer = _chat_tokenizer(['<s>', '</s>'], **parts)
+  bos, eos = map(tokenizer.token_to_id, ('<s>', '</s>'))
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  prompt_format = parse(
+    'models/mistral_7b',
+    'chat/zephyr',
+    TOKENIZER_PATH=str(tmp_path / 'tokenizer.json'),
+    BOS_ID=bos,
+    EOS_ID=eos,
+  )
+  template = '<|user|>\n{prompt}</s>\n<|assistant|>\n{reply}'
+  _check_chat(tokenizer, prompt_format, bos, template)
+  ids = prompt_format.vocabulary.encode('\U0001f642')
+  assert len(ids) == 4  # bytes
+
+
+def test_llama_3_overlay_is_its_template(parse, tmp_path):
+  header = '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'
+  decoder = hf.decoders.Sequence(
+    [hf.decoders.ByteFallback(), hf.decoders.Fuse()]
+  )
+  special = ['<|begin_of_text|>', *header]
+  tokenizer = _chat_tokenizer(special, decoder=decoder)
+  bos, eot = map(tokenizer.token_to_id, ('<|begin_of_text|>', '<|eot_id|>'))
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  prompt_format = parse(
+    'models/llama_3_1_8b',
+    'chat/llama_3',
+    TOKENIZER_PATH=str(tmp_path / 'tokenizer.json'),
+    BOS_ID=bos,
+    EOS_ID=eot,
+  )
+  role = '<|start_header_id|>{}<|end_header_id|>\n\n'
+  template = role.format('user') + '{prompt}<|eot_id|>'
+  template += role.format('assistant') + '{reply}'
+  _check_chat(tokenizer, prompt_format, bos, template)
+  assert tokenizer.id_to_token(prompt_format.vocabulary.eos_id) == '<|eot_id|>'
+
+
+def test_what_cannot_be_read_is_named(path, tmp_path):
+  with pytest.raises(ValueError, match='no file .*nothing .TOKENIZER_PATH.'):
+    hf_vocabulary.TokenizerVocabulary(str(tmp_path / 'nothing'), eos_id=1)
+  (tmp_path / 'bad.json').write_text('{"model": 3}')
+  with pytest.raises(ValueError, match='bad.json .TOKENIZER_PATH. is not'):
+    hf_vocabulary.TokenizerVocabulary(str(tmp_path / 'bad.json'), eos_id=1)
+  with pytest.raises(ValueError, match='EOS_ID = 9999 is no token'):
+    hf_vocabulary.TokenizerVocabulary(path, eos_id=9999)

@@ -1,0 +1,238 @@
+"""Completions of a prompts file: their lines, and a run that was killed."""
+
+import functools
+import json
+import shutil
+
+import gin
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import seqio
+
+from ipo_md.core import types
+from ipo_md.data import prompt_format
+from ipo_md.evaluation import infer
+from ipo_md.models import decoder_only
+from ipo_md.models import model as model_lib
+from ipo_md.sampling import sampler as sampler_lib
+from ipo_md.sampling import sequences
+
+VOCABULARY = seqio.ByteVocabulary()
+TEXTS = ['a cat', 'two dogs ran', 'owl', 'the end of it', 'x']
+MODEL = model_lib.Model(
+  functools.partial(
+    decoder_only.DecoderOnly,
+    vocab_size=264,  # the vocabulary's 259, rounded up for the mesh
+    emb_dim=16,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=8,
+    num_layers=1,
+    mlp_dim=16,
+    logits_via_embedding=True,
+    rope_theta=1e4,
+    norm_epsilon=1e-5,
+    dropout_rate=0.0,
+  )
+)
+
+
+@pytest.fixture(scope='module', name='checkpoints')
+def checkpoints_fixture(tmp_path_factory):
+  """Two policies that are not alike."""
+  path = tmp_path_factory.mktemp('checkpoints')
+  for seed, name in enumerate(('policy', 'reference')):
+    params = MODEL.init(jax.random.key(seed))
+    params = jax.tree.map(lambda x: 4 * x, params)
+    with ocp.CheckpointManager(path / name / 'checkpoints') as manager:
+      manager.save(
+        0,
+        args=ocp.args.StandardSave({'params': params}),
+        custom_metadata={},
+      )
+  return path
+
+
+def run(path, checkpoints, prompts='prompts.txt', sampler=None, **changes):
+  """Writes PROMPTS_FILE and infers; returns what is in completions.jsonl."""
+  path.mkdir(exist_ok=True)
+  file = path / prompts
+  if not file.exists():
+    rows = TEXTS
+    if file.suffix == '.jsonl':
+      rows = [json.dumps({'prompt': text, 'other': 1}) for text in TEXTS]
+    file.write_text('\n'.join(rows) + '\n')
+  arguments = {
+    'model_dir': str(path / 'out'),
+    'seed': 0,
+    'mesh_shape': (1, 2, 4),
+    'model': MODEL,
+    'checkpoint_path': str(checkpoints / 'policy'),
+    'reference_checkpoint_path': str(checkpoints / 'reference'),
+    'prompts': infer.Prompts(
+      prompts_file=str(file),
+      task=lambda: pytest.fail('the task was asked for'),
+      vocabulary=lambda: VOCABULARY,
+      prompt_format=prompt_format.PromptFormat(),
+      task_feature_lengths={'inputs': 16},
+    ),
+    'batch_size': 2,
+    'sampler': sampler_lib.Sampler(max_new_tokens=6, eos_id=1, **sampler or {}),
+    'mixture_coefs': (0.0, 0.5),
+  }
+  infer.infer(**arguments | changes)
+  return (path / 'out' / infer.COMPLETIONS_FILE).read_bytes()
+
+
+@pytest.fixture(scope='module', name='whole')
+def whole_fixture(checkpoints, tmp_path_factory):
+  path = tmp_path_factory.mktemp('whole')
+  return path, run(path, checkpoints)
+
+
+def test_a_line_for_each_prompt_with_k_completions(whole):
+  path, content = whole
+  lines = [json.loads(line) for line in content.splitlines()]
+  assert [line['index'] for line in lines] == list(range(len(TEXTS)))
+  assert [line['prompt'] for line in lines] == TEXTS
+  for line in lines:
+    assert len(line['completions']) == 2
+    for completion in line['completions']:
+      assert completion['ended'] or completion['tokens'] == 6
+      assert completion['log_prob'] < 0
+      assert completion['reference_log_prob'] < 0
+  assert (path / 'out' / 'COMPLETED').exists()
+
+
+def test_json_lines_give_what_text_gives(whole, checkpoints, tmp_path):
+  assert run(tmp_path, checkpoints, 'prompts.jsonl') == whole[1]
+
+
+@pytest.mark.parametrize('kept', [0, 1, 4])
+def test_a_killed_run_goes_on_after_its_last_whole_line(
+  whole, checkpoints, tmp_path, kept
+):
+  out = tmp_path / 'out'
+  out.mkdir()
+  (out / 'config.gin').write_text('')
+  lines = whole[1].splitlines(keepends=True)
+  (out / infer.COMPLETIONS_FILE).write_bytes(
+    b''.join(lines[:kept]) + lines[kept][:20]
+  )
+  assert run(tmp_path, checkpoints) == whole[1]
+  assert (out / 'COMPLETED').exists()
+
+
+def test_the_batch_size_changes_rounding_alone(whole, checkpoints, tmp_path):
+  content = run(tmp_path, checkpoints, batch_size=4)
+  lines = zip(content.splitlines(), whole[1].splitlines(), strict=True)
+  for line, expected in (map(json.loads, pair) for pair in lines):
+    for ours, theirs in zip(
+      line['completions'], expected['completions'], strict=True
+    ):
+      for name in ('log_prob', 'reference_log_prob'):
+        np.testing.assert_allclose(ours.pop(name), theirs.pop(name), rtol=1e-4)
+    assert line == expected
+
+
+def killed(path, whole, lines):
+  """MODEL_DIR after a run that was killed in its middle."""
+  shutil.copytree(whole[0] / 'out', path / 'out')
+  (path / 'out' / 'COMPLETED').unlink()
+  kept = whole[1].splitlines(keepends=True)[:lines]
+  (path / 'out' / infer.COMPLETIONS_FILE).write_bytes(b''.join(kept))
+
+
+def test_another_batch_size_goes_on_with_a_run(whole, checkpoints, tmp_path):
+  killed(tmp_path, whole, 3)
+  config = tmp_path / 'out' / 'config.gin'
+  config.write_text('BATCH_SIZE = 2\n')
+  gin.parse_config('BATCH_SIZE = 4')
+  try:
+    lines = run(tmp_path, checkpoints, batch_size=4).splitlines()
+    (tmp_path / 'out' / 'COMPLETED').unlink()
+    config.write_text('SEED = 2\n')
+    with pytest.raises(ValueError, match='other bindings'):
+      run(tmp_path, checkpoints)
+  finally:
+    gin.clear_config()
+  texts = lambda line: [c['text'] for c in json.loads(line)['completions']]
+  assert list(map(texts, lines)) == list(map(texts, whole[1].splitlines()))
+
+
+def test_lines_of_other_checkpoints_or_prompts_are_not_mixed(
+  whole, checkpoints, tmp_path
+):
+  killed(tmp_path, whole, 3)
+  shutil.copytree(checkpoints, tmp_path / 'newer')
+  folder = tmp_path / 'newer' / 'policy' / 'checkpoints'
+  (folder / '0').rename(folder / '7')
+  out = tmp_path / 'out' / infer.COMPLETIONS_FILE
+  before = out.read_bytes()
+  with pytest.raises(ValueError, match='CHECKPOINT_PATH: .*/0/default.*/7/def'):
+    run(
+      tmp_path,
+      checkpoints,
+      checkpoint_path=str(tmp_path / 'newer' / 'policy'),
+    )
+  (tmp_path / 'prompts.txt').write_text('another\n' * 5)
+  with pytest.raises(ValueError, match='prompts: .* then, .* now'):
+    run(tmp_path, checkpoints)
+  assert out.read_bytes() == before
+
+
+def test_greedy_completions_have_their_log_probabilities(checkpoints, tmp_path):
+  """The policy's and the reference's, teacher-forced one by one."""
+  content = run(
+    tmp_path,
+    checkpoints,
+    sampler={'temperature': 0.0},
+    mixture_coefs=(0.0,),
+    batch_size=6,
+  )
+  ended = 0
+  for line in map(json.loads, content.splitlines()):
+    (completion,) = line['completions']
+    ids = VOCABULARY.encode(completion['text']) + [1] * completion['ended']
+    ended += completion['ended']
+    if len(ids) != completion['tokens']:
+      continue  # bytes that are no text
+    tokens = lambda ids: types.Tokens(
+      ids=np.array(ids), mask=np.ones(np.shape(ids), bool)
+    )
+    pair = types.Completions(
+      prompts=tokens([VOCABULARY.encode(line['prompt'])]),
+      completions=tokens([[ids]]),
+    )
+    for seed, name in enumerate(('log_prob', 'reference_log_prob')):
+      params = jax.tree.map(lambda x: 4 * x, MODEL.init(jax.random.key(seed)))
+      expected = sequences.log_probs(MODEL, params, pair)[0].sum()
+      np.testing.assert_allclose(completion[name], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('rows', 'changes', 'message'),
+  [
+    ('a\n\nb\n', {}, 'prompts.txt, row 2: the prompt is empty'),
+    ('', {}, 'prompts.txt is empty'),
+    ('a\n', {'reference_checkpoint_path': None}, 'MIXTURE_COEFS = .0.0, 0.5.'),
+    ('a\n', {'mixture_coefs': (2.0,)}, 'MIXTURE_COEFS'),
+    ('a\n', {'checkpoint_path': '/nowhere'}, 'CHECKPOINT_PATH /nowhere'),
+  ],
+)
+def test_what_does_not_fit_is_said(
+  checkpoints, tmp_path, rows, changes, message
+):
+  (tmp_path / 'prompts.txt').write_text(rows)
+  with pytest.raises(ValueError, match=message):
+    run(tmp_path, checkpoints, **changes)
+
+
+def test_a_row_without_a_prompt_is_named(checkpoints, tmp_path):
+  (tmp_path / 'p.jsonl').write_text('{"prompt": "a"}\n{"text": "b"}\n')
+  with pytest.raises(ValueError, match='row 2: no JSON object with a field'):
+    run(tmp_path, checkpoints, 'p.jsonl')
+  with pytest.raises(ValueError, match='no file .*none.txt .PROMPTS_FILE.'):
+    infer._read(str(tmp_path / 'none.txt')).__next__()

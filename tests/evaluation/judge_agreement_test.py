@@ -1,0 +1,187 @@
+"""How judges do on labelled pairs: by hand, and a run of a judge alone."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ipo_md.checkpoints import manager
+from ipo_md.core import sharding
+from ipo_md.core import types
+from ipo_md.data import dataset as dataset_lib
+from ipo_md.data import prompt_format
+from ipo_md.evaluation import judge_accuracy
+from ipo_md.evaluation import judge_agreement
+from ipo_md.judges import host
+from ipo_md.judges import learned
+from ipo_md.judges import template as template_lib
+from ipo_md.models import model as model_lib
+from ipo_md.models import t5
+from tasks.mini_tldr import tasks
+from tasks.mini_tldr import truth as truth_lib
+
+
+def test_calibration_by_hand():
+  #                 right  wrong  right  a tie  truth ties
+  judged = np.array([0.94, 0.06, 0.07, 0.5, 0.94])
+  truth = np.array([1.0, 1.0, 0.0, 1.0, 0.5])
+  found = judge_agreement.calibration(judged, truth)
+  first, last = found['bins']
+  assert first == {'confidence': 0.5, 'accuracy': 0.5, 'count': 1}
+  assert last['count'] == 4
+  assert last['accuracy'] == pytest.approx(2.5 / 4)
+  assert last['confidence'] == pytest.approx((0.94 * 3 + 0.93) / 4)
+  gap = last['confidence'] - last['accuracy']
+  assert found['ece'] == pytest.approx(4 / 5 * gap)
+
+
+def test_calibration_of_a_calibrated_judge():
+  """Labels drawn from what it says: accuracy is confidence in every bin."""
+  rng = np.random.default_rng(0)
+  judged = rng.uniform(size=200_000)
+  truth = (rng.uniform(size=judged.size) < judged).astype(float)
+  found = judge_agreement.calibration(judged, truth)
+  assert len(found['bins']) == 10
+  for b in found['bins']:
+    assert abs(b['accuracy'] - b['confidence']) < 0.015
+  assert found['ece'] < 0.01
+  assert judge_agreement.calibration(1 - judged, 1 - truth)[
+    'ece'
+  ] == pytest.approx(found['ece'])
+  certain = judge_agreement.calibration((judged > 0.5).astype(float), truth)
+  assert certain['bins'][0]['confidence'] == 1
+  assert certain['ece'] == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_judge_of_length_is_right_where_the_better_is_longer():
+  rng = np.random.default_rng(0)
+  longer = rng.integers(-20, 21, 1000)
+  truth = rng.choice([0.0, 0.5, 1.0], 1000)
+  judged = (1 + np.sign(longer)) / 2
+  bins = judge_agreement.by_length(judged, truth, longer)
+  assert sum(b['count'] for b in bins) == np.sum(truth != 0.5)
+  assert len(bins) == 5
+  for b in bins:
+    assert b['low'] <= b['high']
+    if b['low'] > 0 or b['high'] < 0:
+      assert b['accuracy'] == (b['low'] > 0)
+  # The same pairs the other way round.
+  assert bins == judge_agreement.by_length(1 - judged, 1 - truth, -longer)
+  ties = judge_agreement.by_length(judged, np.full(1000, 0.5), longer)
+  assert ties == []
+  equal = judge_agreement.by_length(judged, truth, np.zeros(1000, int))
+  assert [b['low'] for b in equal] == [0]
+
+
+def test_order_consistency():
+  both = np.array([[0.9, 0.8], [0.9, 0.2], [0.5, 0.9], [0.1, 0.2]])
+  found = judge_agreement.compared(
+    {'judge': both}, np.array([1, 1, 1, 0]), np.arange(4)
+  )
+  share, low, high, count = found['order_consistency']['judge']
+  assert (share, count) == (2.5 / 4, 4)
+  assert low < share < high
+  # (.9 + .2) / 2 > 1/2: averaged over both orders all four are right.
+  assert found['agreement']['judge'][0] == 1
+
+
+MODEL = model_lib.Model(
+  functools.partial(
+    t5.T5,
+    vocab_size=tasks.VOCABULARY.vocab_size,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    mlp_dim=16,
+    mlp_activations=('gelu', 'linear'),
+    logits_via_embedding=False,
+    dropout_rate=0.0,
+    scan=False,
+  )
+)
+
+
+def dataset(name='mini_tldr_pairs'):
+  return dataset_lib.load(
+    mixture_or_task_name=name,
+    task_feature_lengths={'inputs': 74, 'targets': 32},
+    split='validation',
+    prompt_format=prompt_format.PromptFormat(suffix=(1,)),
+  )
+
+
+@pytest.fixture(scope='module')
+def comparator(tmp_path_factory):
+  """A random comparator, whose two orders say different things."""
+  path = str(tmp_path_factory.mktemp('judge'))
+  params = MODEL.init(jax.random.key(0))
+  state = types.TrainState(step=jnp.int32(1), params=params, opt_state=())
+  with manager.open_manager(path, keep=manager.Keep()) as saved:
+    manager.save(saved, state, tasks.VOCABULARY)
+    manager.wait(saved)
+  template = template_lib.Template(
+    vocabulary=tasks.VOCABULARY,
+    prompt='{text} summary 1 {first} summary 2 {second} better',
+    length=144,
+    prompt_format=prompt_format.PromptFormat(suffix=(1,)),
+  )
+  judge = functools.partial(
+    learned.comparator, model=MODEL, template=template, answers=('1', '2')
+  )
+  return params, judge, path
+
+
+def test_a_judge_alone(tmp_path, comparator, capsys):
+  _, judge, path = comparator
+  run = functools.partial(
+    judge_accuracy.judge_accuracy,
+    model_dir=str(tmp_path),
+    mesh_shape=(1, -1, 1),
+    judges={
+      'comparator': host.LearnedJudge(
+        judge=judge, model=MODEL, checkpoint_path=path, batch_size=8
+      ),
+      'truth': host.TextJudge(truth_lib.preference),
+    },
+    dataset=dataset,
+    examples=20,
+  )
+  run()
+  found = json.loads((tmp_path / 'results.json').read_text())
+  assert found['pairs'] == 20
+  for kind in ('agreement', 'calibration', 'by_length', 'order_consistency'):
+    assert found[kind]['held_out_pairs'].keys() == {'comparator', 'truth'}
+  # One of the pairs is a tie, which counts 1/2.
+  assert found['agreement']['held_out_pairs']['truth'][0] == 19.5 / 20
+  assert found['order_consistency']['held_out_pairs']['truth'][0] == 19.5 / 20
+  assert found['calibration']['held_out_pairs']['truth']['ece'] == 0
+  assert '20 pairs' in capsys.readouterr().out
+  run()
+  assert 'complete' in capsys.readouterr().out
+  with pytest.raises(ValueError, match='mini_tldr_sft has no pairs'):
+    run(
+      model_dir=str(tmp_path / 'b'),
+      dataset=functools.partial(dataset, 'mini_tldr_sft'),
+    )
+
+
+def test_both_orders_of_a_comparator_reach_the_table(comparator):
+  """LearnedJudge gives what the comparator said, not the average twice."""
+  params, judge, path = comparator
+  samples, _ = judge_agreement.labelled_pairs(dataset(), 8)
+  with jax.set_mesh(sharding.make_mesh((1, -1, 1))):
+    both = host.LearnedJudge(
+      judge=judge, model=MODEL, checkpoint_path=path, batch_size=8
+    )(samples, [(0, 1), (1, 0)])
+    both = np.stack(list(both), axis=1)
+  judged = jax.jit(judge)(params, samples.tokens)
+  np.testing.assert_allclose(both[:, 0].mean(-1), judged.preference, atol=1e-6)
+  np.testing.assert_allclose(both[:, 0, 0], judged.matrix[:, 0, 1], atol=1e-6)
+  assert np.abs(both[:, 0, 0] - both[:, 0, 1]).max() > 1e-4
+  # The other pair is the same two readings.
+  np.testing.assert_allclose(both[:, 1], 1 - both[:, 0, ::-1], atol=1e-6)

@@ -1,0 +1,125 @@
+"""The papers' runs resolve at full size, with the published numbers."""
+
+import functools
+
+import gin
+import gin_resolve
+import jax
+import pytest
+
+from ipo_md.data import dataset as dataset_lib
+from ipo_md.evaluation import drawing
+from ipo_md.models import lora
+
+without_data = gin_resolve.without_data
+_FOLDER = gin_resolve.ROOT / 'gin' / 'papers'
+_STARTED = {
+  'MODEL_DIR': "'/run'",
+  'INITIAL_CHECKPOINT_PATH': "'/policy'",
+}
+_JUDGED = _STARTED | {'JUDGE_CHECKPOINT_PATH': "'/judge'"}
+_NCA = _STARTED | {'TOKENIZER_PATH': "'/tokenizer.json'"}
+# Shared by files that are no run of their own.
+_PARTS = ('ipo_md/judge', 'ipo_md/online', 'nca/offline')
+# What a user binds, and the published hyperparameters.
+RUNS = {
+  'ipo_md/supervised': (_STARTED, {}),
+  'ipo_md/comparator': (_STARTED, {}),
+  'ipo_md/reward_model': (_STARTED, {}),
+  'ipo_md/ipo': (_JUDGED, {'losses.ipo.tau': 1}),
+  'ipo_md/ipo_md': (_JUDGED, {'losses.ipo.tau': 1}),
+  'ipo_md/dpo': (_JUDGED, {'losses.dpo.beta': 5}),
+  'ipo_md/slic': (_JUDGED, {'losses.slic.beta': 10}),
+  'ipo_md/nash_md': (_JUDGED, {'losses.policy_gradient.tau': 0.008}),
+  'ipo_md/rl': (_JUDGED, {'losses.reinforce.tau': 0.05}),
+  'nca/nca': (_NCA, {'losses.nca.beta': 0.01, 'losses.nca.alpha': 0}),
+  'nca/info_nca': (
+    _NCA,
+    {'losses.info_nca.beta': 0.01, 'losses.info_nca.alpha': 0},
+  ),
+  'nca/dpo': (_NCA, {'losses.dpo.beta': 0.01}),
+}
+_MIXTURES = {'ipo_md': (0.125, 0.125), 'nash_md': (0, 0.125), 'rl': (0,)}
+
+
+def _value(name: str):
+  """Of a binding, its macros followed."""
+  value = gin.query_parameter(name)
+  while getattr(value, 'selector', None) == 'gin.macro':
+    value = gin.query_parameter(f'{"/".join(value.scopes)}/gin.macro.value')
+  return value
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_run(name):
+  given, published = RUNS[name]
+  arguments = gin_resolve.resolve_files(
+    [f'gin/papers/{name}.gin'],
+    [f'{key} = {value}' for key, value in given.items()],
+    vocabulary='mistral' if name.startswith('nca') else 't5_',
+  )
+  for binding, value in published.items():
+    assert _value(binding) == value
+  paper, _, algorithm = name.partition('/')
+  rate = _value('optim.constant.learning_rate')
+  if given is _JUDGED:
+    assert rate == (3e-5 if algorithm == 'nash_md' else 1e-4)
+    coefs = _MIXTURES.get(algorithm, (0, 0))
+    assert _value('algorithms.online_step.mixture_coefs') == coefs
+    assert arguments['batch_size'] == 32
+    assert arguments['schedule'].train_steps == 30_000
+    judge = 'reward_model' if algorithm == 'rl' else 'comparator'
+    assert _value('algorithms.online_step.judge').selector == f'judges.{judge}'
+  if paper == 'nca':
+    assert rate == 5e-6
+    assert isinstance(arguments['model'], lora.Lora)
+    k = 2 if algorithm == 'dpo' else 4
+    batch = gin_resolve.batch_of(arguments['dataset'](), 32)
+    assert batch.completions.completions.ids.shape == (32, k, 512)
+  gin_resolve.trace(arguments, evaluate=True)
+
+
+def test_side_by_side():
+  arguments = gin_resolve.resolve_files(
+    ['gin/papers/ipo_md/side_by_side.gin'],
+    [
+      "MODEL_DIR = '/report'",
+      "POLICIES = {'supervised': '/supervised', 'ipo': '/ipo'}",
+      *(
+        f"{name}_CHECKPOINT_PATH = '/{name}'"
+        for name in ('REFERENCE', 'COMPARATOR', 'REWARD_MODEL')
+      ),
+    ],
+    vocabulary='t5_',
+  )
+  prompts = arguments['prompts']
+  dataset, model = prompts.dataset(), arguments['model']
+  dataset_lib.check_vocabulary(dataset, model.config.vocab_size)
+  assert (prompts.examples, prompts.batch_size) == (2000, 80)
+  drawn, *_ = jax.eval_shape(
+    functools.partial(
+      drawing._sample, model=model, sampler=arguments['sampler'], k=2
+    ),
+    model.abstract_params,
+    model.abstract_params,
+    gin_resolve.batch_of(dataset, 80),
+    jax.eval_shape(jax.random.key, 0),
+  )
+  assert drawn.completions.ids.shape == (80, 2, 128)
+  for name in ('comparator', 'reward_model'):
+    bound = gin.get_bindings(f'{name}/judges.LearnedJudge')
+    judged = jax.eval_shape(
+      bound['judge'], bound['model'].abstract_params, drawn
+    )
+    assert judged.preference.shape == (80,)
+  # Each judge reads its own prompt.
+  assert '{second}' in _value('comparator/judges.Template.prompt')
+  assert '{second}' not in _value('reward_model/judges.Template.prompt')
+
+
+def test_every_file_is_here():
+  found = {
+    str(path.relative_to(_FOLDER).with_suffix(''))
+    for path in _FOLDER.rglob('*.gin')
+  }
+  assert found == {*RUNS, *_PARTS, 'ipo_md/side_by_side'}

@@ -1,0 +1,302 @@
+"""Sweeps of runs that a small program stands in for."""
+
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import gin
+import pytest
+
+from launch.sweep import check as check_lib
+from launch.sweep import main
+from launch.sweep import read
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+# Takes the place of `python -u -m ipo_md ...`: TAU is how good a policy is.
+FAKE = """
+import ast, json, os, pathlib, sys, time
+given = dict(a[6:].split('=', 1) for a in sys.argv if a.startswith('--gin.'))
+given = {k: ast.literal_eval(v) for k, v in given.items()}
+folder = pathlib.Path(given['MODEL_DIR'])
+folder.mkdir(parents=True, exist_ok=True)
+with (folder / 'starts').open('a') as file:
+  file.write('x')
+print('step 1/2  loss 1.0', flush=True)
+if (folder.parent / 'slow').exists():
+  time.sleep(float((folder.parent / 'slow').read_text()))
+if (folder.parent / f'break_{folder.name}').exists():
+  print('It is broken.')
+  sys.exit(3)
+if 'POLICIES' in given:
+  good, paths = [], {}
+  for name, every in given['POLICIES'].items():
+    one = isinstance(every, str)
+    for seed, path in enumerate([every] if one else every):
+      paths[name if one else f'{name}[{seed}]'] = path
+  for name, path in paths.items():
+    at = pathlib.Path(path)
+    assert (at / 'COMPLETED').exists(), at
+    good.append(float((at / 'good').read_text()))
+  rate = [[.5 + a - b for b in good] for a in good]
+  interval = [[[r - .1, r + .1] for r in row] for row in rate]
+  (folder / 'results.json').write_text(json.dumps({
+    'policies': list(paths), 'judges': ['truth'], 'prompts': 9,
+    'win_rate': {'truth': rate}, 'interval': {'truth': interval}}))
+else:
+  good = given.get('TAU', 0) + given.get('SEED', 0) / 100
+  (folder / 'good').write_text(str(good))
+if (folder.parent / f'preempt_{folder.name}').exists():
+  (folder.parent / f'preempt_{folder.name}').unlink()
+  sys.exit(0)
+(folder / 'COMPLETED').write_text('1')
+"""
+SPEC = """
+at_once = 2
+launcher = ["{python}", "{fake}"]
+[runs.supervised]
+run = "supervised.gin"
+[policies]
+run = "online.gin"
+seeds = [0, 1]
+bindings = {{INITIAL_CHECKPOINT_PATH = "'$supervised'"}}
+[algorithms.rl]
+axes = {{TAU = [0.1, 0.2]}}
+against = "supervised"
+[algorithms.ipo]
+axes = {{TAU = [0.3, 0.05]}}
+[select]
+run = "side_by_side.gin"
+judge = "truth"
+against = "rl"
+seeds = [0]
+bindings = {{HELD_OUT_SPLIT = "'validation'"}}
+[compare]
+run = "side_by_side.gin"
+policies = ["supervised"]
+bindings = {{HELD_OUT_SPLIT = "'test'"}}
+"""
+
+
+@pytest.fixture(name='spec')
+def spec_fixture(tmp_path):
+  """The path of a spec, whose runs the fake stands in for."""
+  (tmp_path / 'fake.py').write_text(FAKE)
+  path = tmp_path / 'spec.toml'
+  path.write_text(SPEC.format(python=sys.executable, fake=tmp_path / 'fake.py'))
+  return path
+
+
+def run(spec, out) -> int:
+  out.mkdir(exist_ok=True)
+  contents = read.read(str(spec), str(out))
+  return main.Sweep(contents, out / 'logs').run(contents.at_once)
+
+
+def results_of(out: pathlib.Path) -> dict[str, bytes]:
+  """What must be the same however the sweep came to its end."""
+  names = ('table.txt', 'report/sweep.json', 'report/results.json')
+  return {name: (out / name).read_bytes() for name in names}
+
+
+def starts(out: pathlib.Path) -> dict[str, int]:
+  return {p.parent.name: p.stat().st_size for p in out.glob('*/starts')}
+
+
+def test_the_three_stages(spec, tmp_path, capsys):
+  out = tmp_path / 'out'
+  assert run(spec, out) == 0
+  table = (out / 'table.txt').read_text()
+  assert 'rl         TAU 0.2  0.700     supervised' in table
+  assert 'ipo        TAU 0.3  0.600     rl_TAU=0.2_SEED=0' in table
+  assert 'on 9 test prompts' in table
+  assert 'of truth on validation prompts' in table
+  results = json.loads((out / 'report' / 'results.json').read_text())
+  assert results['policies'] == [
+    'supervised',
+    'rl[0]',
+    'rl[1]',
+    'ipo[0]',
+    'ipo[1]',
+  ]
+  runs = json.loads((out / 'report' / 'sweep.json').read_text())['runs']
+  assert [r['name'] for r in runs if r['selected']] == [
+    'rl_TAU=0.2_SEED=0',
+    'rl_TAU=0.2_SEED=1',
+    'ipo_TAU=0.3_SEED=0',
+    'ipo_TAU=0.3_SEED=1',
+  ]
+  # The other seed of what was not selected is not trained.
+  assert not (out / 'ipo_TAU=0.05_SEED=1').exists()
+  assert table in capsys.readouterr().out
+
+  before = starts(out)
+  assert run(spec, out) == 0
+  assert starts(out) == before
+  assert 'report was done already' in capsys.readouterr().out
+
+
+def test_a_failure_is_listed_and_the_rest_goes_on(spec, tmp_path, capsys):
+  out = tmp_path / 'out'
+  out.mkdir()
+  broken = out / 'break_ipo_TAU=0.05_SEED=0'
+  broken.touch()
+  (out / 'preempt_rl_TAU=0.1_SEED=0').touch()
+  assert run(spec, out) == 1
+  said = capsys.readouterr().out
+  assert 'ipo_TAU=0.05_SEED=0 failed: exit code 3' in said
+  assert 'rl_TAU=0.1_SEED=0 failed: it ended without COMPLETED' in said
+  assert said.count('It is broken.') == 1
+  assert 'select_ipo was not done; it needs ipo_TAU=0.05_SEED=0' in said
+  assert (out / 'ipo_TAU=0.3_SEED=0' / 'COMPLETED').exists()
+  broken.unlink()
+  assert run(spec, out) == 0
+  assert run(spec, straight := tmp_path / 'straight') == 0
+  assert results_of(out) == results_of(straight)
+  assert starts(out)['ipo_TAU=0.3_SEED=0'] == 1
+
+
+@pytest.mark.parametrize('orphans', [True, False])
+def test_killed_and_started_again_it_is_the_same(spec, tmp_path, orphans):
+  """SIGKILL, of the sweep alone or of its runs too, wherever they are."""
+  assert run(spec, straight := tmp_path / 'straight') == 0
+  out = tmp_path / 'out'
+  out.mkdir()
+  (out / 'slow').write_text('.3')
+  code = (
+    f'import sys; sys.path.insert(0, {str(_ROOT / "launch")!r})\n'
+    'import pathlib, sweep, sweep_read\n'
+    f'spec = sweep_read.read({str(spec)!r}, {str(out)!r})\n'
+    f'sys.exit(sweep.Sweep(spec, pathlib.Path({str(out)!r}, "logs")).run(2))'
+  )
+  for seconds in (0.9, 1.4):
+    process = subprocess.Popen([sys.executable, '-c', code])
+    time.sleep(seconds)
+    children = pathlib.Path(
+      f'/proc/{process.pid}/task/{process.pid}/children'
+    ).read_text()
+    process.kill()
+    process.wait()
+    if not orphans:
+      for child in map(int, children.split()):
+        os.kill(child, signal.SIGKILL)
+  assert (
+    subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
+  )
+  assert results_of(out) == results_of(straight)
+  if orphans:  # no run was ever started beside itself
+    assert set(starts(out).values()) == {1}
+
+
+def test_a_comparison_of_other_runs_is_not_overwritten(spec, tmp_path, capsys):
+  out = tmp_path / 'out'
+  assert run(spec, out) == 0
+  before = (out / 'select_ipo' / 'results.json').read_bytes()
+  spec.write_text(spec.read_text().replace('[0.3, 0.05]', '[0.3, 0.5]'))
+  assert run(spec, out) == 1
+  assert 'select_ipo compares other runs' in capsys.readouterr().out
+  assert (out / 'select_ipo' / 'results.json').read_bytes() == before
+  shutil.rmtree(out / 'select_ipo')
+  shutil.rmtree(out / 'report')
+  assert run(spec, out) == 0
+  assert 'TAU 0.5' in (out / 'table.txt').read_text()
+
+
+def test_one_sweep_at_a_time(spec, tmp_path):
+  out = tmp_path / 'out'
+  (out / 'logs').mkdir(parents=True)
+  with (out / 'logs' / 'sweep.lock').open('w') as lock:
+    main.fcntl.flock(lock, main.fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match='Another sweep runs in'):
+      run(spec, out)
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'message'),
+  [
+    ('judge = ', 'jugde = ', r"\[select\]: unknown key 'jugde'; judge\?"),
+    ('against = "rl"', 'against = "rk"', "ipo is selected against 'rk'"),
+    ('against = "supervised"', 'against = "ipo"', 'rl against ipo against rl'),
+    ('axes = {TAU = [0.1, 0.2]}', 'axes = {TAU = []}', 'TAU = .* at least one'),
+    ('axes = {TAU = [0.1, 0.2]}', 'axes = {TAU = 0.1}', 'to be a list'),
+    ("'$supervised'", "'$supervized'", r'\$supervized.*unknown'),
+    ('seeds = [0, 1]', 'seeds = [0, 0]', 'different seeds'),
+    ('seeds = [0, 1]', 'seeds = [[0], [1]]', 'different seeds'),
+    ('seeds = [0, 1]', 'seeds = 2', 'seeds = 2 .* list'),
+    ('axes = {TAU = [0.1, 0.2]}', 'axes = [0.1]', r'axes = \[0.1\] .* table'),
+    ('seeds = [0]', 'seeds = [2]', 'different seeds'),
+    ("'test'", "'validation'", 'give both, of different prompts'),
+    ('policies = ["supervised"]', 'policies = ["sft"]', "'sft' is not one of"),
+    ('at_once = 2', 'at_once = 0', 'at_once = 0'),
+    ('at_once = 2', 'at_once 2', 'line 2'),
+    ('[algorithms.ipo]', '[algorithms.supervised]', 'both a run and an algo'),
+  ],
+)
+def test_a_wrong_spec(spec, old, new, message):
+  text = spec.read_text()
+  assert old in text
+  spec.write_text(text.replace(old, new))
+  with pytest.raises(ValueError, match=message):
+    read.read(str(spec), '/out')
+
+
+@pytest.mark.parametrize(
+  ('new', 'message'),
+  [
+    ('{TAUU = [0.1, 0.2]}', 'TAUU is set, but nothing .* Did you mean TAU'),
+    ('{BETA = [0.1, 0.2]}', 'BETA is set, but nothing'),
+    ('{"losses.dppo.beta" = [1, 2]}', "matching 'losses.dppo'"),
+    (
+      '{"optim.adafactor.learning_rate" = [1, 2]}',
+      'nothing in this run refers to optim.adafactor',
+    ),
+    (
+      '{"trian/losses.ipo.tau" = [1, 2]}',
+      'nothing in this run refers to trian/losses.ipo',
+    ),
+    ('{TAU = [0.1, 0.1]}', 'Two runs would be called ipo_TAU=0.1_SEED=0'),
+    ('{TAU = ["0.1", "0.10"]}', 'are the same run'),
+    ('{TAU = ["@losses.ipo("]}', 'TAU'),
+    ('{"losses.ipo.tau" = [1, 2]}', None),
+    ('{"eval/data.load.split" = ["\'test\'", "\'train\'"]}', None),
+    ('judge = "truth"', "'truth' is not one of JUDGES"),
+  ],
+)
+def test_an_axis_is_checked_before_anything_starts(
+  tmp_path, monkeypatch, new, message
+):
+  """In this process, not in one of its own."""
+  smoke = (_ROOT / 'launch/sweeps/smoke.toml').read_text()
+  old = 'judge = "reward_model"'
+  if not new.startswith('judge'):
+    old, new = 'axes = {TAU = [0.03, 0.1]}', f'axes = {new}'
+  assert smoke.count(old) == 1
+  path = tmp_path / 'spec.toml'
+  path.write_text(smoke.replace(old, new))
+
+  def check(command, *, input, **_):  # noqa: A002
+    del command
+    monkeypatch.setattr('sys.stdin', io.StringIO(input))
+    printed = []
+    monkeypatch.setattr('builtins.print', lambda x, **_: printed.append(x))
+    code = check_lib.main()
+    return subprocess.CompletedProcess([], code, '\n'.join(printed), '')
+
+  monkeypatch.setattr(main.subprocess, 'run', check)
+  spec = read.read(str(path), str(tmp_path / 'out'))
+  try:
+    if message is None:
+      main.Sweep(spec, tmp_path / 'logs').check()
+    else:
+      with pytest.raises(ValueError, match=message):
+        main.Sweep(spec, tmp_path / 'logs').check()
+  finally:
+    gin.clear_config()
+  assert not (tmp_path / 'out').exists()

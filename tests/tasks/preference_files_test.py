@@ -1,0 +1,222 @@
+"""Preference files, and XSum, from hand-made JSON lines."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import seqio
+
+from ipo_md.data import dataset as dataset_lib
+from ipo_md.data import prompt_format
+from tasks import preference_files
+from tasks.mini_tldr import tasks
+
+VOCABULARY = tasks.VOCABULARY
+PAIRS = [
+  {'prompt': 'my dog', 'chosen': 'a dog', 'rejected': 'a cat'},
+  {
+    'prompt': 'my cat',
+    'chosen': [
+      {'role': 'user', 'content': 'my cat'},
+      {'role': 'assistant', 'content': 'a cat'},
+    ],
+    'rejected': [{'role': 'assistant', 'content': 'dog'}],
+  },
+]
+SCORED = [
+  {'prompt': 'my dog', 'completions': ['a', 'b', 'c'], 'scores': [1, '2.5', 0]},
+  {'prompt': 'my cat', 'completions': ['a', 'b'], 'scores': [0.25, -1]},
+]
+
+
+def _write(path, rows):
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return {'train': str(path)}
+
+
+def _load(name, split='train', **kwargs):
+  return dataset_lib.load(
+    mixture_or_task_name=name,
+    task_feature_lengths={'inputs': 16, 'targets': 8},
+    split=split,
+    prompt_format=prompt_format.PromptFormat(suffix=(1,)),
+    vocabulary=VOCABULARY,
+    **kwargs,
+  )
+
+
+def _texts(row):
+  tokens = row.completions.completions
+  return [
+    VOCABULARY.decode(tokens.ids[0, k][tokens.mask[0, k]].tolist()[:-1])
+    for k in range(tokens.ids.shape[1])
+  ]
+
+
+class TestPairs:
+  def test_rows(self, tmp_path):
+    files = _write(tmp_path / 'pairs.jsonl', PAIRS)
+    name = preference_files.pairs(files=files)
+    assert preference_files.pairs(files=files) == name
+    dataset = _load(name)
+    assert _texts(dataset.rows([(0, 0)])) == ['a dog', 'a cat']
+    assert _texts(dataset.rows([(0, 1)])) == ['a cat', 'dog']
+    assert dataset.rows([(0, 0), (0, 1)]).preference.tolist() == [1, 1]
+
+  def test_gzip_and_cache(self, tmp_path):
+    path = tmp_path / 'pairs.jsonl.gz'
+    with gzip.open(path, 'wt') as file:
+      file.writelines(json.dumps(row) + '\n' for row in PAIRS)
+    name = preference_files.pairs(files={'train': str(path)})
+    cache = str(tmp_path / 'cache')
+    assert len(_load(name, cache_dir=cache)) == 2
+    with gzip.open(path, 'wt') as file:
+      file.write(json.dumps(PAIRS[0]) + '\n')
+    assert len(_load(name, cache_dir=cache)) == 1
+
+  @pytest.mark.parametrize(
+    ('line', 'match'),
+    [
+      ('{"prompt": "a"', 'pairs.jsonl, row 3: not JSON'),
+      ('[1, 2]', 'row 3: not an object'),
+      (
+        '{"prompt": "a", "chosen": "b"}',
+        "row 3: field 'rejected' is missing",
+      ),
+      (
+        '{"prompt": "a", "chosen": 1, "rejected": "c"}',
+        "row 3: field 'chosen' is 1",
+      ),
+      (
+        '{"prompt": " ", "chosen": "b", "rejected": "c"}',
+        "row 3: field 'prompt' is empty",
+      ),
+      (
+        '{"prompt": "\\ud83d", "chosen": "b", "rejected": "c"}',
+        "row 3: field 'prompt' has half of a surrogate pair",
+      ),
+      ('[' * 100_000, 'row 3: not JSON'),
+    ],
+  )
+  def test_bad_rows(self, tmp_path, line, match):
+    files = _write(tmp_path / 'pairs.jsonl', PAIRS)
+    with open(files['train'], 'a') as file:
+      file.write(line + '\n')
+    with pytest.raises(ValueError, match=match):
+      _load(preference_files.pairs(files=files))
+    allowed = preference_files.pairs(files=files, max_bad_rows=1)
+    assert len(_load(allowed)) == 2
+
+  def test_missing_and_unreadable_files(self, tmp_path):
+    for path in (tmp_path / 'none', tmp_path):
+      name = preference_files.pairs(files={'train': str(path)})
+      with pytest.raises(ValueError, match=f'There is no file {path}'):
+        _load(name)
+    path = tmp_path / 'cut.jsonl.gz'
+    path.write_bytes(gzip.compress(json.dumps(PAIRS[0]).encode())[:-9])
+    name = preference_files.pairs(files={'train': str(path)})
+    with pytest.raises(ValueError, match='cut.jsonl.gz cannot be read'):
+      _load(name)
+
+
+class TestRewards:
+  def test_rows(self, tmp_path):
+    files = _write(tmp_path / 'scored.jsonl', SCORED)
+    dataset = _load(preference_files.rewards(files=files, k=4))
+    rows = dataset.rows([(0, 0), (0, 1)])
+    np.testing.assert_array_equal(
+      rows.rewards, [[1, 2.5, 0, 0], [0.25, -1, 0, 0]]
+    )
+    assert rows.completion_mask.sum(axis=1).tolist() == [3, 2]
+
+  @pytest.mark.parametrize(
+    ('row', 'match'),
+    [
+      (SCORED[0] | {'scores': [1, 2]}, "'scores' has 2 for 3"),
+      (
+        SCORED[0] | {'scores': [1, 2, 'x']},
+        "'scores.2' is 'x', not a number",
+      ),
+      (SCORED[0] | {'scores': [1, 2, 10**400]}, "'scores.2' is inf"),
+      (
+        SCORED[0] | {'scores': [1, 2, -1e300]},
+        "row 1: field 'scores.2' is -1e.300, too large",
+      ),
+      (SCORED[0] | {'scores': [1, 2, float('nan')]}, "'scores.2' is nan"),
+      (
+        SCORED[0] | {'completions': ['a'] * 5},
+        "'completions' has 5, more than k = 4",
+      ),
+      (
+        SCORED[0] | {'completions': ['a'], 'scores': [1]},
+        "row 1: field 'completions' has 1, whose score compares to nothing",
+      ),
+    ],
+  )
+  def test_bad_rows(self, tmp_path, row, match):
+    files = _write(tmp_path / 'scored.jsonl', [row])
+    with pytest.raises(ValueError, match=match):
+      _load(preference_files.rewards(files=files, k=4))
+
+
+class TestSupervised:
+  def test_both_formats(self, tmp_path):
+    files = _write(tmp_path / 'mixed.jsonl', [PAIRS[0], SCORED[0]])
+    dataset = _load(preference_files.supervised(files=files))
+    assert _texts(dataset.rows([(0, 0)])) == ['a dog']
+    assert _texts(dataset.rows([(0, 1)])) == ['b']
+
+
+def test_the_vocabulary_of_bytes(tmp_path):
+  files = _write(tmp_path / 'pairs.jsonl', PAIRS)
+  dataset = dataset_lib.load(
+    mixture_or_task_name=preference_files.pairs(files=files),
+    task_feature_lengths={'inputs': 16, 'targets': 8},
+    split='train',
+    prompt_format=prompt_format.PromptFormat(),
+    vocabulary=seqio.ByteVocabulary(),
+  )
+  rows = dataset.rows([(0, 0)])
+  assert rows.completions.completions.ids[0, 0, :6].tolist() == [
+    *(b + 3 for b in b'a dog'),
+    1,
+  ]
+
+
+class TestXsum:
+  def test_json_lines(self, tmp_path, monkeypatch):
+    monkeypatch.setenv('XSUM_DIR', str(tmp_path))
+    row = {'document': 'my dog.', 'summary': 'a dog.', 'id': '1'}
+    _write(tmp_path / 'train.jsonl', [row])
+    rows = _load('xsum_prompts').rows([(0, 0)])
+    prompt = rows.completions.prompts
+    assert prompt.ids[0, : prompt.mask.sum()].tolist() == [
+      *VOCABULARY.encode('POST: my dog.'),
+      1,
+    ]
+    assert _texts(rows) == ['a dog.']
+    with pytest.raises(ValueError, match='There is no file .*test.jsonl'):
+      _load('xsum_prompts', 'test')
+
+  def test_bad_rows(self, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('XSUM_DIR', str(tmp_path))
+    rows = [
+      {'document': 'my dog.', 'summary': 'a dog.', 'id': '1'},
+      {'document': ' ', 'summary': 'nothing.', 'id': '2'},
+    ]
+    _write(tmp_path / 'train.jsonl', rows)
+    with pytest.raises(ValueError, match="row 2: field 'document' is empty"):
+      _load('xsum_prompts')
+    monkeypatch.setenv('MAX_BAD_ROWS', '1')
+    assert len(_load('xsum_prompts')) == 1
+    assert 'Bad rows left out: 1' in capsys.readouterr().err
+    monkeypatch.setenv('MAX_BAD_ROWS', 'all')
+    with pytest.raises(ValueError, match="MAX_BAD_ROWS = 'all'"):
+      _load('xsum_prompts')
+
+  def test_neither(self, tmp_path, monkeypatch):
+    monkeypatch.delenv('XSUM_DIR', raising=False)
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+    with pytest.raises(ValueError, match='set XSUM_DIR to a directory'):
+      _load('xsum_prompts')
