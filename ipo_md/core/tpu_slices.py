@@ -1,4 +1,8 @@
-"""TPU chips and slices: one table for launching and compiling. No JAX."""
+"""Describes TPU chips and the slices that Google Cloud offers.
+
+Launching and compiling share this table. It uses the standard library only,
+because launch/ runs on machines that do not have JAX.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -7,19 +11,26 @@ import math
 from typing import Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """One chip, as Cloud TPU's documentation has it.
+  """One TPU chip, with the figures of Cloud TPU's documentation.
 
   Attributes:
-    flops: bfloat16 matrix products, FLOP/s.
-    hbm_bytes: of memory.
-    hbm_bandwidth: bytes/s.
-    ici_bandwidth: bytes/s to all neighbours together, one way.
-    clock: cycles/s: flops over the FLOPs of a cycle of its matrix units
-      (128 x 128 x 2; 4 of them on v5e, 8 on v4 and v5p, 16 on v6e).
-    slices: topologies, chips along each axis.
-    options: what libtpu asks for so that a chip is one device.
+    flops: Rate of bfloat16 matrix products, in FLOP/s.
+    hbm_bytes: Size of the memory, in bytes.
+    hbm_bandwidth: Bandwidth of the memory, in bytes/s.
+    ici_bandwidth: Bandwidth to all neighbours together, one way, in bytes/s.
+    clock: Clock rate in cycles/s. This is `flops` divided by the FLOPs that the
+      matrix units do in one cycle (128 x 128 x 2 per unit; v5e has 4 units, v4
+      and v5p have 8, v6e has 16).
+    slices: Topologies on offer, written as the chips along each axis.
+    accelerator: Prefix of Google's accelerator type: 'v5litepod' in
+      'v5litepod-16'.
+    units: What one chip adds to the number in the accelerator type, which
+      counts TensorCores on v4 and v5p, and chips on v5e and v6e.
+    runtime: Software version of a TPU VM
+      (https://cloud.google.com/tpu/docs/runtimes).
+    options: Options that libtpu needs to present one chip as one device.
   """
 
   flops: float
@@ -28,6 +39,9 @@ class Chip:
   ici_bandwidth: float
   clock: float
   slices: tuple[str, ...]
+  accelerator: str
+  units: int
+  runtime: str
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -40,52 +54,92 @@ _CUBES = (
 # "System architecture" of https://cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
 CHIPS = {
   'v4': Chip(
-    275e12,
-    32 * 2**30,
-    1228e9,
-    300e9,
-    1.05e9,
-    _CUBES,
-    {'chip_config_name': 'megacore'},
+    flops=275e12,
+    hbm_bytes=32 * 2**30,
+    hbm_bandwidth=1228e9,
+    ici_bandwidth=300e9,
+    clock=1.05e9,
+    slices=_CUBES,
+    accelerator='v4',
+    units=2,
+    runtime='tpu-ubuntu2204-base',
+    options={'chip_config_name': 'megacore'},
   ),
-  'v5e': Chip(197e12, 16 * 2**30, 819e9, 200e9, 1.5e9, _FLAT),
-  'v5p': Chip(459e12, 95 * 2**30, 2765e9, 600e9, 1.75e9, _CUBES),
-  'v6e': Chip(918e12, 32 * 2**30, 1640e9, 448e9, 1.75e9, _FLAT),
+  'v5e': Chip(
+    flops=197e12,
+    hbm_bytes=16 * 2**30,
+    hbm_bandwidth=819e9,
+    ici_bandwidth=200e9,
+    clock=1.5e9,
+    slices=_FLAT,
+    accelerator='v5litepod',
+    units=1,
+    runtime='v2-alpha-tpuv5-lite',
+  ),
+  'v5p': Chip(
+    flops=459e12,
+    hbm_bytes=95 * 2**30,
+    hbm_bandwidth=2765e9,
+    ici_bandwidth=600e9,
+    clock=1.75e9,
+    slices=_CUBES,
+    accelerator='v5p',
+    units=2,
+    runtime='v2-alpha-tpuv5',
+  ),
+  'v6e': Chip(
+    flops=918e12,
+    hbm_bytes=32 * 2**30,
+    hbm_bandwidth=1640e9,
+    ici_bandwidth=448e9,
+    clock=1.75e9,
+    slices=_FLAT,
+    accelerator='v6e',
+    units=1,
+    runtime='v2-alpha-tpuv6e',
+  ),
 }
 
 
-def chip(topology: str) -> Chip:
-  """The chip of a topology such as 'v5e:4x4'.
+def chip(topology: str, *, setting: str = 'TOPOLOGY = ') -> Chip:
+  """Returns the chip of a topology such as 'v5e:4x4'.
+
+    tpu_slices.chip('v5e:4x4').hbm_bytes  # 17179869184
+
+  Args:
+    topology: Generation and shape, joined by a colon.
+    setting: What the user wrote before the topology, for error messages.
 
   Raises:
-    ValueError: there is no such topology; offers the nearest ones.
+    ValueError: The topology does not exist. The message offers the nearest
+      ones.
   """
   kind, _, shape = topology.partition(':')
   if kind not in CHIPS:
     near = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.3)
     first = near[0] if near else 'v5e'
     raise ValueError(
-      f'TOPOLOGY = {topology!r}: chips are {", ".join(CHIPS)}, as in '
-      f"'{first}:{CHIPS[first].slices[3]}'."
+      f'{setting}{topology!r}: the chips are {", ".join(CHIPS)}. Write for '
+      f"example '{first}:{CHIPS[first].slices[3]}'."
     )
   found = CHIPS[kind]
   if shape not in found.slices:
     near = sorted(found.slices, key=lambda s: _distance(shape, s))[:3]
     offered = ' or '.join(repr(f'{kind}:{s}') for s in near)
     raise ValueError(
-      f'TOPOLOGY = {topology!r}: {kind} has no slice {shape!r}. Nearest: '
+      f'{setting}{topology!r}: {kind} has no slice {shape!r}. Nearest: '
       f'{offered}.'
     )
   return found
 
 
 def size(topology: str) -> int:
-  """How many chips a slice has."""
+  """Returns the number of chips in a slice: 16 for 'v5e:4x4'."""
   return math.prod(map(int, topology.partition(':')[2].split('x')))
 
 
 def _distance(wanted: str, other: str) -> float:
-  """How far two slices are apart: in chips, then in letters."""
+  """Returns how far two slices are apart, in chips and then in letters."""
   letters = 1 - difflib.SequenceMatcher(None, wanted, other).ratio()
   try:
     sizes = [math.prod(map(int, s.split('x'))) for s in (wanted, other)]

@@ -3,12 +3,16 @@
 import importlib.metadata
 import json
 import math
+import pathlib
+import subprocess
 
 from etils import epath
 import jax
 import numpy as np
 
 from ipo_md.core import progress
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def write(writer, step, values, texts) -> None:
@@ -61,16 +65,23 @@ def describe(model_dir, state, frozen, mesh, examples) -> None:
     path.write_text(json.dumps(versions, indent=1) + '\n')
 
 
-def _commit() -> str | None:
-  """The commit of the checkout that this file is in, if it is in one."""
-  git = epath.Path(__file__).parents[2] / '.git'
-  head = git / 'HEAD'
-  if not head.exists():
+def _commit(root: pathlib.Path = _ROOT) -> str | None:
+  """Returns the commit that runs, or None if it is unknown.
+
+  Args:
+    root: Folder of the code: a checkout, or the files of a commit with the file
+      COMMIT beside them, as launch/ ships them.
+  """
+  if (root / 'COMMIT').exists():
+    return (root / 'COMMIT').read_text().strip()
+  if not (root / '.git').exists():
+    return None  # Any checkout around an installed package is another project.
+  try:
+    return subprocess.run(
+      ['git', '-C', str(root), 'rev-parse', 'HEAD'],
+      capture_output=True,
+      check=True,
+      text=True,
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
     return None
-  ref = head.read_text().strip().removeprefix('ref: ')
-  if (git / ref).exists():
-    return (git / ref).read_text().strip()
-  packed = git / 'packed-refs'
-  lines = packed.read_text().splitlines() if packed.exists() else []
-  found = [line.split()[0] for line in lines if line.endswith(f' {ref}')]
-  return found[0] if found else ref

@@ -1,1 +1,4 @@
-"""Cloud TPU and GKE: slices, jobs, and what runs on a worker."""
+"""Runs commands on Cloud TPU and GKE. launch/tpu.py and launch/gke.py start it.
+
+Nothing here imports JAX or anything else outside the standard library.
+"""

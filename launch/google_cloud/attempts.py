@@ -1,21 +1,46 @@
-"""Attempts at a command on slices, until one of them is done."""
+"""Repeats a command on slices until one attempt succeeds."""
 
 import argparse
+from collections.abc import Callable
 import time
 
 from launch.google_cloud import cloud
 from launch.google_cloud import jobs
+from launch.google_cloud import queue_flags
 from launch.google_cloud import slices
+from launch.google_cloud import worker
 
-_AGAIN = 42  # of launch/google_cloud/worker.py
-LOST = 900  # seconds without a sign of life, and a worker is taken for lost
-_BEAT = 90  # seconds in which a worker that lives reports (every 30)
-_SHORT = 600  # seconds; three attempts that were shorter are enough
-_GRACE = 3  # looks for the others to end, or the preemption to show
+LOST = 900  # seconds without a sign of life, after which a worker is lost
+_BEAT = 90  # seconds in which a live worker reports three times
+_SHORT = 600  # seconds; three shorter attempts in a row end the run
+_GRACE = 3  # looks in which the other workers end, or a preemption shows
+
+_MakeScript = Callable[[str], str]
 
 
-def until_done(tpu, args, job, running, make) -> bool:
-  """Attempts, until one is done (True) or was stopped by the user (False)."""
+def until_done(
+  tpu: slices.Slices,
+  args: argparse.Namespace,
+  job: jobs.Job | None,
+  running: bool,
+  make: _MakeScript,
+) -> bool:
+  """Starts attempts until one is done or the user stops one.
+
+  Args:
+    tpu: Slices to run on.
+    args: Arguments of the command line.
+    job: Last attempt, if there was one.
+    running: Whether that attempt is still running.
+    make: Function from the folder of an attempt to the script of each worker.
+
+  Returns:
+    Whether the run is done; False if the user stopped it.
+
+  Raises:
+    cloud.Failed: The command failed and would fail again, or three attempts in
+      a row were lost or too short.
+  """
   lost = short = 0
   while True:
     if not running:
@@ -38,11 +63,22 @@ def until_done(tpu, args, job, running, make) -> bool:
       )
 
 
-def is_running(tpu, job, found, make) -> bool:
-  """Whether this command is on the slices already.
+def is_running(
+  tpu: slices.Slices,
+  job: jobs.Job | None,
+  found: dict | None,
+  make: _MakeScript,
+) -> bool:
+  """Returns whether the slices are already running this command.
+
+  Args:
+    tpu: Slices to look at.
+    job: Last attempt, if there was one.
+    found: The queued resource, as Google describes it.
+    make: Function from the folder of an attempt to the script of each worker.
 
   Raises:
-    cloud.Failed: another command is.
+    cloud.Failed: The slices are running another command.
   """
   if job is None or slices.state_of(found) != 'ACTIVE':
     return False
@@ -51,8 +87,10 @@ def is_running(tpu, job, found, make) -> bool:
   said = [words for words in states.values() if words != ['exited', '0']]
   if {words[0] for words in said} - {'requested'} != {'running'}:
     return False
-  # The workers may be dead, and with them the VMs that they ran on.
-  cloud.say(f'{job.folder} says that it runs: waiting for a sign of life.')
+  # The workers may have died together with the VMs that they ran on.
+  cloud.say(
+    f'{job.folder} says that it is running. Waiting for a sign of life.'
+  )
   until = time.monotonic() + _BEAT
   while look() == states:
     if time.monotonic() > until:
@@ -66,22 +104,26 @@ def is_running(tpu, job, found, make) -> bool:
 
 
 def _ready(tpu: slices.Slices, args: argparse.Namespace) -> None:
-  """Waits for the slices; queues them again if they were preempted."""
+  """Waits for the slices, and queues them again if they were preempted."""
   resource = tpu.look()
   state = slices.state_of(resource)
   if state in ('SUSPENDING', 'SUSPENDED', 'FAILED'):
-    cloud.say(f'{tpu.name} is {state} {slices.reason(resource)}: queued again.')
-    again = slices.same_flags(args, resource)
+    cloud.say(
+      f'{tpu.name} is {state} {slices.reason(resource)}: queueing it again.'
+    )
+    again = queue_flags.again(args, resource)
     tpu.delete()
     tpu.obtain(again, tries=3)
   elif state in slices.GONE and not tpu.shell.dry_run:
-    raise cloud.Failed(f'{tpu.name} was deleted by someone else.')
+    raise cloud.Failed(f'Someone else deleted {tpu.name}.')
   elif state != 'ACTIVE':
     tpu.wait()
 
 
-def _start(tpu, args, job: jobs.Job, script: str) -> None:
-  """Starts the job on every worker; the slices may vanish meanwhile."""
+def _start(
+  tpu: slices.Slices, args: argparse.Namespace, job: jobs.Job, script: str
+) -> None:
+  """Starts the job on every worker. The slices may vanish while it does."""
   if tpu.shell.dry_run:
     settings = script.partition('\n\n')[0].partition('\n#')[0]
     cloud.say(f'# start.sh begins with\n{settings}')
@@ -95,19 +137,20 @@ def _start(tpu, args, job: jobs.Job, script: str) -> None:
     except cloud.Failed as error:
       if not left:
         raise
-      cloud.say(f'Not started, trying again: {error}')
+      cloud.say(f'Not started; trying again: {error}')
       time.sleep(tpu.poll)
       _ready(tpu, args)
 
 
 def _follow(tpu: slices.Slices, job: jobs.Job) -> str:
-  """Prints what the job prints, to its end.
+  """Prints the output of a job until the job ends.
 
   Returns:
-    done, stopped (by `stop`), to be started again, preempted or lost.
+    How it ended: 'done', 'stopped' (by the user), 'to be started again',
+    'preempted' or 'lost'.
 
   Raises:
-    cloud.Failed: the command failed, and would fail again.
+    cloud.Failed: The command failed and would fail again.
   """
   shown, failing, before, changed = 0, 0, None, time.monotonic()
   while True:
@@ -127,9 +170,10 @@ def _follow(tpu: slices.Slices, job: jobs.Job) -> str:
     if gone:
       return 'preempted'
     failing = failing + 1 if any(codes.values()) else 0
-    hasty = over and (_AGAIN in codes.values() or 'spot' not in resource)
+    again = worker.AGAIN in codes.values()
+    hasty = over and (again or 'spot' not in resource)
     if failing > (0 if hasty else _GRACE):
-      if _AGAIN in codes.values():
+      if again:
         return 'stopped' if 'stop' in states else 'to be started again'
       host = min(h for h, code in codes.items() if code)
       raise cloud.Failed(_failure(tpu, job, host, codes[host]))
@@ -140,8 +184,20 @@ def _follow(tpu: slices.Slices, job: jobs.Job) -> str:
     time.sleep(tpu.poll)
 
 
-def _show(tpu, job: jobs.Job, hosts, shown: int) -> int:
-  """Prints the log of process 0 from `shown` on; returns how much."""
+def _show(
+  tpu: slices.Slices, job: jobs.Job, hosts: dict[str, list[str]], shown: int
+) -> int:
+  """Prints the new part of process 0's log.
+
+  Args:
+    tpu: Slices that the job runs on.
+    job: Attempt to read.
+    hosts: State of each worker.
+    shown: Number of characters that have been printed already.
+
+  Returns:
+    The number of characters that were printed now.
+  """
   if not hosts:
     return 0
   read = lambda: job.log(jobs.lead(hosts))
@@ -150,7 +206,8 @@ def _show(tpu, job: jobs.Job, hosts, shown: int) -> int:
   return len(new)
 
 
-def _failure(tpu, job: jobs.Job, host: str, code: int) -> str:
+def _failure(tpu: slices.Slices, job: jobs.Job, host: str, code: int) -> str:
+  """Returns the error message for a worker, with the end of its log."""
   log = cloud.patiently(lambda: job.log(host), tpu.poll)
   last = '\n'.join(log.splitlines()[-20:])
   return (

@@ -4,18 +4,18 @@
     --bucket=gs://BUCKET -- python -m ipo_md --gin_file=... \\
     --gin.MODEL_DIR="'gs://BUCKET/runs/NAME'"
 
-  create  a cluster (xpk cluster create) with slices of TPU
-  run     this commit on top of IMAGE (Dockerfile), as a workload that is queued
-          (Kueue) and, up to --restarts times, started again from its checkpoint
-          when it is preempted or stopped before its end (JobSet, on exit code
-          42 of launch/google_cloud/worker.py); waits for its end
-  status  the workloads of the cluster
-  logs    what a workload printed, out of Cloud Logging
-  stop    deletes a workload, which saves on SIGTERM; `run` goes on with it
-  delete  the cluster
+  create  creates a cluster with TPU slices (xpk cluster create)
+  run     runs this commit on top of IMAGE (Dockerfile) as a workload, and waits
+          for its end. Kueue queues the workload. JobSet restarts it from its
+          checkpoint, up to --restarts times, when it is preempted or stopped
+          before its end (exit code 42 of launch/google_cloud/worker.py)
+  status  lists the workload
+  logs    prints the output of a workload, from Cloud Logging
+  stop    deletes a workload, which saves on SIGTERM; `run` resumes it
+  delete  deletes the cluster
 
-XPK, Kueue and JobSet schedule; nothing here does. --dry_run prints every
-command and runs none. launch/README.md says the rest.
+XPK, Kueue and JobSet do the scheduling. --dry_run prints every command and runs
+none. See launch/README.md.
 """
 
 import argparse
@@ -26,31 +26,34 @@ import tarfile
 import tempfile
 import time
 
+from launch.google_cloud import accelerators
+from launch.google_cloud import arguments
 from launch.google_cloud import cloud
 
 _GRACE = 120  # seconds that a workload has to save
 _PAUSE = 20  # seconds between two tries to look
-_FAILED = 125  # of xpk workload list --wait-for-job-completion; else: no answer
+# Exit code of `xpk workload list --wait-for-job-completion` for a workload that
+# failed. Any other code means that XPK got no answer.
+_FAILED = 125
 
 
 def create(shell: cloud.Shell, where: list[str], args) -> int:
-  """A cluster. One that could not be made whole is deleted again."""
+  """Creates a cluster. A cluster that is left incomplete is deleted."""
   shell.check_installed('xpk')
-  accelerator = cloud.accelerator_type(args.tpu)
-  cloud.check_offered(shell, where, accelerator)
+  accelerators.check_offered(shell, where, args.accelerator)
   listed = ('gcloud', 'container', 'clusters', 'list', where[0])
   named = f'--filter=name={args.name}'
   if shell.call(*listed, named, '--format=value(name)').strip():
-    raise cloud.Failed(f'The cluster {args.name} is there already.')
+    raise cloud.Failed(f'The cluster {args.name} exists already.')
   try:
     code = shell.shown(
       *('xpk', 'cluster', 'create', f'--cluster={args.name}', *where),
-      *(f'--tpu-type={accelerator}', f'--num-slices={args.slices}'),
+      *(f'--tpu-type={args.accelerator}', f'--num-slices={args.slices}'),
       *_tier(args),
     )
   except KeyboardInterrupt:
     cloud.say(
-      f'\nThe cluster {args.name} may be there and cost money: '
+      f'\nThe cluster {args.name} may exist and cost money. To delete it: '
       f'`python launch/gke.py delete {args.name} {" ".join(where)}`'
     )
     raise
@@ -58,35 +61,34 @@ def create(shell: cloud.Shell, where: list[str], args) -> int:
     left = delete(shell, where, args)
     raise cloud.Failed(
       f'xpk cluster create failed ({code}). '
-      + ('It may be there still: ' if left else 'Created and deleted: ')
+      + ('It may still exist: ' if left else 'Created and deleted: ')
       + f'{args.name}.'
     )
   return 0
 
 
 def run(shell: cloud.Shell, where: list[str], args) -> int:
-  """Creates the workload, unless it runs, and waits for its end.
+  """Creates the workload unless it exists, and waits for its end.
 
   Raises:
-    cloud.Failed: it was not created, or did not succeed.
+    cloud.Failed: The workload was not created, or did not succeed.
   """
   shell.check_installed('xpk')
   commit = cloud.commit(shell)
-  accelerator = cloud.accelerator_type(args.tpu)
-  cloud.check_offered(shell, where, accelerator)
+  accelerators.check_offered(shell, where, args.accelerator)
   _check_bucket(shell, args.bucket, args.name)
   state = _look(shell, where, args)
   if state == 'finished' and stop(shell, where, args):
     raise cloud.Failed(f'{args.name} is over and could not be deleted.')
   if state == 'there':
-    cloud.say(f'{args.name} is there: waiting for it. `stop` ends it.')
+    cloud.say(f'{args.name} exists. Waiting for its end; `stop` ends it.')
   else:
-    _create(shell, where, args, commit, accelerator)
+    _create(shell, where, args, commit)
   return _wait(shell, where, args)
 
 
 def _look(shell: cloud.Shell, where: list[str], args) -> str | None:
-  """Whether the workload is there or finished; None: there is none."""
+  """Returns 'there' or 'finished', or None if there is no such workload."""
   listed = shell.call(
     *('xpk', 'workload', 'list', f'--cluster={args.cluster}', *where),
     f'--filter-by-job={args.name}',
@@ -96,15 +98,15 @@ def _look(shell: cloud.Shell, where: list[str], args) -> str | None:
   return row and ('finished' if 'Finished' in row else 'there')
 
 
-def _create(shell, where: list[str], args, commit: str, accelerator: str):
-  """Creates the workload; what could not be made whole is deleted again."""
+def _create(shell: cloud.Shell, where: list[str], args, commit: str) -> None:
+  """Creates the workload. One that is left incomplete is deleted."""
   with tempfile.TemporaryDirectory() as folder:
     _unpack(shell, commit, folder)
     try:
       code = shell.shown(
         *('xpk', 'workload', 'create', f'--workload={args.name}'),
         *(f'--cluster={args.cluster}', *where),
-        *(f'--tpu-type={accelerator}', f'--num-slices={args.slices}'),
+        *(f'--tpu-type={args.accelerator}', f'--num-slices={args.slices}'),
         *(f'--base-docker-image={args.image}', f'--script-dir={folder}'),
         f'--max-restarts={args.restarts}',
         f'--termination-grace-period-seconds={_GRACE}',
@@ -113,19 +115,25 @@ def _create(shell, where: list[str], args, commit: str, accelerator: str):
         f'--command=exec python {cloud.WORKER} -- {shlex.join(args.command)}',
       )
     except KeyboardInterrupt:
-      cloud.say(f'\n{args.name} may be there: {_to_stop(where, args)}')
+      cloud.say(
+        f'\n{args.name} may be running. To end it: {_to_stop(where, args)}'
+      )
       raise
   if code:
     left = stop(shell, where, args)
     raise cloud.Failed(
       f'xpk workload create failed ({code}). '
-      + ('It may be there still: ' if left else 'Deleted, nothing runs: ')
+      + ('It may still exist: ' if left else 'Deleted, nothing is running: ')
       + (_to_stop(where, args) if left else f'{args.name}.')
     )
 
 
 def _wait(shell: cloud.Shell, where: list[str], args) -> int:
-  """Waits for the end of the workload; raises cloud.Failed if it failed."""
+  """Waits for the end of the workload.
+
+  Raises:
+    cloud.Failed: The workload failed, or XPK does not answer.
+  """
   try:
     for _ in range(5):
       code = shell.shown(
@@ -136,38 +144,32 @@ def _wait(shell: cloud.Shell, where: list[str], args) -> int:
         return 0
       if code == _FAILED:
         raise cloud.Failed(
-          f'{args.name} did not succeed; `logs` says why. `run` goes on with '
-          'it.'
+          f'{args.name} did not succeed; `logs` says why, and `run` resumes it.'
         )
-      cloud.say(f'xpk could not look ({code}): trying again.')
+      cloud.say(f'XPK could not look ({code}); trying again.')
       time.sleep(_PAUSE)
   except KeyboardInterrupt:
-    cloud.say(f'\n{args.name} goes on: {_to_stop(where, args)} ends it.')
+    cloud.say(f'\n{args.name} keeps running; {_to_stop(where, args)} ends it.')
     raise
   raise cloud.Failed(
-    f'xpk could not look ({code}). {args.name} is still going, as far as is '
-    f'known: `run` waits for it again, {_to_stop(where, args)} ends it.'
+    f'XPK could not look ({code}). As far as is known, {args.name} is still '
+    f'running: `run` waits for it again, and {_to_stop(where, args)} ends it.'
   )
 
 
 def _to_stop(where: list[str], args) -> str:
+  """Returns the command with which the user stops the workload."""
   flags = ' '.join([f'--cluster={args.cluster}', *where])
   return f'`python launch/gke.py stop {args.name} {flags}`'
 
 
 def _check_bucket(shell: cloud.Shell, bucket: str, name: str) -> None:
-  """Writes a small object, as the run will; cloud.Failed if it cannot."""
-  target = f'{bucket}/jobs/{name}/start'
-  try:
-    shell.call('gcloud', 'storage', 'cp', '--quiet', '-', target, stdin=name)
-  except cloud.Failed as error:
-    raise cloud.Failed(
-      f'--bucket={bucket} cannot be written. Nothing was created.\n{error}'
-    ) from error
+  """Writes a small object, as the run will; raises if that is refused."""
+  cloud.upload(shell, bucket, '-', f'{bucket}/jobs/{name}/start', stdin=name)
 
 
 def _unpack(shell: cloud.Shell, commit: str, folder: str) -> None:
-  """The files of the commit into a folder, which XPK adds to the image."""
+  """Writes the files of the commit into a folder that XPK adds to the image."""
   command = ['git', '-C', str(cloud.ROOT), 'archive', commit]
   if shell.dry_run:
     cloud.say(f'{" ".join(command)} | tar -x -C {folder}')
@@ -176,12 +178,12 @@ def _unpack(shell: cloud.Shell, commit: str, folder: str) -> None:
   with tarfile.open(fileobj=archive.stdout, mode='r|') as files:
     files.extractall(folder, filter='data')
   pathlib.Path(folder, '.dockerignore').unlink(missing_ok=True)
-  head = pathlib.Path(folder, '.git', 'HEAD')  # versions.json names it
-  head.parent.mkdir()
-  head.write_text(f'{commit}\n')
+  # Without .git the run reads from this file what it saves in versions.json.
+  pathlib.Path(folder, 'COMMIT').write_text(f'{commit}\n')
 
 
 def status(shell: cloud.Shell, where: list[str], args) -> int:
+  """Lists the workload."""
   return shell.shown(
     *('xpk', 'workload', 'list', f'--cluster={args.cluster}', *where),
     f'--filter-by-job={args.name}',
@@ -189,7 +191,7 @@ def status(shell: cloud.Shell, where: list[str], args) -> int:
 
 
 def logs(shell: cloud.Shell, where: list[str], args) -> int:
-  """Of worker 0 of slice 0, whose process prints the progress."""
+  """Prints the log of worker 0 of slice 0, whose process prints progress."""
   query = (
     'resource.type="k8s_container" '
     f'resource.labels.cluster_name="{args.cluster}" '
@@ -202,6 +204,7 @@ def logs(shell: cloud.Shell, where: list[str], args) -> int:
 
 
 def stop(shell: cloud.Shell, where: list[str], args) -> int:
+  """Deletes the workload, which saves first."""
   return shell.shown(
     *('xpk', 'workload', 'delete', f'--workload={args.name}'),
     *(f'--cluster={args.cluster}', *where),
@@ -209,59 +212,55 @@ def stop(shell: cloud.Shell, where: list[str], args) -> int:
 
 
 def delete(shell: cloud.Shell, where: list[str], args) -> int:
+  """Deletes the cluster."""
   return shell.shown(
     'xpk', 'cluster', 'delete', f'--cluster={args.name}', *where, '--force'
   )
 
 
 def _tier(args) -> list[str]:
+  """Returns XPK's flag for how the TPUs are paid for."""
   if args.reservation:
     return [f'--reservation={args.reservation}']
   return ['--spot' if args.spot else '--on-demand']
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser, add = arguments.parser('python launch/gke.py', __doc__)
+  cluster = arguments.place('name of the cluster')
+  workload = arguments.place('name of the workload')
+  workload.add_argument('--cluster', required=True, help='name of the cluster')
+  shape = arguments.shape(required=True)
+  action = add('create', create, [cluster, shape])
+  tier = action.add_mutually_exclusive_group()
+  tier.add_argument(
+    '--spot', action='store_true', help='use slices that may be preempted'
   )
-  actions = parser.add_subparsers(dest='action', required=True)
-  for action in (create, run, status, logs, stop, delete):
-    name = action.__name__
-    of = actions.add_parser(name)
-    of.set_defaults(call=action)
-    of.add_argument('name', help='of the cluster, or of the workload')
-    of.add_argument('--project', help='default: that of gcloud')
-    of.add_argument('--zone', help='default: that of gcloud')
-    of.add_argument('--dry_run', action='store_true', help='print the commands')
-    if name not in ('create', 'delete'):
-      of.add_argument('--cluster', required=True)
-    if name in ('create', 'run'):
-      of.add_argument('--tpu', required=True, help='v5e:4x4, or v5litepod-16')
-      of.add_argument('--slices', type=int, default=1, help='of that shape')
-    if name == 'create':
-      tier = of.add_mutually_exclusive_group()
-      tier.add_argument('--spot', action='store_true', help='may be preempted')
-      tier.add_argument('--reservation', help='its name')
-    if name == 'run':
-      of.add_argument('--image', required=True, help='of the Dockerfile')
-      of.add_argument('--bucket', required=True, help='gs://NAME[/FOLDER]')
-      of.add_argument('--restarts', type=int, default=100)
-      of.add_argument('command', nargs='+', help='after --')
-    if name == 'logs':
-      of.add_argument('--freshness', default='7d', help='how far back')
+  tier.add_argument('--reservation', help='name of a reservation to use')
+  bucket, command = arguments.bucket(), arguments.command()
+  action = add('run', run, [workload, shape, bucket, command])
+  action.add_argument(
+    '--image', required=True, help='image built from the Dockerfile'
+  )
+  action.add_argument(
+    '--restarts',
+    type=int,
+    default=100,
+    help='largest number of restarts (default: 100)',
+  )
+  add('status', status, [workload])
+  action = add('logs', logs, [workload])
+  action.add_argument(
+    '--freshness', default='7d', help='how far to look back (default: 7d)'
+  )
+  add('stop', stop, [workload])
+  add('delete', delete, [cluster])
   return parser.parse_args()
 
 
 def main() -> int:
   args = _arguments()
-  args.name = cloud.resource_name(args.name, 40)
-  if args.action == 'run':
-    args.bucket = cloud.bucket_folder(args.bucket)
-  if args.action in ('create', 'run') and args.slices < 1:
-    raise cloud.Failed(f'--slices={args.slices} must be at least 1.')
-  project = cloud.setting(args.project, 'project', 'my-project')
-  zone = cloud.setting(args.zone, 'compute/zone', 'us-west4-a')
-  where = [f'--project={project}', f'--zone={zone}']
+  where = arguments.where(args)
   return args.call(cloud.Shell(args.dry_run), where, args)
 
 

@@ -1,11 +1,13 @@
-"""A command on all workers of a slice, through a folder of the bucket.
+"""Keeps each attempt at a command in a folder of the bucket.
 
-BUCKET/jobs/NAME/0001/start.sh     how each worker starts the first attempt
-BUCKET/jobs/NAME/0001/HOST.log     what it printed there
+BUCKET/jobs/NAME/0001/start.sh     what each worker runs in the first attempt
+BUCKET/jobs/NAME/0001/HOST.log     what the command printed on that worker
 BUCKET/jobs/NAME/0001/HOST.state   "HOST running BEAT" or "HOST exited CODE"
 BUCKET/jobs/NAME/0001/stop.state   "stop requested"
 """
 
+from collections.abc import Callable
+from collections.abc import Iterable
 import dataclasses
 import pathlib
 import re
@@ -22,23 +24,26 @@ class Job:
   """One attempt at a command.
 
   Attributes:
-    shell: runs commands.
-    folder: in the bucket.
+    shell: Shell that runs gcloud.
+    folder: Folder of the attempt in the bucket.
   """
 
   shell: cloud.Shell
   folder: str
 
   def script(self) -> str:
+    """Returns the script that each worker runs."""
     return _cat(self.shell, f'{self.folder}/start.sh')
 
   def log(self, host: str) -> str:
+    """Returns what the command has printed on a worker."""
     return _cat(self.shell, f'{self.folder}/{host}.log')
 
   def states(self) -> dict[str, list[str]]:
-    """Of hosts: running BEAT, or exited CODE; of 'stop': requested.
+    """Returns the state of each worker, and of 'stop' if it was requested.
 
-    What is only half written is left out.
+    A state is ['running', BEAT], ['exited', CODE] or, for 'stop',
+    ['requested']. A state that is only half written is left out.
     """
     text = _cat(self.shell, f'{self.folder}/*.state')
     pattern = r'^(\S+) (running \d+|exited \d+|requested)$'
@@ -46,6 +51,7 @@ class Job:
     return {host: words.split() for host, words in found}
 
   def put(self, name: str, text: str) -> None:
+    """Writes a file into the folder."""
     with tempfile.NamedTemporaryFile('w') as file:
       file.write(text)
       file.flush()
@@ -54,21 +60,33 @@ class Job:
 
 
 def last(shell: cloud.Shell, bucket: str, name: str) -> Job | None:
-  """The last attempt at NAME; None: there was none."""
+  """Returns the last attempt at NAME, or None if there was none."""
   scripts = f'{bucket}/jobs/{name}/*/start.sh'
   found = _or_nothing(lambda: shell.call('gcloud', 'storage', 'ls', scripts))
   folders = sorted(line.rpartition('/')[0] for line in found.split())
   return Job(shell, folders[-1]) if folders else None
 
 
-def following(job: Job | None, shell, bucket: str, name: str) -> Job:
-  """The attempt after `job`."""
+def following(
+  job: Job | None, shell: cloud.Shell, bucket: str, name: str
+) -> Job:
+  """Returns the attempt after `job`, or the first one if that is None."""
   number = int(job.folder.rpartition('/')[2]) + 1 if job else 1
   return Job(shell, f'{bucket}/jobs/{name}/{number:04d}')
 
 
-def script(folder: str, bucket: str, archive: str, commit: str, command) -> str:
-  """What each worker runs: launch/start.sh under its settings."""
+def script(
+  folder: str, bucket: str, archive: str, commit: str, command: list[str]
+) -> str:
+  """Returns what each worker runs: start.sh with its settings on top.
+
+  Args:
+    folder: Folder of the attempt in the bucket.
+    bucket: The bucket, which also holds compiled programs and data sets.
+    archive: Path of the commit's files in the bucket.
+    commit: Hash of the commit.
+    command: Words of the command.
+  """
   settings = {
     'JOB': folder,
     'ARCHIVE': archive,
@@ -83,17 +101,17 @@ def script(folder: str, bucket: str, archive: str, commit: str, command) -> str:
 
 
 def same_command(one: str, other: str) -> bool:
-  """Whether two scripts run the same command of the same commit."""
-  kept = ('export COMMIT=', 'COMMAND=(')
+  """Returns whether two scripts run the same command of the same commit."""
+  compared = ('export COMMIT=', 'COMMAND=(')
   lines = [
-    [line for line in text.splitlines() if line.startswith(kept)]
+    [line for line in text.splitlines() if line.startswith(compared)]
     for text in (one, other)
   ]
   return lines[0] == lines[1]
 
 
-def lead(hosts) -> str:
-  """The worker whose log is worth reading: process 0 prints the progress."""
+def lead(hosts: Iterable[str]) -> str:
+  """Returns the worker of process 0, which is the one that prints progress."""
   return min(hosts, key=lambda host: (not host.endswith('-w-0'), host))
 
 
@@ -101,7 +119,8 @@ def _cat(shell: cloud.Shell, path: str) -> str:
   return _or_nothing(lambda: shell.call('gcloud', 'storage', 'cat', path))
 
 
-def _or_nothing(call) -> str:
+def _or_nothing(call: Callable[[], str]) -> str:
+  """Returns what gcloud printed, or '' where there are no such objects."""
   try:
     return call()
   except cloud.Failed as error:

@@ -1,18 +1,18 @@
-# On one worker of a slice: fetches the commit, then runs the command in the
-# background. launch/tpu.py puts the settings above these lines, copies the whole
-# into the bucket, and has every worker run it by ssh.
+# Fetches the commit on one worker of a slice and starts the command there in
+# the background. launch/tpu.py puts the settings above these lines, copies the
+# script into the bucket, and makes every worker run it over ssh.
 #
-#   JOB      folder in the bucket for log and state of this attempt
-#   ARCHIVE  files of the commit, in the bucket
-#   COMMIT   its hash
-#   COMMAND  the words to run
+#   JOB      folder in the bucket for the log and the state of this attempt
+#   ARCHIVE  archive of the commit in the bucket
+#   COMMIT   hash of the commit
+#   COMMAND  words of the command
 
 set -euo pipefail
 home=$HOME/ipo_md
 root=$home/code
 mkdir -p "$root"
 
-# What an earlier attempt left behind, its peers gone, still holds the chips.
+# A process that an earlier attempt left behind would still hold the chips.
 if [ -f "$home/pid" ] && pid=$(cat "$home/pid") && kill -TERM "$pid" 2> /dev/null; then
   for _ in $(seq 60); do
     kill -0 "$pid" 2> /dev/null || break
@@ -21,15 +21,14 @@ if [ -f "$home/pid" ] && pid=$(cat "$home/pid") && kill -TERM "$pid" 2> /dev/nul
   kill -KILL -- "-$pid" 2> /dev/null || true
 fi
 
-# The environment stays: it is made again only if its requirements changed.
+# The environment stays; it is installed again only if its requirements change.
 find "$root" -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
 gcloud storage cp --quiet "$ARCHIVE" "$home/code.tar.gz"
 tar -xzf "$home/code.tar.gz" -C "$root"
-mkdir -p "$root/.git"
-echo "$COMMIT" > "$root/.git/HEAD" # versions.json names it
+echo "$COMMIT" > "$root/COMMIT" # the run saves it in versions.json
 cd "$root"
 
-# Images of TPU VMs come with an older Python.
+# The images of TPU VMs have an older Python.
 if ! command -v python3.12 > /dev/null && ! command -v python3.11 > /dev/null; then
   python3 -m pip install --user --quiet uv
   "$HOME/.local/bin/uv" python install --quiet 3.12

@@ -3,33 +3,36 @@
   python launch/tpu.py run NAME --tpu=v5e:4x4 --spot --bucket=gs://BUCKET \\
     -- python -m ipo_md --gin_file=... --gin.MODEL_DIR="'gs://BUCKET/runs/NAME'"
 
-  create  queues slices and waits for them; `run` then uses them again and again
+  create  queues slices and waits for them; `run` can then use them many times
   run     queues slices if there are none of this name, installs this commit on
-          all workers, runs the command, and follows it to its end: preempted
-          slices are queued again, and the run goes on. Deletes the slices if
-          `run` queued them. The same command again follows what is running
-  status  the slices, and the last run on each worker
-  logs    what the last run printed
-  stop    SIGTERM to the last run, which saves
-  delete  the slices
+          all workers, runs the command, and follows it to its end. Preempted
+          slices are queued again, and the run resumes. At the end, deletes the
+          slices if `run` queued them. Repeat the command to follow a run
+  status  shows the slices, and the last run on each worker
+  logs    prints the output of the last run
+  stop    sends SIGTERM to the last run, which saves
+  delete  deletes the slices
 
-A run is done when its MODEL_DIR/COMPLETED is there (worker.py). What ran and
-what it printed is in BUCKET/code and BUCKET/jobs/NAME (jobs.py).
-Compiled programs are shared in BUCKET/cache/jax; TFDS_DATA_DIR is BUCKET/data.
+A run is done when its MODEL_DIR/COMPLETED exists (worker.py). BUCKET/code holds
+the commits that ran, BUCKET/jobs/NAME the logs (jobs.py), BUCKET/cache/jax the
+compiled programs, and BUCKET/data the data sets (TFDS_DATA_DIR).
 
---dry_run prints every command and runs none. launch/README.md says the rest.
+--dry_run prints every command and runs none. See launch/README.md.
 """
 
 import argparse
 import tempfile
 import time
 
+from launch.google_cloud import accelerators
+from launch.google_cloud import arguments
 from launch.google_cloud import attempts
 from launch.google_cloud import cloud
 from launch.google_cloud import jobs
+from launch.google_cloud import queue_flags
 from launch.google_cloud import slices
 
-# What has ended on one worker is no reason not to end it on the others.
+# Succeeds where the run has ended already, so that every worker is reached.
 _STOP = (
   'if pid=$(cat ipo_md/pid 2> /dev/null); then kill -TERM $pid 2> /dev/null; '
   'fi; true'
@@ -37,38 +40,38 @@ _STOP = (
 
 
 def create(tpu: slices.Slices, args: argparse.Namespace) -> int:
-  wanted = slices.flags(args)
+  """Queues slices and waits until they are active."""
+  wanted = queue_flags.new(args)
   if found := tpu.find():
     raise cloud.Failed(f'{tpu.name} is {slices.state_of(found)} already.')
-  cloud.check_offered(tpu.shell, tpu.where, cloud.accelerator_type(args.tpu))
+  accelerators.check_offered(tpu.shell, tpu.where, args.accelerator)
   _ship(tpu.shell, args.bucket)
   tpu.obtain(wanted)
   return 0
 
 
 def run(tpu: slices.Slices, args: argparse.Namespace) -> int:
-  """Queues if need be, runs, follows; deletes what it queued.
+  """Runs the command, on new slices if there are none, and follows it.
 
   Raises:
-    cloud.Failed: the command failed for good, or there is nothing to run it on.
-      Slices that `run` queued are deleted then.
+    cloud.Failed: The command failed for good, or there is nothing to run it on.
+      Slices that `run` queued are deleted before the error is raised.
   """
   found = tpu.find()
   while slices.state_of(found) == 'DELETING':
-    cloud.say(f'{tpu.name} is being deleted: waiting for its end.')
+    cloud.say(f'{tpu.name} is being deleted. Waiting until it is gone.')
     time.sleep(tpu.poll)
     found = tpu.look()
   if found:
-    slices.check_same(args, found)
-  needed = found is None and (args.tpu or not tpu.shell.dry_run)
-  if needed and not args.tpu:
+    queue_flags.check_same(args, found)
+  needed = found is None and (args.accelerator or not tpu.shell.dry_run)
+  if needed and not args.accelerator:
     raise cloud.Failed(f'There are no slices {tpu.name}: give --tpu=v5e:4x4.')
   if needed:
-    wanted = slices.flags(args)
-    cloud.check_offered(tpu.shell, tpu.where, cloud.accelerator_type(args.tpu))
-  if args.tpu:
-    accelerator = cloud.accelerator_type(args.tpu)
-    cloud.check_mesh(args.command, accelerator, args.slices)
+    wanted = queue_flags.new(args)
+    accelerators.check_offered(tpu.shell, tpu.where, args.accelerator)
+  if args.accelerator:
+    accelerators.check_mesh(args.command, args.accelerator, args.slices)
   commit, archive = _ship(tpu.shell, args.bucket)
   try:
     job = jobs.last(tpu.shell, args.bucket, tpu.name)
@@ -91,42 +94,39 @@ def run(tpu: slices.Slices, args: argparse.Namespace) -> int:
     raise
   except KeyboardInterrupt:
     cloud.say(
-      f'\n{tpu.name} goes on. The same command follows it again; `stop` ends '
-      'it, `delete` gives the slices back.'
+      f'\n{tpu.name} keeps running. Repeat the command to follow it; `stop` '
+      'ends it, and `delete` gives the slices back.'
     )
     return 130
   if ours:
     try:
       tpu.delete()
-    except cloud.Failed as error:  # The run is over all the same.
+    except cloud.Failed as error:  # The run itself has succeeded.
       cloud.say(str(error))
   return 0 if done else 1
 
 
 def _ship(shell: cloud.Shell, bucket: str) -> tuple[str, str]:
-  """Copies this commit into the bucket, which shows that it can be written.
+  """Copies this commit into the bucket, which also tests write access.
 
   Returns:
-    The commit and its archive.
+    The hash of the commit and the path of its archive.
 
   Raises:
-    cloud.Failed: changes are not committed, or the bucket cannot be written.
+    cloud.Failed: Some changes are not committed, or the bucket cannot be
+      written.
   """
   commit = cloud.commit(shell)
   archive = f'{bucket}/code/{commit}.tar.gz'
   with tempfile.NamedTemporaryFile(suffix='.tar.gz') as file:
     git = ('git', '-C', str(cloud.ROOT), 'archive', '--format=tar.gz')
     shell.call(*git, f'--output={file.name}', commit)
-    try:
-      shell.call('gcloud', 'storage', 'cp', '--quiet', file.name, archive)
-    except cloud.Failed as error:
-      raise cloud.Failed(
-        f'--bucket={bucket} cannot be written. Nothing was created.\n{error}'
-      ) from error
+    cloud.upload(shell, bucket, file.name, archive)
   return commit, archive
 
 
 def status(tpu: slices.Slices, args: argparse.Namespace) -> int:
+  """Shows the slices, and the state of the last run on each worker."""
   resource = tpu.find()
   said = f'{tpu.name}: {slices.state_of(resource)} {slices.reason(resource)}'
   cloud.say(said.rstrip())
@@ -138,6 +138,7 @@ def status(tpu: slices.Slices, args: argparse.Namespace) -> int:
 
 
 def logs(tpu: slices.Slices, args: argparse.Namespace) -> int:
+  """Prints the output of the last run on one worker."""
   job = _last(tpu, args)
   hosts = [h for h in job.states() if h != 'stop']
   if hosts:
@@ -148,7 +149,7 @@ def logs(tpu: slices.Slices, args: argparse.Namespace) -> int:
 
 
 def stop(tpu: slices.Slices, args: argparse.Namespace) -> int:
-  """The run saves and ends; the slices stay."""
+  """Stops the last run, which saves. The slices remain."""
   job = _last(tpu, args)
   gone = not tpu.shell.dry_run and _gone(tpu)
   job.put('stop.state', 'stop requested\n')
@@ -161,23 +162,24 @@ def stop(tpu: slices.Slices, args: argparse.Namespace) -> int:
   before, changed = None, time.monotonic()
   while True:
     states = cloud.patiently(job.states, tpu.poll)
-    going = [h for h, words in states.items() if words[0] == 'running']
-    if not going:
+    running = [h for h, words in states.items() if words[0] == 'running']
+    if not running:
       cloud.say(
-        f'{job.folder}: stopped. The command that ran it goes on with it.'
+        f'{job.folder}: stopped. Repeat the command that ran it to resume it.'
       )
       return 0
     if _gone(tpu):
-      cloud.say(f'{job.folder}: nothing runs, as its slices are gone.')
+      cloud.say(f'{job.folder}: nothing is running, as its slices are gone.')
       return 0
     if states != before:
       before, changed = states, time.monotonic()
     if time.monotonic() - changed > attempts.LOST:
       raise cloud.Failed(
-        f'{", ".join(sorted(going))} gave no sign of life for '
-        f'{attempts.LOST // 60} minutes. To be sure: {tpu.to_delete}'
+        f'{", ".join(sorted(running))} gave no sign of life for '
+        f'{attempts.LOST // 60} minutes. To end it for certain: '
+        f'{tpu.to_delete}'
       )
-    cloud.say(f'Still saving: {", ".join(sorted(going))}')
+    cloud.say(f'Still saving: {", ".join(sorted(running))}')
     time.sleep(tpu.poll)
 
 
@@ -185,8 +187,8 @@ def _gone(tpu: slices.Slices) -> bool:
   return slices.state_of(tpu.look()) in slices.GONE
 
 
-def _last(tpu, args) -> jobs.Job:
-  """The last attempt; in a dry run, which cannot know, the first."""
+def _last(tpu: slices.Slices, args: argparse.Namespace) -> jobs.Job:
+  """Returns the last attempt; a dry run, which cannot know, gets the first."""
   job = jobs.last(tpu.shell, args.bucket, tpu.name)
   if job is None and not tpu.shell.dry_run:
     raise cloud.Failed(f'Nothing was run as {tpu.name} ({args.bucket}/jobs).')
@@ -194,6 +196,8 @@ def _last(tpu, args) -> jobs.Job:
 
 
 def delete(tpu: slices.Slices, args: argparse.Namespace) -> int:
+  """Deletes the slices."""
+  del args
   if tpu.find() or tpu.shell.dry_run:
     tpu.delete()
   else:
@@ -202,61 +206,59 @@ def delete(tpu: slices.Slices, args: argparse.Namespace) -> int:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser, add = arguments.parser('python launch/tpu.py', __doc__)
+  place = arguments.place('name of the slices and of the run')
+  place.add_argument(
+    '--poll',
+    type=_seconds,
+    default=60,
+    help='seconds between two looks (default: 60)',
   )
-  actions = parser.add_subparsers(dest='action', required=True)
-  for action in (create, run, status, logs, stop, delete):
-    name = action.__name__
-    of = actions.add_parser(name)
-    of.set_defaults(call=action)
-    of.add_argument('name', help='of slices and run')
-    of.add_argument('--project', help='default: that of gcloud')
-    of.add_argument('--zone', help='default: that of gcloud')
-    of.add_argument('--dry_run', action='store_true', help='print the commands')
-    of.add_argument('--poll', type=float, default=60, help='seconds')
-    if name != 'delete':
-      of.add_argument('--bucket', required=True, help='gs://NAME[/FOLDER]')
-    if name in ('create', 'run'):
-      needed = name == 'create'
-      of.add_argument('--tpu', required=needed, help='v5e:4x4, or v5litepod-16')
-      of.add_argument('--slices', type=int, default=1, help='of that shape')
-      of.add_argument('--queue_for', default='24h', help='then give up')
-      tier = of.add_mutually_exclusive_group()
-      tier.add_argument('--spot', action='store_true', help='may be preempted')
-      tier.add_argument('--reserved', action='store_true')
-    if name == 'run':
-      of.add_argument('command', nargs='+', help='after --')
-    if name == 'logs':
-      of.add_argument('--host', help='of which worker')
+  bucket = arguments.bucket()
+  queue = arguments.group()
+  queue.add_argument(
+    '--queue_for',
+    default='24h',
+    help='time in the queue before giving up (default: 24h)',
+  )
+  tier = queue.add_mutually_exclusive_group()
+  tier.add_argument(
+    '--spot', action='store_true', help='use slices that may be preempted'
+  )
+  tier.add_argument('--reserved', action='store_true', help='use a reservation')
+  command = arguments.command()
+  add('create', create, [place, bucket, arguments.shape(required=True), queue])
+  shape = arguments.shape(required=False)
+  add('run', run, [place, bucket, shape, queue, command])
+  add('status', status, [place, bucket])
+  action = add('logs', logs, [place, bucket])
+  action.add_argument('--host', help='worker whose log to print')
+  add('stop', stop, [place, bucket])
+  add('delete', delete, [place])
   return parser.parse_args()
+
+
+def _seconds(text: str) -> float:
+  seconds = float(text)
+  if not seconds > 0:
+    raise cloud.Failed(f'--poll={seconds:g} must be more than 0.')
+  return seconds
 
 
 def main() -> int:
   args = _arguments()
-  args.name = cloud.resource_name(args.name, 40)
-  if 'bucket' in args:
-    args.bucket = cloud.bucket_folder(args.bucket)
-  if args.action in ('create', 'run') and args.slices < 1:
-    raise cloud.Failed(f'--slices={args.slices} must be at least 1.')
-  if not args.poll > 0:
-    raise cloud.Failed(f'--poll={args.poll:g} must be more than 0.')
-  if args.action in ('create', 'run') and args.tpu:
-    cloud.accelerator_type(args.tpu)
-  project = cloud.setting(args.project, 'project', 'my-project')
-  zone = cloud.setting(args.zone, 'compute/zone', 'us-west4-a')
   tpu = slices.Slices(
     shell=cloud.Shell(args.dry_run),
     name=args.name,
-    where=[f'--project={project}', f'--zone={zone}'],
+    where=arguments.where(args),
     poll=args.poll,
   )
   try:
     return args.call(tpu, args)
   except cloud.Failed:
     raise
-  except Exception:  # Google does not answer, or with what nobody expects.
-    cloud.say(f'If {tpu.name} is there, it costs money until {tpu.to_delete}')
+  except Exception:  # Google does not answer, or the answer makes no sense.
+    cloud.say(f'If {tpu.name} exists, it costs money until {tpu.to_delete}')
     raise
 
 

@@ -1,19 +1,21 @@
-"""Runs a command on one worker of a slice, and says truly whether it is done.
+"""Runs a command on one worker of a slice, and reports whether it is done.
 
   python launch/google_cloud/worker.py -- python -m ipo_md --gin_file=...
 
-A run that saves on SIGTERM exits 0, which a cluster takes for done. Here a run
-with a MODEL_DIR is done if MODEL_DIR/COMPLETED is there, and the exit code is
+A run that saves on SIGTERM exits with 0, which a cluster takes for success.
+Here a run that has a MODEL_DIR is done only if MODEL_DIR/COMPLETED exists. The
+exit code is
 
-  0     done
-  42    to be started again: stopped by a signal before its end, or failed after
-        it had saved a new checkpoint
-  else  the command's own: it failed, and would fail again
+  0      if the run is done;
+  42     if the run is to be started again: a signal stopped it before its end,
+         or it failed after it had saved a new checkpoint;
+  other  if the run failed and would fail again: the command's own exit code.
 
-Each attempt that ends in 42 by failing has saved more than the one before, so
-they come to an end. XPK restarts a workload on 42 without being told to.
+Each attempt that fails with 42 has saved more than the one before, so there is
+no endless loop. XPK restarts a workload on 42 by default.
 
-Standard library only, and any Python 3: it runs before the environment is made.
+This file uses the standard library only and supports every Python 3, because it
+runs before the environment is installed.
 """
 
 import argparse
@@ -31,8 +33,9 @@ AGAIN = 42
 _REPORT_PERIOD = 30  # seconds
 _ENVIRONMENT = ['bash', '-c', 'source launch/setup.sh && exec "$@"', 'setup']
 
-# What a run left in its MODEL_DIR. One that has a config.gin writes COMPLETED
-# at its end; a run that has none (convert, preview) is done when it exits 0.
+# Prints what a run left in its MODEL_DIR. A run with a config.gin writes
+# COMPLETED at its end; a run without one (convert, preview) is done when it
+# exits with 0.
 _LOOK = """
 import json, sys
 from etils import epath
@@ -48,7 +51,7 @@ print(json.dumps({
 
 
 def model_dir(command):
-  """MODEL_DIR of a command line, as the last binding sets it; else None."""
+  """Returns MODEL_DIR as the last binding of a command sets it, or None."""
   found = None
   pattern = r'(?:--?(?:gin\.|gin_bindings=))?MODEL_DIR *= *(.*)'
   for word in command:
@@ -56,12 +59,12 @@ def model_dir(command):
       try:
         found = ast.literal_eval(match.group(1))
       except (SyntaxError, ValueError):
-        found = None  # the command itself says what is wrong with it
+        found = None  # The command itself reports what is wrong with it.
   return found
 
 
 def look(directory, environment, output):
-  """What is in MODEL_DIR; None if there is none, or it cannot be looked at."""
+  """Returns what is in MODEL_DIR, or None if it is not set or not readable."""
   if directory is None:
     return None
   python = 'python' if environment else sys.executable
@@ -76,21 +79,18 @@ def look(directory, environment, output):
 
 
 def verdict(code, stopped, before, after, directory):
-  """The exit code of this attempt.
+  """Returns the exit code of this attempt, as this file's docstring defines it.
 
   Args:
-    code: of the command; negative: the signal that ended it.
-    stopped: whether this worker was told to stop.
-    before: `look` before the command ran.
-    after: `look` after it.
-    directory: MODEL_DIR; None: there is none.
-
-  Returns:
-    0, 42 or the command's own, as the head of this file says.
+    code: Exit code of the command, or minus the signal that ended it.
+    stopped: Whether this worker was told to stop.
+    before: Result of `look` before the command ran.
+    after: Result of `look` after the command ran.
+    directory: MODEL_DIR, or None.
   """
   code = 128 - code if code < 0 else code
   if code == 0 and after is None and directory is not None:
-    return AGAIN  # done, perhaps; a run that is done ends at once
+    return AGAIN  # It may be done: then the next attempt ends at once.
   if code == 0 and (after is None or not after['claimed']):
     return AGAIN if stopped else 0
   if code == 0:
@@ -104,10 +104,15 @@ def verdict(code, stopped, before, after, directory):
 
 
 class Reporter:
-  """Copies log and state of this worker to a folder of the bucket.
+  """Copies the log and the state of this worker to a folder of the bucket.
 
-  FOLDER/HOST.log    what the command printed
-  FOLDER/HOST.state  "HOST running BEAT" or "HOST exited CODE"
+    FOLDER/HOST.log    what the command printed
+    FOLDER/HOST.state  "HOST running BEAT" or "HOST exited CODE"
+
+  Args:
+    folder: Folder in the bucket.
+    host: Name of this worker.
+    log: Local file that the command prints to.
   """
 
   def __init__(self, folder, host, log):
@@ -123,7 +128,7 @@ class Reporter:
       self._send(f'running {beat}')
 
   def _send(self, state):
-    """A report that fails is no reason to stop; the next one has it all."""
+    """Sends one report. It may fail, because the next one includes it all."""
     copy = ['gcloud', 'storage', 'cp', '--quiet']
     target, text = f'{self._folder}/{self._host}', f'{self._host} {state}\n'
     quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
@@ -134,7 +139,7 @@ class Reporter:
     return done.returncode == 0
 
   def close(self, code):
-    """The last report is the one that counts: tried for five minutes."""
+    """Sends the last report, which matters most, for up to five minutes."""
     self._ended.set()
     self._thread.join()
     for _ in range(10):
@@ -144,14 +149,14 @@ class Reporter:
 
 
 def run(command, environment, output, patience):
-  """The command to its end; the exit code of this attempt.
+  """Runs the command to its end and returns the exit code of this attempt.
 
   Args:
-    command: words.
-    environment: words put before it that make its environment.
-    output: file that it prints to; None: where this does.
-    patience: seconds that process 0 has to write COMPLETED after this worker's
-      process has ended.
+    command: Words of the command.
+    environment: Words to put before it, which set up its environment.
+    output: File that it prints to, or None for the standard output.
+    patience: Time that process 0 has to write COMPLETED after this worker's
+      process has ended, in seconds.
   """
   stopped, children = [], []
 
@@ -186,11 +191,18 @@ def run(command, environment, output, patience):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
-    '--setup', action='store_true', help='in the environment of launch/setup.sh'
+    '--setup',
+    action='store_true',
+    help='run the command in the environment of launch/setup.sh',
   )
-  parser.add_argument('--report', help='folder of the bucket for log and state')
-  parser.add_argument('--host', help='the name of this worker in the report')
-  parser.add_argument('--patience', type=float, default=60, help='seconds')
+  parser.add_argument('--report', help='folder in the bucket for log and state')
+  parser.add_argument('--host', help='name of this worker in the report')
+  parser.add_argument(
+    '--patience',
+    type=float,
+    default=60,
+    help='seconds to wait for COMPLETED after the command has ended',
+  )
   parser.add_argument('command', nargs='+')
   args = parser.parse_args()
   environment = _ENVIRONMENT if args.setup else []
