@@ -1,16 +1,15 @@
-"""launch/gke.py against a gcloud and an xpk that pretend (testdata/bin)."""
+"""launch/gke.py against a fake gcloud and a fake xpk (tests/testdata/bin)."""
 
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-_ROOT = pathlib.Path(__file__).parents[2]
-_FAKES = pathlib.Path(__file__).parents[1] / 'testdata' / 'bin'
+from tests.launch import checkout
+
 _PLAN = {
   'project': 'p',
   'compute/zone': 'us-west4-a',
@@ -21,26 +20,13 @@ _WHERE = ['--project=p', '--zone=us-west4-a']
 
 @pytest.fixture
 def call(tmp_path):
-  """Runs gke.py in a copy; gives exit code, output and xpk's calls."""
+  """Runs gke.py in a copy; returns exit code, output and the calls of XPK."""
   fake, root = tmp_path / 'fake', tmp_path / 'root'
   fake.mkdir()
-  (root / 'launch').mkdir(parents=True)
-  for source in (_ROOT / 'launch').glob('*.py'):
-    text = source.read_text().replace('_PAUSE = 20', '_PAUSE = 0')
-    (root / 'launch' / source.name).write_text(text)
-  git = [
-    'git',
-    '-C',
-    root,
-    '-c',
-    'user.name=test',
-    '-c',
-    'user.email=test@test',
-  ]
-  for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'all']):
-    subprocess.run([*git, *words], check=True)
+  checkout.make(root, {'_PAUSE = 20': '_PAUSE = 0'})
+  commit = checkout.commit(root)
 
-  def call(*words: str, path=f'{_FAKES}:{os.environ["PATH"]}', **plan):
+  def call(*words: str, path=f'{checkout.FAKES}:{os.environ["PATH"]}', **plan):
     (fake / 'plan.json').write_text(json.dumps({**_PLAN, **plan}))
     done = subprocess.run(
       [sys.executable, root / 'launch' / 'gke.py', *words],
@@ -53,7 +39,7 @@ def call(tmp_path):
     calls = [json.loads(line) for line in lines]
     return done.returncode, done.stdout + done.stderr, calls
 
-  call.image = fake / 'image'
+  call.image, call.commit = fake / 'image', commit
   return call
 
 
@@ -80,8 +66,8 @@ def test_run_ships_the_commit_and_waits_for_the_end(call):
   } <= set(created)
   assert waited[:2] == ['workload', 'list']
   assert waited[-1] == '--wait-for-job-completion=ipo-tau0-1'
-  assert (call.image / 'launch' / 'worker.py').exists()
-  assert len((call.image / '.git' / 'HEAD').read_text().strip()) == 40
+  assert (call.image / 'launch/google_cloud/worker.py').exists()
+  assert (call.image / 'COMMIT').read_text() == f'{call.commit}\n'
 
 
 @pytest.mark.parametrize(
@@ -89,19 +75,19 @@ def test_run_ships_the_commit_and_waits_for_the_end(call):
   [
     (
       {'workload create': 1},
-      'create failed (1). Deleted, nothing runs: ipo-tau0-1.',
+      'create failed (1). Deleted, nothing is running: ipo-tau0-1.',
       3,
     ),
     (
       {'workload create': 1, 'workload delete': 1},
-      'It may be there still: `python launch/gke.py stop ipo-tau0-1 --cluster=',
+      'It may still exist: `python launch/gke.py stop ipo-tau0-1 --cluster=',
       3,
     ),
     ({'workload wait': 125}, 'ipo-tau0-1 did not succeed; `logs` says why', 3),
-    ({'workload wait': 1}, 'ipo-tau0-1 is still going, as far as is known', 7),
+    ({'workload wait': 1}, 'As far as is known, ipo-tau0-1 is still', 7),
     ({'types': ['v5litepod-8']}, 'v5litepod-16 is not offered in this zone', 0),
     ({'forbidden': True}, 'gs://bucket cannot be written. Nothing was', 0),
-    ({'project': '(unset)'}, 'No project: give --project=', 0),
+    ({'project': '(unset)'}, 'No project is set: give --project=', 0),
   ],
 )
 def test_a_run_that_fails_says_so(call, plan, message, calls):
@@ -128,7 +114,7 @@ def test_without_xpk_nothing_is_written(call, tmp_path):
   (tmp_path / 'bin').mkdir()
   for program in ('git', 'python3', 'env'):
     (tmp_path / 'bin' / program).symlink_to(shutil.which(program))
-  (tmp_path / 'bin' / 'gcloud').symlink_to(_FAKES / 'gcloud')
+  (tmp_path / 'bin' / 'gcloud').symlink_to(checkout.FAKES / 'gcloud')
   code, output, _ = call(*_RUN, path=str(tmp_path / 'bin'))
   assert code == 1
   assert 'xpk is not installed' in output
@@ -179,7 +165,7 @@ def test_a_cluster_of_others_is_left_alone(call):
   words = ('create', 'pods', '--tpu=v5e:4x4')
   code, output, called = call(*words, clusters='pods')
   assert (code, called) == (1, [])
-  assert 'pods is there already' in output
+  assert 'pods exists already' in output
 
 
 def test_stop_status_and_logs(call):

@@ -66,7 +66,7 @@ def test_flags_that_contradict_the_slices_are_refused(google, flags, message):
 
 
 def test_a_mesh_that_the_chips_do_not_make_is_refused(google):
-  for tpu, shape, fits in (
+  for tpu, shape, right in (
     ('v5e:4x4', '(3,1,1)', False),
     ('v5e:4x4', '(3,-1,1)', False),
     ('v5e:4x4', '(-1,-1,1)', False),
@@ -79,8 +79,9 @@ def test_a_mesh_that_the_chips_do_not_make_is_refused(google):
     code, output = google.call(
       *words, '--', 'python', f'--gin.MESH_SHAPE={shape}'
     )
-    assert code == (0 if fits else 1), output
-    assert ('does not match the 16 chips of 1 x v5litepod-16' in output) != fits
+    assert code == (0 if right else 1), output
+    refused = 'does not match the 16 chips of 1 x v5litepod-16' in output
+    assert refused != right
 
 
 def test_a_bucket_that_cannot_be_listed_is_named(google):

@@ -145,7 +145,7 @@ def test_stop_ends_where_nothing_runs(google):
   code, output = google.call(*google.words('stop'))
   assert (code, '0001: stopped' in output) == (0, True), output
 
-  google.plan(hiccups=[['queued-resources ssh', [2], _503]])
+  google.plan(hiccups=[['queued-resources ssh', [2], 'ERROR: HTTPError 503']])
   code, output = google.call(*google.words('stop'))
   assert (code, '0001 was not stopped' in output) == (1, True), output
   assert google.jobs('0001/stop.state')[0].read_text() == 'stop failed\n'

@@ -1,4 +1,4 @@
-"""worker.py: an exit code that says whether a run is done."""
+"""The exit code of worker.py says whether a run is done."""
 
 import pathlib
 import signal
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-_WORKER = pathlib.Path(__file__).parents[2] / 'launch' / 'worker.py'
+_WORKER = pathlib.Path(__file__).parents[2] / 'launch/google_cloud/worker.py'
 
 
 def _start(command: str, *words: str) -> subprocess.Popen:
@@ -74,6 +74,6 @@ def test_sigterm_reaches_the_command_which_saves_and_is_started_again(tmp_path):
 
 
 def test_a_model_dir_that_cannot_be_looked_at_is_no_sign_of_an_end(tmp_path):
-  command = f'touch {tmp_path}/checkpoints'  # no folder: it cannot be read
+  command = f'touch {tmp_path}/checkpoints'  # A file cannot be listed.
   binding = f"--gin.MODEL_DIR='{tmp_path}'"
   assert _start(command, 'run', binding).wait(timeout=30) == 42
