@@ -4,13 +4,14 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
-import math
 import sys
 import time
 from typing import Any
 from typing import TypeVar
 
 import jax
+
+from ipo_md.core import durations
 
 _LOG_SECONDS = 30  # between two lines of `progress` in a log file
 _TERMINAL_SECONDS = 0.2
@@ -60,7 +61,7 @@ class ProgressLine:
     first_step, first_time = self._timed_from or (self._step, self._time)
     if step > first_step:
       rate = (now - first_time) / (step - first_step)
-      fields.append(f'left {_duration(rate * (self._total - step))}')
+      fields.append(f'left {durations.clock(rate * (self._total - step))}')
     if self._timed_from is None:
       self._timed_from = step, now
     self._step, self._time = step, now
@@ -104,13 +105,11 @@ def progress(
       done += size(item)
       now = time.monotonic()
       if now - shown >= period and done < total:
-        left = (now - start) / done * (total - done)
+        left = durations.clock((now - start) / done * (total - done))
         share = 100 * done // total
-        line.show(
-          f'{said()}  {done:,}/{total:,}  {share} %  left {_duration(left)}'
-        )
+        line.show(f'{said()}  {done:,}/{total:,}  {share} %  left {left}')
         shown = now
-    took = _duration(time.monotonic() - start)
+    took = durations.clock(time.monotonic() - start)
     of = f'/{total:,}' if total else ''
     line.show(f'{said()}  {done:,}{of}  took {took}')
   finally:
@@ -138,12 +137,3 @@ class _Line:
     if self._width:
       print(flush=True)
     self._width = 0
-
-
-def _duration(seconds: float) -> str:
-  """1:02:33, or 2:33 below an hour; seconds rounded up."""
-  minutes, seconds = divmod(math.ceil(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours}:{minutes:02}:{seconds:02}'
-  return f'{minutes}:{seconds:02}'

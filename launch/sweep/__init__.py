@@ -1,1 +1,1 @@
-"""Sweeps: specification, pool of runs, selection, table."""
+"""Runs sweeps: reads, checks, trains, selects and compares."""

@@ -1,10 +1,10 @@
-"""Reads all configurations of a sweep in one process, before any of them runs.
+"""Checks all configurations of a sweep in one process, before any of them runs.
 
   python -m launch.sweep.check < RUNS
 
-RUNS is JSON: name -> {"arguments": [...] of python -m ipo_md, "axes": [names],
-"folder": MODEL_DIR or null, "judge": one of JUDGES or null}. Prints what is
-wrong with the first one that is, and exits with 1.
+RUNS is a JSON object: name -> {"arguments": [...] of python -m ipo_md, "axes":
+[names], "folder": MODEL_DIR or null, "judge": a name of JUDGES or null}. If a
+run is wrong, prints what is wrong with the first such run and exits with 1.
 """
 
 import itertools
@@ -20,10 +20,14 @@ from ipo_md.core import model_dir
 
 
 def config_of(arguments: list[str], axes: list[str]) -> str:
-  """All bindings of a run but its folder.
+  """Returns all bindings of a run except MODEL_DIR, as text.
+
+  Args:
+    arguments: Arguments of python -m ipo_md.
+    axes: Names that the sweep varies.
 
   Raises:
-    ValueError: it cannot be parsed, or nothing refers to an axis.
+    ValueError: The run cannot be parsed, or nothing refers to an axis.
   """
   files, bindings = [], []
   for argument in gin_config.rewrite_gin_args(arguments):
@@ -50,10 +54,11 @@ def config_of(arguments: list[str], axes: list[str]) -> str:
 
 
 def _check_judge(judge: str) -> None:
+  """Raises ValueError if JUDGES of the parsed configuration lacks `judge`."""
   judges = gin.query_parameter('JUDGES/gin.macro.value')
   if judge not in judges:
     raise ValueError(
-      f'[select] judge = {judge!r} is not one of JUDGES, {list(judges)}.'
+      f'[select] judge = {judge!r} is not one of JUDGES: {list(judges)}.'
     )
 
 
@@ -73,8 +78,8 @@ def main() -> int:
       return 1
     if config in seen:
       print(
-        f'{name} and {seen[config]} are the same run: nothing in it depends on '
-        'what they differ in.'
+        f'{name} and {seen[config]} are the same run: nothing depends on the '
+        'values in which they differ.'
       )
       return 1
     seen[config] = name

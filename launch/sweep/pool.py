@@ -1,8 +1,9 @@
-"""Processes of a sweep: how many at once, their logs, and what is shown.
+"""Runs the processes of a sweep, a limited number of them at a time.
 
-A run is done when its folder has COMPLETED, whatever its exit code. While it
-runs, its process holds a lock on LOGS/NAME.lock: where a sweep was killed and
-its runs were not, the next one waits for them rather than start them twice.
+A run is done when its folder contains COMPLETED, whatever its exit code. While
+it runs, its process holds a lock on LOGS/NAME.lock. If a sweep was killed while
+its runs continued, the next sweep therefore waits for them instead of starting
+them twice.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import subprocess
 import time
 from typing import Any
 
+from ipo_md.core import durations
 from launch.sweep import table
 
 _POLL_SECONDS = 0.2
@@ -27,14 +29,20 @@ _LAST_LINES = 5
 
 @dataclasses.dataclass
 class Job:
-  """A run, waiting or at work.
+  """A run that waits or is active.
 
   Attributes:
-    name: of the run.
-    kind: runs of a kind take about the same time.
-    command: makes the command line when all that it needs is done.
-    needs: names of jobs that come before.
-    completed: whether it is done.
+    name: Name of the run.
+    kind: Kind of run. Runs of one kind take about the same time.
+    command: Function that returns the command line once all needs are done.
+    needs: Names of the jobs that come before.
+    completed: Function that returns whether the run is done.
+    lock: Open lock file of the run.
+    process: Process of the run. An active job without one belongs to an
+      earlier sweep.
+    began: Time at which it started, in seconds.
+    offset: Position in its log at which this attempt begins, in bytes.
+    looked: Whether `completed` has been called before the start.
   """
 
   name: str
@@ -45,19 +53,22 @@ class Job:
   lock: Any = None
   process: subprocess.Popen | None = None
   began: float = 0.0
-  offset: int = 0  # of what it says, in its log
-  looked: bool = False  # whether it was done before
+  offset: int = 0
+  looked: bool = False
 
 
 class Pool:
-  """Runs jobs, at most so many at once.
+  """Runs jobs, a limited number of them at a time.
 
   Args:
-    at_once: how many.
-    logs: folder of the logs and locks, local.
-    root: folder in which the commands run.
-    env: added to this process's.
-    follow: called with the name of each job that is done; gives further jobs.
+    at_once: Largest number of active jobs.
+    logs: Local folder of the logs and locks.
+    root: Folder in which the commands run.
+    env: Environment variables to add to those of this process.
+    follow: Function from the name of a job that is done to further jobs.
+
+  Attributes:
+    failed: Name of each failed job -> the end of its log and the reason.
   """
 
   def __init__(
@@ -77,15 +88,18 @@ class Pool:
     self._waiting: list[Job] = []
     self._active: list[Job] = []
     self._done: list[str] = []
-    self.failed: dict[str, str] = {}  # name -> its last lines
+    self.failed: dict[str, str] = {}
     self._took: dict[str, list[float]] = {}
     self._stopped = False
     self._show = table.Table()
 
   def run(self, jobs: Sequence[Job]) -> bool:
-    """Runs jobs and those that follow. Returns whether all of them are done.
+    """Runs jobs and the jobs that follow from them.
 
-    SIGINT or SIGTERM stop the runs, which save, and then this.
+    SIGINT, SIGTERM and SIGHUP stop the runs, which save first.
+
+    Returns:
+      Whether all jobs are done.
     """
     self._waiting += jobs
     before = {
@@ -103,17 +117,18 @@ class Pool:
 
   @property
   def stopped(self) -> bool:
+    """Whether a signal stopped the pool."""
     return self._stopped
 
   @property
   def not_started(self) -> dict[str, list[str]]:
-    """Name of each job that never began -> what it waited for."""
+    """Name of each job that did not run -> the needs that are not done."""
     return {
       job.name: sorted(job.needs - set(self._done)) for job in self._waiting
     }
 
   def _step(self) -> bool:
-    """Whether there is more to do."""
+    """Ends and starts jobs; returns whether there is more to do."""
     for job in [j for j in self._active if not self._running(j)]:
       self._active.remove(job)
       self._end(job)
@@ -135,7 +150,7 @@ class Pool:
 
   def _running(self, job: Job) -> bool:
     if job.process is None:
-      return not _lock(job.lock)  # of an earlier sweep
+      return not _lock(job.lock)  # It belongs to an earlier sweep.
     return job.process.poll() is None
 
   def _start(self, job: Job) -> None:
@@ -145,7 +160,7 @@ class Pool:
     job.offset = path.stat().st_size if path.exists() else 0
     job.lock = (self._logs / f'{job.name}.lock').open('w')
     if not _lock(job.lock):
-      self._show.say(f'{job.name} still runs from an earlier sweep')
+      self._show.say(f'{job.name} is still running from an earlier sweep')
       return
     try:
       command = job.command()
@@ -167,7 +182,7 @@ class Pool:
         pass_fds=(job.lock.fileno(),),
         start_new_session=True,
       )
-    job.lock.close()  # the process holds it
+    job.lock.close()  # The process holds the lock now.
     self._show.say(f'{job.name} started')
 
   def _end(self, job: Job) -> None:
@@ -175,8 +190,8 @@ class Pool:
     job.lock.close()
     if job.completed():
       self._took.setdefault(job.kind, []).append(took)
-      self._finish(job, f'took {table.duration(took)}')
-    elif job.process is None:  # the earlier sweep's has ended before its end
+      self._finish(job, f'took {durations.clock(took)}')
+    elif job.process is None:  # An earlier sweep's run ended incomplete.
       self._waiting.append(job)
     elif self._stopped:
       self._waiting.append(job)
@@ -199,14 +214,14 @@ class Pool:
   def _stop(self, number: int, frame: Any) -> None:
     del number, frame
     if not self._stopped:
-      self._show.say('Stopping: the runs save first.')
+      self._show.say('Stopping. The runs save first.')
     self._stopped = True
     for job in self._active:
       if job.process is not None and job.process.poll() is None:
         os.killpg(job.process.pid, signal.SIGTERM)
 
   def _rows(self) -> list[tuple[str, str, str]]:
-    """Name, time, and the last line of progress of each active job."""
+    """Returns name, time and last line of progress of each active job."""
     now = time.monotonic()
     rows = []
     for job in self._active:
@@ -215,7 +230,7 @@ class Pool:
       rows.append(
         (
           job.name,
-          table.duration(now - job.began),
+          durations.clock(now - job.began),
           said[-1] if said else 'starting',
         )
       )
@@ -228,10 +243,10 @@ class Pool:
     if self.failed:
       text += f'  {len(self.failed)} failed'
     left = self._left()
-    return text if left is None else f'{text}  left {table.duration(left)}'
+    return text if left is None else f'{text}  left {durations.clock(left)}'
 
   def _left(self) -> float | None:
-    """Seconds: each run takes as long as those of its kind did."""
+    """Returns the seconds left if each run takes as long as its kind does."""
     every = [t for took in self._took.values() for t in took]
     if not every:
       return None
@@ -244,6 +259,7 @@ class Pool:
 
 
 def _lock(file: Any) -> bool:
+  """Locks a file; returns False if another process holds the lock."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
@@ -252,7 +268,7 @@ def _lock(file: Any) -> bool:
 
 
 def _tail(path: pathlib.Path, offset: int) -> list[str]:
-  """The last lines of a log, from an offset on."""
+  """Returns the last lines of a log, none of them from before `offset`."""
   if not path.exists():
     return []
   with path.open('rb') as file:

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs."""
+"""Shows the state of a sweep while it runs."""
 
 from collections.abc import Sequence
 import time
@@ -9,11 +9,16 @@ import rich.markup
 import rich.table
 import rich.text
 
-_LOG_SECONDS = 30  # between two lines of progress in a log file
+_LOG_SECONDS = 30  # between two reports of progress in a log file
 
 
 class Table:
-  """A table that is redrawn on a terminal; elsewhere a line for each event."""
+  """Shows a table that is redrawn on a terminal, and lines elsewhere.
+
+  with table.Table() as shown:
+    shown.say('ipo started')
+    shown.state([('ipo', '0:12', 'step 5/50')], 'sweep  0/2 runs')
+  """
 
   def __init__(self):
     self._console = rich.console.Console(highlight=False)
@@ -34,12 +39,19 @@ class Table:
       self._live.stop()
 
   def say(self, text: str) -> None:
+    """Prints a line that stays."""
     if self._live:
       self._console.print(text, markup=False)
     else:
       print(text, flush=True)
 
   def state(self, rows: Sequence[tuple[str, str, str]], summary: str) -> None:
+    """Shows the current state; not on a terminal, only every 30 seconds.
+
+    Args:
+      rows: Name, time and last line of progress of each active run.
+      summary: Line below the table.
+    """
     if self._live:
       table = rich.table.Table(box=None, show_header=False)
       for row in rows:
@@ -51,12 +63,3 @@ class Table:
       for name, took, said in rows:
         print(f'  {name}  {took}  {said}', flush=True)
       print(summary, flush=True)
-
-
-def duration(seconds: float) -> str:
-  """1:02:33, or 2:33 below an hour."""
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours}:{minutes:02}:{seconds:02}'
-  return f'{minutes}:{seconds:02}'

@@ -112,8 +112,9 @@ def test_a_workload_that_is_there_is_waited_for_or_made_anew(
 
 def test_without_xpk_nothing_is_written(call, tmp_path):
   (tmp_path / 'bin').mkdir()
-  for program in ('git', 'python3', 'env'):
+  for program in ('git', 'env'):
     (tmp_path / 'bin' / program).symlink_to(shutil.which(program))
+  (tmp_path / 'bin' / 'python3').symlink_to(os.path.realpath(sys.executable))
   (tmp_path / 'bin' / 'gcloud').symlink_to(checkout.FAKES / 'gcloud')
   code, output, _ = call(*_RUN, path=str(tmp_path / 'bin'))
   assert code == 1
