@@ -155,7 +155,7 @@ def test_what_is_wrong_is_said_once(call, tmp_path, capsys, changes, message):
       'algorithms.onlin_step; .* has no attribute onlin_step',
     ),
     (
-      'algorithms.online_step.top_k = 1',
+      'algorithms.online_step.loss = 1',
       "'algorithms' was not provided by an import",
     ),
   ],

@@ -94,14 +94,13 @@ def _sample(
 ) -> tuple[types.Completions, jax.Array, jax.Array]:
   """Completions, log pi and log pi - log pi_ref of each [B, K]."""
   policy = model.policy(params, types.FrozenParams(reference=reference))
-  drawn = sampling.sample(
+  drawn = sampling.complete(
     model,
     policy,
-    None,
-    (model.encode(policy, prompts), None),
+    prompts,
     rng,
+    sampler=sampler,
     mixture_coefs=(0.0,) * k,
-    **dataclasses.asdict(sampler),
   )
   completions = types.Completions(prompts=prompts, completions=drawn.tokens)
   theirs, _ = sampling.log_probs(model, reference, completions)

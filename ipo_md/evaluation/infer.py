@@ -20,7 +20,6 @@ import hashlib
 import itertools
 import json
 import math
-from typing import Any
 
 from etils import epath
 import gin
@@ -151,10 +150,7 @@ def infer(
   Raises:
     ValueError: the configuration does not fit together.
   """
-  controls = dataclasses.asdict(sampler) | {'mixture_coefs': mixture_coefs}
-  sampling.validate(
-    mixture_coefs, **{k: controls[k] for k in ('temperature', 'top_k', 'top_p')}
-  )
+  sampling.validate(mixture_coefs)
   if any(mixture_coefs) and reference_checkpoint_path is None:
     raise ValueError(
       f'MIXTURE_COEFS = {tuple(mixture_coefs)} needs a reference policy '
@@ -188,7 +184,11 @@ def infer(
         reference_checkpoint_path, model.base, name='REFERENCE_CHECKPOINT_PATH'
       )
     params = load(checkpoint_path, model, name='CHECKPOINT_PATH')
-    draw = jax.jit(functools.partial(_draw, model=model, **controls))
+    draw = jax.jit(
+      functools.partial(
+        _draw, model=model, sampler=sampler, mixture_coefs=mixture_coefs
+      )
+    )
     rows = data.in_order(
       dataset, batch_size=batch_size, sharding=sharding.batch(mesh)
     )
@@ -241,23 +241,19 @@ def _draw(
   rng: jax.Array,
   *,
   model: models.Model,
+  sampler: sampling.Sampler,
   mixture_coefs: Sequence[float],
-  **controls: Any,
 ) -> tuple[types.Tokens, jax.Array, jax.Array | None]:
   """Completions [B, K, T], log pi and log pi_ref of each [B, K]."""
   policy = model.policy(params, types.FrozenParams(reference=reference))
-  mixed = any(mixture_coefs)
-  drawn = sampling.sample(
+  drawn = sampling.complete(
     model,
     policy,
-    reference if mixed else None,
-    (
-      model.encode(policy, prompts),
-      model.encode(reference, prompts) if mixed else None,
-    ),
+    prompts,
     rng,
+    sampler=sampler,
     mixture_coefs=mixture_coefs,
-    **controls,
+    player=reference,
   )
   theirs = drawn.reference_log_probs
   if theirs is None and reference is not None:

@@ -20,6 +20,7 @@ import optax
 from ipo_md import algorithms
 from ipo_md import models
 from ipo_md import sampling
+from ipo_md.algorithms import needs
 from ipo_md.core import types
 from ipo_md.games import exact
 from ipo_md.games import figure as figure_lib
@@ -46,7 +47,7 @@ def expected_gradient(
     Logits [nodes, V] of the policy -> gradient [nodes, V].
   """
   everything = _all_sequences(game)
-  feedback = getattr(game, algorithms.feedback_of(loss))
+  feedback = getattr(game, needs.of(loss).feedback)
   log_reference = np.log(game_lib.policy_of(game.reference))
 
   def objective(table, samplers):
@@ -113,10 +114,9 @@ def train(
   step = functools.partial(
     step,
     model=model,
-    judge=game_lib.matrix_judge,
+    feedback=algorithms.Feedback(judge=game_lib.matrix_judge),
     optimizer=optimizer,
-    max_new_tokens=played[0].depth,
-    eos_id=_NO_EOS,
+    sampler=sampling.Sampler(max_new_tokens=played[0].depth, eos_id=_NO_EOS),
   )
   prompts = types.Tokens(
     ids=jnp.arange(batch_size, dtype=jnp.int32)[:, None] % len(played),

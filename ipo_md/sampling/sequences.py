@@ -207,3 +207,8 @@ def sum_or_mean(
   if not per_token:
     return total
   return total / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+
+
+def ended(tokens: types.Tokens, eos_id: int) -> jax.Array:
+  """Returns [B, K] whether each completion [B, K, T] reached EOS."""
+  return jnp.any(tokens.mask & (tokens.ids == eos_id), axis=-1)

@@ -23,12 +23,14 @@ import networks
 import protocol
 
 from ipo_md.algorithms import losses
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import online
 from ipo_md.algorithms import supervised
 from ipo_md.core import types
 from ipo_md.judges import learned
 from ipo_md.optim import optimizers
 from ipo_md.sampling import mixture
+from ipo_md.sampling import sampler
 
 _LOSSES = {
   'ipo': functools.partial(losses.ipo, tau=0.1),
@@ -56,12 +58,13 @@ def _update(algorithm, args, model, judge_model, optimizer):
   return functools.partial(
     online.online_step,
     model=model,
-    judge=functools.partial(learned.reward_model, model=judge_model),
+    feedback=objective.Feedback(
+      judge=functools.partial(learned.reward_model, model=judge_model)
+    ),
     loss=_LOSSES[algorithm],
     optimizer=optimizer,
     mixture_coefs=coefs,
-    max_new_tokens=args.tokens,
-    eos_id=-1,
+    sampler=sampler.Sampler(max_new_tokens=args.tokens, eos_id=-1),
   )
 
 

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from ipo_md.algorithms import losses
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import offline as offline_lib
 from ipo_md.algorithms import online
 from ipo_md.core import types
@@ -24,6 +25,7 @@ from ipo_md.models import t5
 from ipo_md.optim import optimizers
 from ipo_md.optim import schedules
 from ipo_md.sampling import mixture
+from ipo_md.sampling import sampler
 from ipo_md.sampling import sequences
 
 CYCLE = game_lib.cyclic(p_12=0.95, p_23=0.8, p_31=0.6)
@@ -173,7 +175,7 @@ GRADIENT = {
 
 @pytest.mark.parametrize('name', GRADIENT)
 def test_the_mean_gradient_of_the_step_is_the_enumerated_one(name):
-  loss, mixture_coefs, controls = GRADIENT[name]
+  loss, mixture_coefs, feedback = GRADIENT[name]
   tree = game_lib.tree(seed=1, vocab_size=3)
   copies, batch_size = 64, 2**15
   optimizer = optax.sgd(1.0)
@@ -183,13 +185,11 @@ def test_the_mean_gradient_of_the_step_is_the_enumerated_one(name):
   step = functools.partial(
     online.online_step,
     model=tree_model(prompts=copies),
-    judge=game_lib.matrix_judge,
+    feedback=objective.Feedback(judge=game_lib.matrix_judge, **feedback),
     loss=loss,
     optimizer=optimizer,
     mixture_coefs=mixture_coefs,
-    max_new_tokens=2,
-    eos_id=-1,
-    **controls,
+    sampler=sampler.Sampler(max_new_tokens=2, eos_id=-1),
   )
   state, _ = jax.jit(step)(
     types.TrainState(jnp.int32(0), params, optimizer.init(params)),

@@ -69,7 +69,7 @@ def test_run(name):
     assert arguments['batch_size'] == 32
     assert arguments['schedule'].train_steps == 30_000
     judge = 'reward_model' if algorithm == 'rl' else 'comparator'
-    assert _value('algorithms.online_step.judge').selector == f'judges.{judge}'
+    assert _value('algorithms.Feedback.judge').selector == f'judges.{judge}'
   if paper == 'nca':
     assert rate == 5e-6
     assert isinstance(arguments['model'], lora.Lora)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import reference_log_probs
 from ipo_md.core import sharding
 from ipo_md.core import types
@@ -20,6 +21,7 @@ from ipo_md.games import game
 from ipo_md.games import play
 from ipo_md.models import lora
 from ipo_md.sampling import mixture
+from ipo_md.sampling import sampler
 from ipo_md.sampling import sequences
 from ipo_md.tpu import precompile
 from ipo_md.training import state as state_lib
@@ -61,10 +63,9 @@ def test_game(algorithm):
     functools.partial(
       arguments['step'],
       model=model,
-      judge=game.matrix_judge,
+      feedback=objective.Feedback(judge=game.matrix_judge),
       optimizer=optimizer,
-      max_new_tokens=1,
-      eos_id=-1,
+      sampler=sampler.Sampler(max_new_tokens=1, eos_id=-1),
     ),
     state,
     types.FrozenParams(reference=params, judge=judge),

@@ -14,6 +14,7 @@ import safetensors.numpy
 import seqio
 
 from ipo_md.algorithms import losses
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import offline
 from ipo_md.algorithms import online as online_lib
 from ipo_md.algorithms import win_rate
@@ -28,6 +29,7 @@ from ipo_md.models import lora
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 from ipo_md.sampling import mixture
+from ipo_md.sampling import sampler
 from ipo_md.sampling import sequences
 
 VOCABULARY = seqio.ByteVocabulary()
@@ -208,12 +210,11 @@ def online(model, name, **changes):
   loss, mixture_coefs = ALGORITHMS[name]
   arguments = {
     'model': model,
-    'judge': rewarding,
+    'feedback': objective.Feedback(judge=rewarding),
     'loss': loss,
     'optimizer': optax.sgd(0.1),
     'mixture_coefs': mixture_coefs,
-    'max_new_tokens': 5,
-    'eos_id': 1,
+    'sampler': sampler.Sampler(max_new_tokens=5, eos_id=1),
   }
   return functools.partial(online_lib.online_step, **arguments | changes)
 
@@ -273,8 +274,7 @@ def test_offline_step_and_win_rate_see_policy_and_reference():
     win_rate.win_rate_metrics,
     model=model,
     judge=rewarding,
-    max_new_tokens=5,
-    eos_id=1,
+    sampler=sampler.Sampler(max_new_tokens=5, eos_id=1),
   )
   measured = jax.jit(measure)(state, frozen, PROMPTS, jax.random.key(0))
   assert abs(measured['kl']) > 0.1

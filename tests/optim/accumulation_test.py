@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from ipo_md.algorithms import losses
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import offline
 from ipo_md.algorithms import online
 from ipo_md.algorithms import supervised
@@ -18,6 +19,7 @@ from ipo_md.judges import learned
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 from ipo_md.optim import accumulation
+from ipo_md.sampling import sampler
 
 MODEL = model_lib.Model(
   functools.partial(
@@ -70,11 +72,11 @@ STEPS = {
     functools.partial(
       online.online_step,
       loss=functools.partial(losses.ipo, tau=0.1),
-      judge=functools.partial(learned.likelihood, model=MODEL),
+      feedback=objective.Feedback(
+        judge=functools.partial(learned.likelihood, model=MODEL)
+      ),
       mixture_coefs=(0.0, 0.5),
-      max_new_tokens=4,
-      eos_id=1,
-      temperature=0.0,
+      sampler=sampler.Sampler(max_new_tokens=4, eos_id=1, temperature=0.0),
     ),
     BATCH.completions.prompts,
     None,
