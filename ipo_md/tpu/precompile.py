@@ -23,8 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from ipo_md import data
+from ipo_md import judges
 from ipo_md import optim
 from ipo_md import training
+from ipo_md.algorithms import needs
+from ipo_md.algorithms import step_kinds
 from ipo_md.core import sharding
 from ipo_md.core import tpu_slices
 from ipo_md.core import types
@@ -75,7 +78,7 @@ def precompile(
   """
   if fit not in (None, 'batch', 'slice'):
     raise ValueError(f"FIT = {fit!r} is not None, 'batch' or 'slice'.")
-  run = gin.get_bindings('training.train')
+  run = gin.get_bindings(training.train)
   if fit == 'slice' and -1 not in run['mesh_shape']:
     raise ValueError(
       f"FIT = 'slice' needs -1 in MESH_SHAPE = {run['mesh_shape']}: the axis "
@@ -191,7 +194,7 @@ def abstract_batch(
   mesh: jax.sharding.Mesh,
 ) -> types.Tokens | types.Labelled:
   """What the run's data set would yield; the task's features say which."""
-  load = gin.get_bindings('data.load')
+  load = gin.get_bindings(data.load)
   lengths = load['task_feature_lengths']
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(
     (batch_size, *shape), dtype, sharding=sharding.batch(mesh)
@@ -207,8 +210,11 @@ def abstract_batch(
   k = 1
   if features['targets'].rank == 2:
     k = 2 if 'preference' in features else num_completions
-  precomputed = run['step'].__name__ == 'offline_step' and (
-    run['start'].reference_checkpoint_path is None
+  loss = gin.get_bindings(run['step']).get('loss')
+  precomputed = (
+    loss is not None
+    and bool(needs.of(loss).anchors)
+    and run['start'].reference_checkpoint_path is None
   )
   return types.Labelled(
     completions=types.Completions(
@@ -228,17 +234,15 @@ def work_of(
   mesh: jax.sharding.Mesh,
 ) -> Mapping[str, roofline.Work]:
   """What each phase must do at least; judge and sampler are gin's."""
-  step, start = run['step'].__name__, run['start']
-  bound = gin.get_bindings(f'algorithms.{step}') if 'online' in step else {}
-  judge, judge_model = bound.get('judge'), start.judge_model
-  if step in ('reward_step', 'comparator_step'):
-    judge = gin.query_parameter('JUDGE/gin.macro.value').scoped_configurable_fn
-    judge_model = run['model']
-  if step == 'online_step' and start.judge_checkpoint_path is None:
+  kind, start = step_kinds.of(run['step']), run['start']
+  bound = gin.get_bindings(run['step'])
+  judge = kind.judge(bound) if kind.judge else None
+  judge_model = run['model'] if kind.trains_judge else start.judge_model
+  if judge is not None and not judges.declaration_of(judge).has_params:
     judge = None
-  coefs = bound.get('mixture_coefs')
-  int8 = bound.get('int8_sampling', False)
-  mixed = coefs is not None and all(coef > 0 for coef in coefs) and not int8
+  coefs, sampler = bound.get('mixture_coefs'), bound.get('sampler')
+  int8 = sampler is not None and sampler.int8
+  mixed = kind.samples and all(coef > 0 for coef in coefs) and not int8
   return roofline.phases(
     roofline.Run(
       model=run['model'],
@@ -248,7 +252,7 @@ def work_of(
       state_bytes=sharding.bytes_per_device(state),
       mesh=mesh,
       mixture_coefs=coefs,
-      max_new_tokens=bound.get('max_new_tokens', 0),
+      max_new_tokens=sampler.max_new_tokens if kind.samples else 0,
       reads_reference=start.reference_checkpoint_path is not None
       and (not mixed or bound.get('ema_decay') is not None),
       int8_sampling=int8,
