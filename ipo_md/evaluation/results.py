@@ -53,7 +53,8 @@ class Comparison:
   def preference(self) -> dict[str, np.ndarray]:
     """judge -> [N, J] P(y_i > y_k | x)."""
     return {
-      name: judges.both_orders(judged) for name, judged in self.judged.items()
+      name: judges.mean_over_orders(judged)
+      for name, judged in self.judged.items()
     }
 
   @functools.cached_property

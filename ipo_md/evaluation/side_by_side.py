@@ -129,10 +129,10 @@ def side_by_side(
       for name in foreign
     }
     drawn, rows, found = _draw(paths, read, draw, sampler, judges, best_of)
-    samples = judges_lib.Samples.beside([d.samples for d in rows.values()])
+    samples = judges_lib.Samples.concatenate([d.samples for d in rows.values()])
     pairs = _pairs(list(rows), groups, compared)
     judged = {
-      name: judges_lib.orders(judge, samples, pairs)
+      name: judges_lib.in_both_orders(judge, samples, pairs)
       for name, judge in judges.items()
     }
     if agreement is not None:
@@ -266,14 +266,14 @@ def _pairs(
 
 def _kept(
   name: str, judge: judges_lib.HostJudge, parts: part_store.Folder
-) -> judges_lib.Kept:
+) -> judges_lib.CachedJudge:
   """The judge, with judgements that an interrupted run finds again."""
   recipe = {'bindings': model_dir_lib.bindings(gin.config_str())}
   if isinstance(judge, judges_lib.LearnedJudge):
     recipe['checkpoint'] = checkpoints.identity(
       judge.checkpoint_path, f'the checkpoint path of JUDGES[{name!r}]'
     )
-  return judges_lib.Kept(judge, name, parts, recipe)
+  return judges_lib.CachedJudge(judge, name, parts, recipe)
 
 
 def _scores(

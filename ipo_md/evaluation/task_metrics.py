@@ -69,7 +69,7 @@ class MetricJudge:
   ) -> Iterator[np.ndarray]:
     dataset, count = self.dataset(), len(samples.prompts)
     rows = dataset.rows(data.first_rows(dataset, count))
-    if judges.bare_texts(rows, dataset) != list(samples.prompts):
+    if judges.decode_prompts(rows, dataset) != list(samples.prompts):
       raise ValueError(
         f'MetricJudge knows the targets of the first prompts of '
         f'{self.mixture_or_task_name} alone, and is asked about others.'

@@ -230,7 +230,7 @@ def samples():
 def test_samples_as_text(samples):
   examples = truth_lib.score(samples.prompts[0], samples.texts[0][0])
   assert examples.words == len(samples.texts[0][0].split())
-  both = samples_lib.Samples.beside([samples, samples])
+  both = samples_lib.Samples.concatenate([samples, samples])
   swapped = both.take(np.tile([1, 2], (11, 1)))
   assert swapped.texts[3] == [samples.texts[3][1], samples.texts[3][0]]
   np.testing.assert_array_equal(
@@ -257,7 +257,7 @@ def by_pairs(params, completions):
 
 
 def test_learned_judges_by_completion_and_by_pair(samples, paths):
-  three = samples_lib.Samples.beside([samples, samples]).take(
+  three = samples_lib.Samples.concatenate([samples, samples]).take(
     np.tile([0, 1, 2], (11, 1))
   )
   pairs = [(0, 1), (1, 2), (2, 0)]

@@ -329,7 +329,7 @@ def test_neither_is_counted(server, judge, capsys):
   assert sum(server.asked.values()) == asked == 22
   assert np.isnan(found).sum() == 22
   assert '22 neither 1 nor 2' in capsys.readouterr().out
-  np.testing.assert_array_equal(samples_lib.both_orders(found), 0.5)
+  np.testing.assert_array_equal(samples_lib.mean_over_orders(found), 0.5)
 
 
 def test_the_key_is_nowhere(server, judge, tmp_path, capsys):
