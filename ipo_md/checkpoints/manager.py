@@ -24,6 +24,7 @@ from ipo_md import models
 from ipo_md.checkpoints import checksums
 from ipo_md.checkpoints import load
 from ipo_md.checkpoints import locate
+from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import types
 
 # Under MODEL_DIR/checkpoints: what is deleted goes here first, in one step, so
@@ -31,6 +32,7 @@ from ipo_md.core import types
 _DELETED = 'deleted'
 
 
+@model_dir_lib.may_change('last', 'period', 'best')
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Keep:
   """Which checkpoints stay: those that any of these names.

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import seqio
 
+from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import types
 from ipo_md.data import examples as examples_lib
 from ipo_md.data import prompt_format as prompt_format_lib
@@ -88,6 +89,7 @@ class Dataset:
     )
 
 
+@model_dir_lib.may_change('cache_dir')
 def load(
   *,
   mixture_or_task_name: str,

@@ -116,6 +116,7 @@ def _read(prompts_file: str) -> Iterator[str]:
     yield line
 
 
+@model_dir_lib.may_change('model_dir', 'mesh_shape', 'batch_size')
 def infer(
   *,
   model_dir: str,
@@ -156,7 +157,7 @@ def infer(
       f'MIXTURE_COEFS = {tuple(mixture_coefs)} needs a reference policy '
       '(REFERENCE_CHECKPOINT_PATH).'
     )
-  model_dir_lib.claim(model_dir, gin.config_str(), may_change=('BATCH_SIZE',))
+  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
   if model_dir_lib.is_completed(model_dir, 0):
     progress.say(f'{model_dir} is complete.')
     return

@@ -24,6 +24,7 @@ from ipo_md.evaluation import judge_agreement
 from ipo_md.evaluation import results
 
 
+@model_dir_lib.may_change('model_dir', 'mesh_shape')
 def judge_accuracy(
   *,
   model_dir: str,
@@ -41,7 +42,7 @@ def judge_accuracy(
     dataset: pairs with their preference.
     examples: EVAL_EXAMPLES, so many of the pairs, from the first on.
   """
-  model_dir_lib.claim(model_dir, gin.config_str())
+  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
   if model_dir_lib.is_completed(model_dir, 0):
     print(f'{model_dir} is complete.', flush=True)
     return

@@ -63,6 +63,7 @@ class BestOf:
     return math.log(self.n) - (self.n - 1) / self.n
 
 
+@model_dir_lib.may_change('model_dir', 'mesh_shape')
 def side_by_side(
   *,
   model_dir: str,
@@ -110,7 +111,7 @@ def side_by_side(
   paths = {n: path for rows in groups.values() for n, path in rows.items()}
   _check(groups, judges, compared, best_of, agreement)
   foreign = _foreign(paths, judges)
-  model_dir_lib.claim(model_dir, gin.config_str())
+  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
   if model_dir_lib.is_completed(model_dir, 0):
     progress.say(f'{model_dir} is complete.')
     return

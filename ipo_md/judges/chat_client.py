@@ -22,6 +22,7 @@ from typing import Any
 
 import urllib3
 
+from ipo_md.core import model_dir
 from ipo_md.judges import chat_connection
 from ipo_md.judges import retry as retry_lib
 
@@ -30,6 +31,14 @@ class _StoppedError(Exception):
   """Another question failed for good."""
 
 
+@model_dir.may_change(
+  'base_url',
+  'api_key_variable',
+  'cache',
+  'concurrency',
+  'timeout',
+  'attempts',
+)
 class Endpoint:
   """A language model on a server, and the file that stores its answers.
 

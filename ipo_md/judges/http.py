@@ -22,6 +22,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from ipo_md.core import model_dir
 from ipo_md.core import progress
 from ipo_md.judges import chat_client
 from ipo_md.judges import chat_connection
@@ -35,6 +36,7 @@ _BYTES_PER_TOKEN = 4  # assumed by the estimate of costs
 _QUIET_SECONDS = 30  # between two lines without a label
 
 
+@model_dir.may_change('neither', 'prices')
 @declaration.declare(runs_on='host')
 class HttpJudge:
   """Judges by a language model behind an endpoint.
