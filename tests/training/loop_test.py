@@ -1,5 +1,6 @@
 """The loop: resume, stop, errors, metrics, on a micro T5 and real tasks."""
 
+import inspect
 import json
 import pathlib
 import re
@@ -9,12 +10,16 @@ import pytest
 import seqio
 from tensorboard.backend.event_processing import event_accumulator
 
+from ipo_md import checkpoints
+from ipo_md import judges
 from ipo_md.algorithms import supervised as supervised_lib
 from ipo_md.core import metrics as metrics_lib
 from ipo_md.core import model_dir as model_dir_lib
+from ipo_md.data import dataset as dataset_lib
 from ipo_md.evaluation import infer
 from ipo_md.evaluation import side_by_side
 from ipo_md.training import config
+from ipo_md.training import loop
 from tests.training import micro_run
 
 
