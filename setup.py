@@ -46,6 +46,13 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]'],
     'gpu': ['jax[cuda13]'],
+    'docs': [
+      'ipykernel',
+      'mkdocs-material',
+      'mkdocstrings[python]',
+      'nbclient',
+      'nbformat',
+    ],
     'test': ['dill', 'importlib_resources', 'pytest', 'pytest-xdist', 'ruff'],
   },
 )
