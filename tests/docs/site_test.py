@@ -41,7 +41,13 @@ def test_the_site_builds_without_a_warning(tmp_path):
     timeout=600,
   )
   assert done.returncode == 0, done.stdout + done.stderr
-  assert (tmp_path / 'api' / 'algorithms.html').read_text().count('ipo') > 1
+  page = (tmp_path / 'api' / 'algorithms.html').read_text()
+  assert 'id="ipo_md.algorithms.losses.ipo"' in page
+
+
+def test_every_wing_has_a_page_of_the_reference():
+  wings = {path.parent.name for path in ROOT.glob('ipo_md/*/__init__.py')}
+  assert {path.stem for path in ROOT.glob('docs/api/*.md')} == wings
 
 
 @pytest.mark.skipif(
