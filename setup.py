@@ -7,7 +7,7 @@ import setuptools
 setuptools.setup(
   name='ipo_md',
   version='0.1.0',
-  description='On-line preference optimisation of language models in JAX',
+  description='Online preference optimisation of language models in JAX',
   long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
@@ -46,6 +46,13 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]'],
     'gpu': ['jax[cuda13]'],
+    'docs': [
+      'ipykernel',
+      'mkdocs-material',
+      'mkdocstrings[python]',
+      'nbclient',
+      'nbformat',
+    ],
     'test': ['dill', 'importlib_resources', 'pytest', 'pytest-xdist', 'ruff'],
   },
 )
