@@ -80,9 +80,7 @@ def test_a_busy_answer_does_not_count_as_an_attempt(server, judge):
 
 def test_answers_that_precede_a_failure_are_stored(server, judge):
   server.faults = lambda p: [500] * 99 if 'text 4' in p else []
-  with pytest.raises(
-    RuntimeError, match='500.*are stored in RATER_CACHE'
-  ) as error:
+  with pytest.raises(RuntimeError, match='500.*stored in RATER_CACHE') as error:
     rater_server.judged(judge(attempts=2, concurrency=2))
   assert rater_server.KEY not in str(error.value)
   server.faults = lambda prompt: []
@@ -103,9 +101,7 @@ def test_a_refusal_is_final(server, judge, status):
 
 def test_a_long_wait_ends_the_run(server, judge):
   server.faults = lambda prompt: [(429, '86400')]
-  with pytest.raises(
-    RuntimeError, match='wait for 86400 s.*start the run again'
-  ):
+  with pytest.raises(RuntimeError, match='wait for 86400 s.*start the run'):
     rater_server.judged(judge())
 
 

@@ -53,7 +53,7 @@ def test_a_busy_server_costs_no_attempt_until_patience_ends():
     ('nan', 0),
     ('soon', None),
     ('Sun, 06 Nov 1994 08:49:37 GMT', 0),
-    ('Sun, 99 Nov 1994 08:49:37 GMT', None),
+    ('Sun, 06 Nov 99999 08:49:37 GMT', None),
   ],
 )
 def test_retry_after(header, delay):
