@@ -128,7 +128,7 @@ def preference_representation(
   if completions.completions.ids.shape[1] < 2:
     raise ValueError(
       'A preference representation compares the K completions of a prompt, '
-      'but K is 1. MIXTURE_COEFS has one entry for each completion.'
+      'and K is 1: MIXTURE_COEFS has one entry for each of them.'
     )
   v = _heads(params, completions, model, rng)
   if v.shape[-1] % 2:
