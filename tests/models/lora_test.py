@@ -312,7 +312,7 @@ def export(model, path, output_format):
 def test_a_model_dir_of_adapters_is_read_as_the_whole_policy(saved, tmp_path):
   model, params, frozen, path = saved
   read = functools.partial(
-    formats.load_params,
+    formats.read_params,
     abstract=model.base.abstract_params,
     config=model.config,
     name='CHECKPOINT_PATH',
@@ -348,7 +348,7 @@ def test_a_model_dir_of_adapters_is_read_as_the_whole_policy(saved, tmp_path):
 def test_merged_export_is_the_policy(saved, output_format):
   model, params, frozen, path = saved
   output = export(model, path, output_format)
-  loaded = formats.load_params(
+  loaded = formats.read_params(
     str(output),
     model.base.abstract_params,
     model.config,
