@@ -22,7 +22,7 @@ from ipo_md.core import types
 from ipo_md.models import model as model_lib
 from ipo_md.models import sampling_weights
 
-_RANK_AXIS = 'lora_rank'  # logical axis of size r in every adapter
+RANK_AXIS = 'lora_rank'  # logical axis of size r in every adapter
 
 
 @flax.struct.dataclass
@@ -124,8 +124,8 @@ class Lora(model_lib.Model):
     axes = {}
     for path in self._kernels:
       *lead, rows, columns = self._axes[path]
-      axes[f'{path}/a'] = (*lead, rows, _RANK_AXIS)
-      axes[f'{path}/b'] = (*lead, _RANK_AXIS, columns)
+      axes[f'{path}/a'] = (*lead, rows, RANK_AXIS)
+      axes[f'{path}/b'] = (*lead, RANK_AXIS, columns)
     return flax.traverse_util.unflatten_dict(axes, sep='/')
 
   def init(self, rng: jax.Array) -> types.Params:
@@ -181,8 +181,8 @@ class Lora(model_lib.Model):
     *lead, rows, columns = axes
     return leaf.replace(
       kernel=form(leaf.kernel, axes),
-      a=form(leaf.a, (*lead, rows, _RANK_AXIS)),
-      b=form(leaf.b, (*lead, _RANK_AXIS, columns)),
+      a=form(leaf.a, (*lead, rows, RANK_AXIS)),
+      b=form(leaf.b, (*lead, RANK_AXIS, columns)),
     )
 
   def bind(self, params: types.Params) -> Any:

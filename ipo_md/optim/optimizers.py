@@ -9,6 +9,7 @@ A learning rate is a number or a schedule (`schedules`).
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ipo_md import models
 from ipo_md.core import types
 from ipo_md.optim import schedules
 
@@ -54,27 +56,32 @@ def adafactor(
     u       = g / sqrt(v),   u /= max(1, RMS(u) / clipping_threshold)
     update  = - learning_rate max(RMS(parameter), 1e-3) u
 
+  The update of LoRA's adapters is - learning_rate u, as large as Adam's. One
+  adapter of each pair starts at 0, so its scale would be 1e-3 and it would
+  hardly move.
+
   The second moment v of a kernel is factored into its row and column means.
   Every entry of a stack (`STACKED` leads its logical axes) has its own scale,
   clipping and factors, whereas `optax.adafactor` treats the stack as one
   array.
 
   `min_dim_size_to_factor` applies to every kernel, so that stacking changes no
-  number. T5X applies it to unstacked kernels only: with scanned layers, its
-  logical axis rules factor kernels of any size. The two differ where a side of
-  a scanned kernel is below the limit, that is in very small networks; with a
-  limit of 1 they agree there.
+  number. T5X applies it to unstacked parameters only: with scanned layers, its
+  logical axis rules factor kernels of any size. The two differ on scanned
+  kernels with a side below the limit, which only very small networks have, and
+  a lower limit makes them agree on those kernels.
 
     optimizer = optim.adafactor(model.logical_axes, learning_rate=1e-3)
     state = optimizer.init(params)
 
   Args:
     logical_axes: Axis names of each parameter, from `Model.logical_axes`.
-    learning_rate: Number or schedule, relative to the scale of a parameter.
+    learning_rate: Number or schedule, relative to the scale of a parameter,
+      and absolute for adapters.
     decay_rate: Exponent of the decay of the second moment.
     clipping_threshold: Largest RMS of an update. None disables clipping.
     multiply_by_parameter_scale: Whether updates are multiplied by the scale of
-      the parameter. If not, the learning rate is absolute.
+      the parameter, adapters excepted. If not, the learning rate is absolute.
     min_dim_size_to_factor: Smallest side of a kernel that is factored.
     max_gradient_norm: Largest global norm of the gradients, which are clipped
       before anything else. None disables clipping.
@@ -90,7 +97,7 @@ def adafactor(
       return jnp.zeros(small), jnp.zeros(large), empty
     return empty, empty, jnp.zeros(param.shape, jnp.float32)
 
-  def update_one(grad, param, v_row, v_col, v, decay, rate):
+  def update_one(grad, param, v_row, v_col, v, *, decay, rate, scaled):
     square = jnp.square(grad) + 1e-30
     if _is_factored(param, min_dim_size_to_factor):
       small, large = _sides(param)
@@ -107,7 +114,7 @@ def adafactor(
       update = grad * v**-0.5
     if clipping_threshold is not None:
       update /= jnp.maximum(1.0, _rms(update) / clipping_threshold)
-    if multiply_by_parameter_scale:
+    if scaled:
       rate *= jnp.maximum(_rms(param), 1e-3)
     return -rate * update, v_row, v_col, v
 
@@ -123,7 +130,13 @@ def adafactor(
     rate = schedules.learning_rate_at(learning_rate, state.count)
 
     def leaf(param, axes, grad, *moments):
-      function = lambda *args: update_one(*args, decay, rate)
+      adapter = models.LORA_RANK_AXIS in axes
+      function = functools.partial(
+        update_one,
+        decay=decay,
+        rate=rate,
+        scaled=multiply_by_parameter_scale and not adapter,
+      )
       return _per_entry(function, axes)(
         grad.astype(jnp.float32), param.astype(jnp.float32), *moments
       )

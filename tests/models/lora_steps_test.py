@@ -11,9 +11,11 @@ import pytest
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import offline
 from ipo_md.algorithms import online as online_lib
+from ipo_md.algorithms import supervised
 from ipo_md.algorithms import win_rate
 from ipo_md.core import types
 from ipo_md.judges import learned
+from ipo_md.optim import optimizers
 from tests.models import lora_networks
 
 
@@ -126,3 +128,23 @@ def test_offline_step_and_win_rate_see_policy_and_reference():
     state, frozen, lora_networks.PROMPTS, jax.random.key(0)
   )
   assert abs(measured['kl']) > 0.1
+
+
+@pytest.mark.parametrize('optimizer', [optimizers.adafactor, optimizers.adam])
+def test_fresh_adapters_learn_with_every_optimizer(optimizer):
+  model = lora_networks.network('decoder')
+  made = optimizer(model.logical_axes, learning_rate=0.01)
+  state = state_of(model, model.init(jax.random.key(1)), made)
+  frozen = types.FrozenParams(reference=model.base.init(jax.random.key(0)))
+  batch = types.Labelled(
+    completions=lora_networks.COMPLETIONS,
+    completion_mask=jnp.ones((2, 2), bool),
+  )
+  step = functools.partial(
+    supervised.supervised_step, model=model, optimizer=made, z_loss=0.0
+  )
+  step, losses_seen = jax.jit(step), []
+  for _ in range(30):
+    state, metrics = step(state, frozen, batch, jax.random.key(0))
+    losses_seen.append(metrics['loss'])
+  assert losses_seen[-1] < 0.7 * losses_seen[0], losses_seen

@@ -136,6 +136,16 @@ class TestAdafactor:
     # The first decay is 0, so v is the square of the clipped gradient, 1/2.
     np.testing.assert_allclose(state[1].v['x'], 0.25, rtol=1e-6)
 
+  def test_adapters_move_by_the_learning_rate(self):
+    """An adapter starts at 0, and its scale would be the least one, 1e-3."""
+    axes = {'kernel': ('embed', 'mlp'), 'adapter': ('lora_rank', 'mlp')}
+    params = {name: jnp.zeros((2, 3)) for name in axes}
+    grads = jax.tree.map(jnp.ones_like, params)
+    optimizer = optimizers.adafactor(axes, learning_rate=0.1)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates['kernel'], -1e-4, rtol=1e-5)
+    np.testing.assert_allclose(updates['adapter'], -0.1, rtol=1e-5)
+
   def test_bfloat16_parameters_keep_float32_moments(self):
     params = {'x': jnp.ones((128, 128), jnp.bfloat16)}
     optimizer = optimizers.adafactor({'x': ('embed', 'mlp')}, learning_rate=0.1)
