@@ -23,6 +23,7 @@ from ipo_md import judges
 from ipo_md import models
 from ipo_md import sampling
 from ipo_md.algorithms import objective
+from ipo_md.core import partitioning
 from ipo_md.core import sharding
 from ipo_md.core import types
 
@@ -74,7 +75,7 @@ def two_programs(
       _sample, model=model, mixture_coefs=mixture_coefs, sampler=sampler
     )
   )
-  update = sharding.jit_update(step, state_sharding)
+  update = partitioning.jit_update(step, state_sharding)
 
   def sample_judge_update(state, frozen, prompts, rng):
     sample_rng, rng = jax.random.split(rng)

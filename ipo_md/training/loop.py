@@ -17,6 +17,7 @@ from ipo_md import models
 from ipo_md import optim
 from ipo_md.core import metrics as metrics_lib
 from ipo_md.core import model_dir as model_dir_lib
+from ipo_md.core import partitioning
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.training import config
@@ -44,7 +45,7 @@ def one_program(
     state_sharding: Shardings of the state, which is donated.
   """
   del model, dataset
-  return sharding.jit_update(step, state_sharding)
+  return partitioning.jit_update(step, state_sharding)
 
 
 @model_dir_lib.may_change('model_dir', 'mesh_shape')

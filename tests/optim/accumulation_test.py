@@ -1,4 +1,4 @@
-"""A step in parts is the step."""
+"""Tests that a step in parts equals the step on the whole batch."""
 
 import functools
 
@@ -40,7 +40,7 @@ OPTIMIZER = optax.adam(0.1)
 
 
 def tokens(seed: int, *shape: int) -> types.Tokens:
-  """Of all lengths, so that parts differ in their number of tokens."""
+  """Makes tokens of all lengths, so that parts differ in their token count."""
   ids = jax.random.randint(jax.random.key(seed), shape, 2, 32)
   length = 1 + jnp.arange(np.prod(shape[:-1])).reshape(shape[:-1]) % shape[-1]
   mask = jnp.arange(shape[-1]) < length[..., None]
@@ -67,7 +67,7 @@ STEPS = {
     BATCH,
     None,
   ),
-  # Greedy: samples do not depend on the key.
+  # Greedy sampling does not depend on the key.
   'online': (
     functools.partial(
       online.online_step,
