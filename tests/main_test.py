@@ -48,7 +48,7 @@ def arguments(model_dir, *, files=FILES, without=(), **changes) -> list[str]:
     'CHECKPOINT_PERIOD': 0,
     'DROPOUT_RATE': 0.1,
     'data.load.split': "'validation'",
-    **{f't5.T5.{name}': size for name, size in SIZES.items()},
+    **{f'models.T5.{name}': size for name, size in SIZES.items()},
   } | changes
   return [f'--gin_file={file}' for file in files] + [
     f'--gin.{name}={value}'

@@ -204,7 +204,7 @@ def run_fixture(monkeypatch, tmp_path, url):
       'CHECKPOINT_PERIOD': 0,
       'LEARNING_RATE': 0.01,
       'data.load.split': "'validation'",
-      **{f't5.T5.{size}': value for size, value in SIZES.items()},
+      **{f'models.T5.{size}': value for size, value in SIZES.items()},
     } | changes
     gin.clear_config()
     for flag in ('gin_file', 'gin_bindings'):

@@ -50,9 +50,9 @@ def call_fixture(tmp_path):
       'BATCH_SIZE': 8,
       'TASK_FEATURE_LENGTHS': "{'inputs': 8, 'targets': 4}",
       'MAX_NEW_TOKENS': 4,
-      't5.T5.scan': True,
-      't5.T5.num_encoder_layers': 1,
-      't5.T5.num_decoder_layers': 3,
+      'models.T5.scan': True,
+      'models.T5.num_encoder_layers': 1,
+      'models.T5.num_decoder_layers': 3,
     } | changes
     gin.clear_config()
     gin.add_config_file_search_path(str(_ROOT))
@@ -127,7 +127,7 @@ def test_weights_are_gathered_rather_than_sent_around():
     ({'FIT': "'slice'", 'MESH_SHAPE': (1, 4, 1)}, 'needs -1 in MESH_SHAPE'),
     ({'FIT': "'model'"}, "FIT = 'model'"),
     (
-      {'MESH_SHAPE': (1, 1, 4), 't5.T5.mlp_dim': 126},
+      {'MESH_SHAPE': (1, 1, 4), 'models.T5.mlp_dim': 126},
       "'mlp' of size 126 is not divisible by mesh axis 'tensor' of size 4",
     ),
   ],
