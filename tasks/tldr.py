@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.builders import base
+from tasks.builders import tldr as tldr_builder
 from tasks.lib import metrics
 from tasks.lib import text_tasks
 
@@ -48,7 +49,7 @@ for _name in ('tldr_sft', 'tldr_prompts'):
   text_tasks.add_task(
     _name,
     text_tasks.tfds_source(
-      'tldr_summaries', _summary, signature=text_tasks.SUMMARY
+      tldr_builder.TldrSummaries.name, _summary, signature=text_tasks.SUMMARY
     ),
     targets_rank=1,
     metric_fns=[metrics.rouge],
@@ -58,7 +59,9 @@ for _name in ('tldr_preference', 'tldr_reward', 'tldr_pairs'):
   text_tasks.add_task(
     _name,
     text_tasks.tfds_source(
-      'tldr_comparisons', _comparison, signature=text_tasks.PREFERENCE
+      tldr_builder.TldrComparisons.name,
+      _comparison,
+      signature=text_tasks.PREFERENCE,
     ),
     scores=['preference'],
     targets_rank=2,

@@ -21,6 +21,7 @@ import zlib
 import numpy as np
 
 from tasks.builders import base
+from tasks.builders import ultrafeedback as ultrafeedback_builder
 from tasks.lib import text_tasks
 
 _SPLITS = ('train', 'validation')
@@ -64,7 +65,10 @@ def _best(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _source(parse, signature):
   return text_tasks.tfds_source(
-    'ultrafeedback', parse, signature=signature, splits=_SPLITS
+    ultrafeedback_builder.Ultrafeedback.name,
+    parse,
+    signature=signature,
+    splits=_SPLITS,
   )
 
 
