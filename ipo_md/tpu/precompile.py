@@ -216,7 +216,7 @@ def abstract_batch(
   prompts = tokens(lengths['inputs'])
   if load.get('prompts_only'):
     return prompts
-  task = data.find(load['mixture_or_task_name'])
+  task = data.find(load['mixture_or_task_name'], module=load.get('module'))
   features = task.output_features
   k = 1
   if features['targets'].rank == 2:
