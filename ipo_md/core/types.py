@@ -5,13 +5,35 @@ Axis letters, used in every docstring of the package:
   V vocabulary, L layers, H heads, D head size, E model size.
 """
 
+from collections.abc import Sequence
 from typing import Any
+from typing import Protocol
 
 import flax.struct
 import jax
 
 Params = Any  # a tree of arrays, as `Model.init` makes it
 OptState = Any
+
+
+class Vocabulary(Protocol):
+  """Maps text to token ids and back, as `seqio.Vocabulary` does."""
+
+  @property
+  def vocab_size(self) -> int: ...
+
+  @property
+  def eos_id(self) -> int | None: ...
+
+  @property
+  def bos_id(self) -> int | None: ...
+
+  @property
+  def pad_id(self) -> int: ...
+
+  def encode(self, text: str) -> Sequence[int]: ...
+
+  def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @flax.struct.dataclass

@@ -1,4 +1,4 @@
-"""Completions of held-out prompts by any policy, brought to the host."""
+"""Draws completions of held-out prompts and brings them to the host."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ from ipo_md.core import types
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-  """Held-out prompts.
+  """The held-out prompts of a comparison.
 
   Attributes:
-    dataset: of bare prompts.
-    examples: EVAL_EXAMPLES, how many of them, from the first on.
-    batch_size: EVAL_BATCH_SIZE.
+    dataset: Function that loads a data set of prompts without targets.
+    examples: EVAL_EXAMPLES, the number of prompts, counted from the first.
+    batch_size: EVAL_BATCH_SIZE, the number of prompts at a time.
   """
 
   dataset: Callable[[], data.Dataset]
@@ -40,28 +40,47 @@ class Prompts:
   batch_size: int
 
   def load(self) -> data.Dataset:
-    """Raises ValueError: there are not as many prompts, or none are wanted."""
+    """Loads the data set.
+
+    Raises:
+      ValueError: EVAL_EXAMPLES is 0, or more than the data set has.
+    """
     dataset = self.dataset()
     if not 0 < self.examples <= len(dataset):
       raise ValueError(
-        f'EVAL_EXAMPLES {self.examples}: the evaluation split has '
-        f'{len(dataset)} prompts, and at least one is needed.'
+        f'EVAL_EXAMPLES {self.examples} is not between 1 and the '
+        f'{len(dataset)} prompts of the evaluation split.'
       )
     return dataset
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-  """K completions of each prompt by one policy, on the host."""
+  """K completions of each of N prompts by one policy, on the host.
+
+  Attributes:
+    samples: Completions as tokens and as text.
+    length: [N, K] number of tokens without EOS.
+    ended: [N, K] whether the completion has EOS.
+    log_prob: [N, K] log pi(y | x), nats.
+    log_ratio: [N, K] log pi(y | x) - log pi_ref(y | x), nats.
+  """
 
   samples: judges.Samples
-  length: np.ndarray  # [N, K] tokens without EOS
-  ended: np.ndarray  # [N, K] has EOS
-  log_prob: np.ndarray  # [N, K] log pi(y | x), nats
-  log_ratio: np.ndarray  # [N, K] log pi(y | x) - log pi_ref(y | x), nats
+  length: np.ndarray
+  ended: np.ndarray
+  log_prob: np.ndarray
+  log_ratio: np.ndarray
 
   def take(self, columns: np.ndarray) -> 'Drawn':
-    """Completion columns[n] of each prompt n."""
+    """Selects completion columns[n] of each prompt n.
+
+    Args:
+      columns: [N] index of a completion.
+
+    Returns:
+      The selected completions, K = 1.
+    """
     pick = lambda x: np.take_along_axis(x, columns[:, None], axis=1)
     return Drawn(
       samples=self.samples.take(columns[:, None]),
@@ -73,10 +92,10 @@ class Drawn:
 
 
 def _key(seed: int, name: str) -> jax.Array:
-  """A key of its own for each name, whatever else is compared.
+  """Returns a key that depends on the name of the policy alone.
 
-  With one key for all, two policies would draw dependent samples, and the win
-  rate would not be that of independent ones.
+  If policies shared a key, their samples would be dependent, and the win rate
+  would not be that of independent samples.
   """
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
@@ -92,7 +111,11 @@ def _sample(
   sampler: sampling.Sampler,
   k: int,
 ) -> tuple[types.Completions, jax.Array, jax.Array]:
-  """Completions, log pi and log pi - log pi_ref of each [B, K]."""
+  """Samples K completions of each prompt.
+
+  Returns:
+    Completions, log pi [B, K], and log pi - log pi_ref [B, K].
+  """
   policy = model.policy(params, types.FrozenParams(reference=reference))
   drawn = sampling.sample(
     model,
@@ -117,15 +140,18 @@ def drawer(
   seed: int,
   parts: part_store.Folder,
 ) -> Callable[..., Drawn]:
-  """Makes draw(name, checkpoint path, sampler, *, k) -> Drawn.
+  """Makes a function that draws the completions of a policy.
 
   Args:
-    model: network of policies and reference.
-    prompts: the held-out prompts.
-    dataset: `prompts.load()`.
-    reference_checkpoint_path: of the reference in `Drawn.log_ratio`.
-    seed: of the samples; each name has keys of its own.
-    parts: where samples are kept, and found again.
+    model: Network of the policies and of the reference.
+    prompts: Held-out prompts.
+    dataset: Data set of the prompts, `prompts.load()`.
+    reference_checkpoint_path: Checkpoint of the reference in `Drawn.log_ratio`.
+    seed: Seed of the samples. Each name has keys of its own.
+    parts: Store in which samples are saved and found again.
+
+  Returns:
+    draw(name, checkpoint_path, sampler, *, k) -> Drawn.
   """
   mesh = jax.sharding.get_mesh()
   tokens = dataset.rows(data.first_rows(dataset, prompts.examples))
@@ -172,7 +198,7 @@ def drawer(
       except ValueError as error:
         error.add_note(
           'A policy of another model or vocabulary is compared as text: run '
-          'gin/runs/infer.gin on it and give the MODEL_DIR of that.'
+          'gin/runs/infer.gin with it and give the MODEL_DIR of that run.'
         )
         raise
       rng = _key(seed, name)
@@ -188,13 +214,13 @@ def drawer(
       )
       rows = _to_rows(*found, dataset, sampler.eos_id)
       parts.put('samples', name, recipe, rows)
-    return of_rows(rows, tokens, dataset, sampler.max_new_tokens)
+    return from_rows(rows, tokens, dataset, sampler.max_new_tokens)
 
   return draw
 
 
 def _progress(dataset, prompts, mesh, name):
-  """(number, tokens) of each batch of prompts, with a progress line."""
+  """Yields the number and the tokens of each batch, with a progress line."""
   rows = data.in_order(
     dataset,
     batch_size=prompts.batch_size,
@@ -213,7 +239,18 @@ def _to_rows(
   dataset: data.Dataset,
   eos_id: int,
 ) -> list[dict[str, Any]]:
-  """A line for each prompt, of which `of_rows` makes the same again."""
+  """Makes a row of JSON for each prompt, the inverse of `from_rows`.
+
+  Args:
+    tokens: N prompts and their completions, numpy arrays.
+    log_prob: [N, K] log pi(y | x).
+    log_ratio: [N, K] log pi(y | x) - log pi_ref(y | x).
+    dataset: Data set of the prompts.
+    eos_id: Token that ends a completion.
+
+  Returns:
+    N rows.
+  """
   samples = judges.Samples.of(tokens, dataset)
   ids, mask = tokens.completions.ids, tokens.completions.mask
   return [
@@ -234,13 +271,20 @@ def _to_rows(
   ]
 
 
-def of_rows(
+def from_rows(
   rows: Sequence[Mapping[str, Any]],
   prompts: types.Tokens,
   dataset: data.Dataset,
   length: int,
 ) -> Drawn:
-  """Completions of T = length out of their lines."""
+  """Makes completions from rows of JSON.
+
+  Args:
+    rows: N rows with `prompt` and `completions`, as the part store has them.
+    prompts: [N, P] tokens of the prompts.
+    dataset: Data set of the prompts.
+    length: T, the width of the completions.
+  """
   completions = [row['completions'] for row in rows]
   column = lambda name: np.array(
     [[c[name] for c in row] for row in completions]

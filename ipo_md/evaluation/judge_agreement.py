@@ -1,4 +1,4 @@
-"""How far judges agree with what is taken as the truth."""
+"""Measures how far judges agree with a preference that counts as the truth."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -14,19 +14,20 @@ from ipo_md import judges as judges_lib
 from ipo_md.evaluation import drawing
 from ipo_md.evaluation import statistics
 
-_CONFIDENCE_BINS = 10  # of width 1/20
+_CONFIDENCE_BINS = 10  # Each has a width of 1/20.
 _LENGTH_BINS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agreement:
-  """What the judges are compared on, one of them taken as the truth.
+  """The pairs on which judges are compared with one that counts as the truth.
 
   Attributes:
-    truth: a name of JUDGES.
-    dataset: of held-out pairs with the truth's preference; None: samples alone.
-    facts: measures; pairs of samples that differ in one are counted apart.
-    form: measures that a blind judge sees (`blind_preference`).
+    truth: Name in JUDGES of the judge that counts as the truth.
+    dataset: Function that loads held-out pairs with the truth's preference, or
+      None to compare on samples alone.
+    facts: Measures. Pairs of samples that differ in one are counted separately.
+    form: Measures that a blind judge sees (`blind_preference`).
   """
 
   truth: str
@@ -41,19 +42,22 @@ def tables(
   judges: Mapping[str, judges_lib.HostJudge],
   measure: judges_lib.Measure | None,
 ) -> dict[str, Any]:
-  """What `compared` says of each judge but the truth, on several pairs.
+  """Compares every judge with the truth, on several sets of pairs.
+
+  The sets are the pairs of the data set (`held_out_pairs`), as many as there
+  are prompts, and the samples of each policy (`samples_of_POLICY`). With a
+  measure there are also the samples that differ in a fact
+  (`samples_of_POLICY_with_other_facts`) and a blind judge (`blind`).
 
   Args:
-    agreement: what is compared on what.
-    drawn: policy -> its samples, of which the first two of a prompt are a pair.
-    judges: by name.
-    measure: of completions; None: no subsets and no blind judge.
+    agreement: Truth and pairs of the comparison.
+    drawn: Policy -> its samples. The first two of a prompt are a pair.
+    judges: Judges by name.
+    measure: Measures of completions, or None.
 
   Returns:
-    agreement, calibration, by_length, order_consistency: each
-    pairs -> judge -> what `compared` says. The pairs are those of the data set
-    (held_out_pairs), as many as there are prompts, and each policy's own
-    samples (samples_of_POLICY).
+    `agreement`, `calibration`, `by_length` and `order_consistency`, each pairs
+    -> judge -> value, as `compared` gives them.
   """
   others = {n: judge for n, judge in judges.items() if n != agreement.truth}
   found = {}
@@ -93,13 +97,22 @@ def on_pairs(
   samples: judges_lib.Samples,
   truth: np.ndarray,
 ) -> dict[str, dict[str, Any]]:
-  """`compared` of judges on N pairs whose preference [N] is known."""
+  """Compares judges on labelled pairs.
+
+  Args:
+    judges: Judges by name.
+    samples: Two completions of each of N prompts.
+    truth: [N] true preference.
+
+  Returns:
+    The result of `compared`.
+  """
   said = {name: _both_orders(judge, samples) for name, judge in judges.items()}
   return compared(said, truth, _longer(samples))
 
 
 def by_kind(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """pairs -> kind -> x into kind -> pairs -> x, the form of results.json."""
+  """Turns pairs -> kind -> x into kind -> pairs -> x, as in results.json."""
   kinds = {kind for tables in found.values() for kind in tables}
   return {
     kind: {pairs: tables[kind] for pairs, tables in found.items()}
@@ -110,19 +123,19 @@ def by_kind(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def compared(
   said: Mapping[str, np.ndarray], truth: np.ndarray, longer: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-  """How judges do on N labelled pairs.
+  """Compares the answers of judges with the truth on N pairs.
 
   Args:
-    said: judge -> [N, 2] P(y_1 > y_2 | x), y_1 shown first and second.
-    truth: [N] the preference that is taken as true.
+    said: Judge -> [N, 2] P(y_1 > y_2 | x), with y_1 shown first and second.
+    truth: [N] true preference.
     longer: [N] tokens of y_1 minus tokens of y_2.
 
   Returns:
-    agreement: judge -> [share, low, high, N], see `statistics.agreement`.
-    calibration: judge -> see `calibration`.
-    by_length: judge -> see `by_length`.
-    order_consistency: judge -> [share, low, high, N], how often it names the
-      same winner in both orders.
+    `agreement`: judge -> [share, low, high, N], see `statistics.agreement`.
+    `calibration`: judge -> see `calibration`.
+    `by_length`: judge -> see `by_length`.
+    `order_consistency`: judge -> [share, low, high, N] of pairs in which it
+      names the same winner in both orders.
   """
   found = {
     name: {}
@@ -139,21 +152,21 @@ def compared(
 
 
 def calibration(preference: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-  """Accuracy by confidence: the reliability curve, and how far it is off.
+  """Computes accuracy by confidence and the expected calibration error.
 
     confidence = max(p, 1 - p)
     ECE = sum_b n_b / N |accuracy_b - confidence_b|
 
-  over bins of confidence from 1/2 to 1, after arXiv 1706.04599. Accuracy counts
-  a tie of either side 1/2, so a label of 1/2 is a toss-up.
+  The sum is over bins of confidence from 1/2 to 1
+  (https://arxiv.org/abs/1706.04599). A tie of either side counts 1/2.
 
   Args:
     preference: [N] P(y_1 > y_2 | x) by a judge.
-    truth: [N] the preference that is taken as true.
+    truth: [N] true preference.
 
   Returns:
-    bins: confidence (mean), accuracy and count of each bin that is not empty,
-    and ece.
+    `bins` with the mean `confidence`, the `accuracy` and the `count` of each
+    bin that is not empty, and `ece`.
   """
   right = _right(preference, truth)
   confidence = np.maximum(preference, 1 - preference)
@@ -174,19 +187,20 @@ def calibration(preference: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 def by_length(
   preference: np.ndarray, truth: np.ndarray, longer: np.ndarray
 ) -> list[dict[str, float]]:
-  """Accuracy by how much longer the better completion is than the worse one.
+  """Computes accuracy by how much longer the better completion is.
 
-  A judge that likes length is right where the difference is positive and wrong
-  where it is negative. Pairs that the truth ties are left out.
+  A judge that prefers long completions is right if the difference is positive
+  and wrong if it is negative. Pairs that are ties to the truth are left out.
 
   Args:
     preference: [N] P(y_1 > y_2 | x) by a judge.
-    truth: [N] the preference that is taken as true.
+    truth: [N] true preference.
     longer: [N] tokens of y_1 minus tokens of y_2.
 
   Returns:
-    low and high (both included, tokens), accuracy and count of bins that hold
-    about as many pairs each; equal differences stay together.
+    `low` and `high` (both inclusive, tokens), `accuracy` and `count` of each
+    bin. Bins hold about the same number of pairs, and equal differences are in
+    the same bin.
   """
   decided = truth != 0.5
   difference = (longer * np.sign(truth - 0.5))[decided]
@@ -210,10 +224,17 @@ def by_length(
 def labelled_pairs(
   dataset: data.Dataset, count: int
 ) -> tuple[judges_lib.Samples, np.ndarray]:
-  """The first `count` labelled pairs, or all there are, and their preference.
+  """Returns the first labelled pairs of a data set.
+
+  Args:
+    dataset: Data set of pairs with a preference.
+    count: Number of pairs; all of them if there are fewer.
+
+  Returns:
+    Two completions of each of N prompts, and their preference [N].
 
   Raises:
-    ValueError: the data set has no preferences.
+    ValueError: The data set has no preferences.
   """
   indices = [
     (t, r) for t, e in enumerate(dataset.examples) for r in range(len(e))
@@ -221,7 +242,7 @@ def labelled_pairs(
   rows = dataset.rows(indices[:count])
   if dataset.prompts_only or rows.preference is None:
     raise ValueError(
-      f'Task {dataset.examples[0].name} has no pairs with a preference, to '
+      f'Task {dataset.examples[0].name} has no pairs with a preference with '
       'which judges could be compared (PREFERENCE_TASK).'
     )
   samples = judges_lib.Samples.of(rows.completions, dataset)
@@ -229,30 +250,31 @@ def labelled_pairs(
 
 
 def _right(preference: np.ndarray, truth: np.ndarray) -> np.ndarray:
-  """[N] 1 where both name the same winner, 1/2 where either sees a tie."""
+  """Returns [N] 1 if both name the same winner, 1/2 if either sees a tie."""
   return (1 + np.sign(preference - 0.5) * np.sign(truth - 0.5)) / 2
 
 
 def _both_orders(
   judge: judges_lib.HostJudge, samples: judges_lib.Samples
 ) -> np.ndarray:
-  """[N, 2] what a judge says of the first two completions; 1/2 for nothing."""
+  """Returns [N, 2] P(y_1 > y_2 | x) in each order; no answer counts 1/2."""
   (both,) = judge(samples, [(0, 1)])
   return np.nan_to_num(both, nan=0.5)
 
 
 def _longer(samples: judges_lib.Samples) -> np.ndarray:
-  """[N] tokens of y_1 minus tokens of y_2."""
+  """Returns [N] tokens of y_1 minus tokens of y_2."""
   lengths = samples.tokens.completions.mask.sum(axis=-1)
   return lengths[:, 0] - lengths[:, 1]
 
 
 def _check_names(names: Sequence[str], measures: Mapping[str, Any]) -> None:
+  """Raises ValueError if a name is not one of the measures."""
   for name in names:
     if name not in measures:
       raise ValueError(
-        f'Agreement.facts or Agreement.form names {name!r}; the measures are '
-        f'{sorted(measures)}.'
+        f'Agreement.facts or Agreement.form names {name!r}, which is not one '
+        f'of the measures {sorted(measures)}.'
       )
 
 
@@ -261,17 +283,20 @@ def blind_preference(
   truth: np.ndarray,
   features: Sequence[str],
 ) -> np.ndarray:
-  """What a judge says that knows some measures of two completions alone.
+  """Predicts the preference from a few measures of the completions alone.
 
     P(y_1 > y_2) = sigmoid(c . (f(y_1) - f(y_2)))
 
-  c is fitted to the very pairs that are judged, which flatters it: a learned
-  judge has to do better than this to know more than these features.
+  c is fitted to the very pairs that are judged, which favours this judge. A
+  learned judge that does not beat it may know nothing but these measures.
 
   Args:
     scores: N lists of the measures of two completions.
-    truth: [N] preferences that are to be predicted.
-    features: names of the measures that it may see.
+    truth: [N] true preference, to which c is fitted.
+    features: Names of the measures that the judge sees.
+
+  Returns:
+    [N] predicted preference.
   """
   difference = np.array(
     [[float(a[f]) - float(b[f]) for f in features] for a, b in scores]

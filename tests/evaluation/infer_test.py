@@ -1,4 +1,4 @@
-"""Completions of a prompts file: their lines, and a run that was killed."""
+"""Checks the completions of a prompts file, and runs that were killed."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ TEXTS = ['a cat', 'two dogs ran', 'owl', 'the end of it', 'x']
 MODEL = model_lib.Model(
   functools.partial(
     decoder_only.DecoderOnly,
-    vocab_size=264,  # the vocabulary's 259, rounded up for the mesh
+    vocab_size=264,  # 259 of the vocabulary, rounded up for the mesh.
     emb_dim=16,
     num_heads=2,
     num_kv_heads=2,
@@ -41,7 +41,7 @@ MODEL = model_lib.Model(
 
 @pytest.fixture(scope='module', name='checkpoints')
 def checkpoints_fixture(tmp_path_factory):
-  """Two policies that are not alike."""
+  """Saves two different policies."""
   path = tmp_path_factory.mktemp('checkpoints')
   for seed, name in enumerate(('policy', 'reference')):
     params = MODEL.init(jax.random.key(seed))
@@ -56,7 +56,7 @@ def checkpoints_fixture(tmp_path_factory):
 
 
 def run(path, checkpoints, prompts='prompts.txt', sampler=None, **changes):
-  """Writes PROMPTS_FILE and infers; returns what is in completions.jsonl."""
+  """Writes PROMPTS_FILE, runs `infer` and returns completions.jsonl."""
   path.mkdir(exist_ok=True)
   file = path / prompts
   if not file.exists():
@@ -111,7 +111,7 @@ def test_json_lines_give_what_text_gives(whole, checkpoints, tmp_path):
 
 
 @pytest.mark.parametrize('kept', [0, 1, 4])
-def test_a_killed_run_goes_on_after_its_last_whole_line(
+def test_a_killed_run_continues_after_its_last_whole_line(
   whole, checkpoints, tmp_path, kept
 ):
   out = tmp_path / 'out'
@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on_after_its_last_whole_line(
   assert (out / 'COMPLETED').exists()
 
 
-def test_the_batch_size_changes_rounding_alone(whole, checkpoints, tmp_path):
+def test_the_batch_size_changes_only_rounding(whole, checkpoints, tmp_path):
   content = run(tmp_path, checkpoints, batch_size=4)
   lines = zip(content.splitlines(), whole[1].splitlines(), strict=True)
   for line, expected in (map(json.loads, pair) for pair in lines):
@@ -138,14 +138,14 @@ def test_the_batch_size_changes_rounding_alone(whole, checkpoints, tmp_path):
 
 
 def killed(path, whole, lines):
-  """MODEL_DIR after a run that was killed in its middle."""
+  """Makes the MODEL_DIR of a run that was killed after some lines."""
   shutil.copytree(whole[0] / 'out', path / 'out')
   (path / 'out' / 'COMPLETED').unlink()
   kept = whole[1].splitlines(keepends=True)[:lines]
   (path / 'out' / infer.COMPLETIONS_FILE).write_bytes(b''.join(kept))
 
 
-def test_another_batch_size_goes_on_with_a_run(whole, checkpoints, tmp_path):
+def test_a_run_continues_with_another_batch_size(whole, checkpoints, tmp_path):
   killed(tmp_path, whole, 3)
   config = tmp_path / 'out' / 'config.gin'
   config.write_text('BATCH_SIZE = 2\n')
@@ -184,7 +184,7 @@ def test_lines_of_other_checkpoints_or_prompts_are_not_mixed(
 
 
 def test_greedy_completions_have_their_log_probabilities(checkpoints, tmp_path):
-  """The policy's and the reference's, teacher-forced one by one."""
+  """Compares with teacher forcing, for the policy and for the reference."""
   content = run(
     tmp_path,
     checkpoints,
@@ -198,7 +198,7 @@ def test_greedy_completions_have_their_log_probabilities(checkpoints, tmp_path):
     ids = VOCABULARY.encode(completion['text']) + [1] * completion['ended']
     ended += completion['ended']
     if len(ids) != completion['tokens']:
-      continue  # bytes that are no text
+      continue  # The bytes are not valid text.
     tokens = lambda ids: types.Tokens(
       ids=np.array(ids), mask=np.ones(np.shape(ids), bool)
     )
@@ -222,7 +222,7 @@ def test_greedy_completions_have_their_log_probabilities(checkpoints, tmp_path):
     ('a\n', {'checkpoint_path': '/nowhere'}, 'CHECKPOINT_PATH /nowhere'),
   ],
 )
-def test_what_does_not_fit_is_said(
+def test_bad_configurations_are_refused(
   checkpoints, tmp_path, rows, changes, message
 ):
   (tmp_path / 'prompts.txt').write_text(rows)
@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_said(
 
 def test_a_row_without_a_prompt_is_named(checkpoints, tmp_path):
   (tmp_path / 'p.jsonl').write_text('{"prompt": "a"}\n{"text": "b"}\n')
-  with pytest.raises(ValueError, match='row 2: no JSON object with a field'):
+  with pytest.raises(ValueError, match='row 2 is not a JSON object with a field'):
     run(tmp_path, checkpoints, 'p.jsonl')
   with pytest.raises(ValueError, match='no file .*none.txt .PROMPTS_FILE.'):
     infer._read(str(tmp_path / 'none.txt')).__next__()
