@@ -232,7 +232,9 @@ def test_bad_configurations_are_refused(
 
 def test_a_row_without_a_prompt_is_named(checkpoints, tmp_path):
   (tmp_path / 'p.jsonl').write_text('{"prompt": "a"}\n{"text": "b"}\n')
-  with pytest.raises(ValueError, match='row 2 is not a JSON object with a field'):
+  with pytest.raises(
+    ValueError, match='row 2 is not a JSON object with a field'
+  ):
     run(tmp_path, checkpoints, 'p.jsonl')
   with pytest.raises(ValueError, match='no file .*none.txt .PROMPTS_FILE.'):
     infer._read(str(tmp_path / 'none.txt')).__next__()
