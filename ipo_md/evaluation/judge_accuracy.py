@@ -66,7 +66,7 @@ def judge_accuracy(
 
 
 def describe(found: Mapping[str, Mapping[str, Any]]) -> str:
-  """Formats the result of `judge_agreement.compared` as lines of text."""
+  """Formats the result of `judge_measures.compared` as lines of text."""
   lines = []
   for judge, (share, low, high, count) in found['agreement'].items():
     calibration = found['calibration'][judge]

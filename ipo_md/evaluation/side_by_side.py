@@ -33,6 +33,7 @@ from ipo_md.core import part_store
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.evaluation import drawing
+from ipo_md.evaluation import drawn_samples
 from ipo_md.evaluation import judge_agreement
 from ipo_md.evaluation import results
 from ipo_md.evaluation import rows as rows_lib
@@ -161,12 +162,14 @@ def side_by_side(
 
 def _draw(
   paths: Mapping[str, str],
-  texts: Mapping[str, drawing.Drawn],
-  draw: Callable[..., drawing.Drawn],
+  texts: Mapping[str, drawn_samples.Drawn],
+  draw: Callable[..., drawn_samples.Drawn],
   sampler: sampling.Sampler,
   judges: Mapping[str, judges_lib.HostJudge],
   best_of: BestOf | None,
-) -> tuple[dict[str, drawing.Drawn], dict[str, drawing.Drawn], dict[str, Any]]:
+) -> tuple[
+  dict[str, drawn_samples.Drawn], dict[str, drawn_samples.Drawn], dict[str, Any]
+]:
   """Draws the samples of each policy and the completions that are compared.
 
   Args:
@@ -239,7 +242,7 @@ def _kept(
 
 
 def _scores(
-  drawn: drawing.Drawn, measures: Sequence[judges_lib.Measure | None]
+  drawn: drawn_samples.Drawn, measures: Sequence[judges_lib.Measure | None]
 ) -> list[dict[str, Any]]:
   """Measures each completion of K = 1.
 

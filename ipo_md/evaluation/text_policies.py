@@ -15,7 +15,7 @@ import numpy as np
 
 from ipo_md import data
 from ipo_md.evaluation import completions_file
-from ipo_md.evaluation import drawing
+from ipo_md.evaluation import drawn_samples
 
 
 def is_texts(path: str) -> bool:
@@ -28,7 +28,7 @@ def is_texts(path: str) -> bool:
 
 def read(
   name: str, path: str, count: int, dataset: data.Dataset, width: int
-) -> drawing.Drawn:
+) -> drawn_samples.Drawn:
   """Reads the first completion of each prompt.
 
   Args:
@@ -82,7 +82,7 @@ def read(
       )
     rows.append({'prompt': ours, 'completions': [completion], 'length': length})
   prompts = dataset.rows(data.first_rows(dataset, count))
-  drawn = drawing.from_rows(rows, prompts, dataset, width)
+  drawn = drawn_samples.from_rows(rows, prompts, dataset, width)
   lengths = np.array([[row['length']] for row in rows])
   return dataclasses.replace(drawn, length=lengths)
 

@@ -15,6 +15,7 @@ from ipo_md.data import dataset as dataset_lib
 from ipo_md.data import prompt_format
 from ipo_md.evaluation import judge_accuracy
 from ipo_md.evaluation import judge_agreement
+from ipo_md.evaluation import judge_measures
 from ipo_md.judges import host
 from ipo_md.judges import learned
 from ipo_md.judges import template as template_lib
@@ -28,7 +29,7 @@ def test_calibration_by_hand():
   #                 right  wrong  right  a tie  truth ties
   judged = np.array([0.94, 0.06, 0.07, 0.5, 0.94])
   truth = np.array([1.0, 1.0, 0.0, 1.0, 0.5])
-  found = judge_agreement.calibration(judged, truth)
+  found = judge_measures.calibration(judged, truth)
   first, last = found['bins']
   assert first == {'confidence': 0.5, 'accuracy': 0.5, 'count': 1}
   assert last['count'] == 4
@@ -43,15 +44,15 @@ def test_calibration_of_a_calibrated_judge():
   rng = np.random.default_rng(0)
   judged = rng.uniform(size=200_000)
   truth = (rng.uniform(size=judged.size) < judged).astype(float)
-  found = judge_agreement.calibration(judged, truth)
+  found = judge_measures.calibration(judged, truth)
   assert len(found['bins']) == 10
   for b in found['bins']:
     assert abs(b['accuracy'] - b['confidence']) < 0.015
   assert found['ece'] < 0.01
-  assert judge_agreement.calibration(1 - judged, 1 - truth)[
+  assert judge_measures.calibration(1 - judged, 1 - truth)[
     'ece'
   ] == pytest.approx(found['ece'])
-  certain = judge_agreement.calibration((judged > 0.5).astype(float), truth)
+  certain = judge_measures.calibration((judged > 0.5).astype(float), truth)
   assert certain['bins'][0]['confidence'] == 1
   assert certain['ece'] == pytest.approx(0.25, abs=0.01)
 
@@ -61,7 +62,7 @@ def test_a_judge_of_length_is_right_if_the_better_is_longer():
   longer = rng.integers(-20, 21, 1000)
   truth = rng.choice([0.0, 0.5, 1.0], 1000)
   judged = (1 + np.sign(longer)) / 2
-  bins = judge_agreement.by_length(judged, truth, longer)
+  bins = judge_measures.by_length(judged, truth, longer)
   assert sum(b['count'] for b in bins) == np.sum(truth != 0.5)
   assert len(bins) == 5
   for b in bins:
@@ -69,16 +70,16 @@ def test_a_judge_of_length_is_right_if_the_better_is_longer():
     if b['low'] > 0 or b['high'] < 0:
       assert b['accuracy'] == (b['low'] > 0)
   # The same pairs, swapped, give the same bins.
-  assert bins == judge_agreement.by_length(1 - judged, 1 - truth, -longer)
-  ties = judge_agreement.by_length(judged, np.full(1000, 0.5), longer)
+  assert bins == judge_measures.by_length(1 - judged, 1 - truth, -longer)
+  ties = judge_measures.by_length(judged, np.full(1000, 0.5), longer)
   assert ties == []
-  equal = judge_agreement.by_length(judged, truth, np.zeros(1000, int))
+  equal = judge_measures.by_length(judged, truth, np.zeros(1000, int))
   assert [b['low'] for b in equal] == [0]
 
 
 def test_order_consistency():
   both = np.array([[0.9, 0.8], [0.9, 0.2], [0.5, 0.9], [0.1, 0.2]])
-  found = judge_agreement.compared(
+  found = judge_measures.compared(
     {'judge': both}, np.array([1, 1, 1, 0]), np.arange(4)
   )
   share, low, high, count = found['order_consistency']['judge']
@@ -98,10 +99,10 @@ def test_blind_judge_sees_its_features_alone():
   ]
   by_words = (1 + np.sign(words[:, 1] - words[:, 0])) / 2
   by_kept = (1 + np.sign(kept[:, 0] - kept[:, 1])) / 2
-  seen = judge_agreement.blind_preference(scores, by_words, ['words'])
+  seen = judge_measures.blind_preference(scores, by_words, ['words'])
   decided = by_words != 0.5
   assert np.all((seen > 0.5)[decided] == (by_words > 0.5)[decided])
-  unseen = judge_agreement.blind_preference(scores, by_kept, ['words'])
+  unseen = judge_measures.blind_preference(scores, by_kept, ['words'])
   assert 0.3 < np.mean((unseen > 0.5) == (by_kept > 0.5)) < 0.65
 
 
