@@ -13,6 +13,7 @@ import seqio
 
 from ipo_md.core import types
 from ipo_md.data import prompt_format
+from ipo_md.evaluation import completions_file
 from ipo_md.evaluation import infer
 from ipo_md.models import decoder_only
 from ipo_md.models import model as model_lib
@@ -83,7 +84,7 @@ def run(path, checkpoints, prompts='prompts.txt', sampler=None, **changes):
     'mixture_coefs': (0.0, 0.5),
   }
   infer.infer(**arguments | changes)
-  return (path / 'out' / infer.COMPLETIONS_FILE).read_bytes()
+  return (path / 'out' / completions_file.NAME).read_bytes()
 
 
 @pytest.fixture(scope='module', name='whole')
@@ -118,7 +119,7 @@ def test_a_killed_run_continues_after_its_last_whole_line(
   out.mkdir()
   (out / 'config.gin').write_text('')
   lines = whole[1].splitlines(keepends=True)
-  (out / infer.COMPLETIONS_FILE).write_bytes(
+  (out / completions_file.NAME).write_bytes(
     b''.join(lines[:kept]) + lines[kept][:20]
   )
   assert run(tmp_path, checkpoints) == whole[1]
@@ -142,7 +143,7 @@ def killed(path, whole, lines):
   shutil.copytree(whole[0] / 'out', path / 'out')
   (path / 'out' / 'COMPLETED').unlink()
   kept = whole[1].splitlines(keepends=True)[:lines]
-  (path / 'out' / infer.COMPLETIONS_FILE).write_bytes(b''.join(kept))
+  (path / 'out' / completions_file.NAME).write_bytes(b''.join(kept))
 
 
 def test_a_run_continues_with_another_batch_size(whole, checkpoints, tmp_path):
@@ -169,7 +170,7 @@ def test_lines_of_other_checkpoints_or_prompts_are_not_mixed(
   shutil.copytree(checkpoints, tmp_path / 'newer')
   folder = tmp_path / 'newer' / 'policy' / 'checkpoints'
   (folder / '0').rename(folder / '7')
-  out = tmp_path / 'out' / infer.COMPLETIONS_FILE
+  out = tmp_path / 'out' / completions_file.NAME
   before = out.read_bytes()
   with pytest.raises(ValueError, match='CHECKPOINT_PATH: .*/0/default.*/7/def'):
     run(
