@@ -10,6 +10,7 @@ in 500 comparisons whose outcome does not depend on length. Takes a minute.
 
 import numpy as np
 
+from ipo_md.core import intervals
 from ipo_md.evaluation import statistics
 
 REPETITIONS = 2000
@@ -21,7 +22,7 @@ def coverage(rng, rate, tied, count):
   ties = tied * 2 * min(rate, 1 - rate)
   shares = [rate - ties / 2, ties, 1 - rate - ties / 2]
   wins, ties, _ = rng.multinomial(count, shares, size=REPETITIONS).T
-  low, high = statistics.score_interval(wins, ties, count)
+  low, high = intervals.score_interval(wins, ties, count)
   return np.mean((low <= rate) & (rate <= high))
 
 

@@ -16,7 +16,6 @@ from ipo_md.core import types
 from ipo_md.data import dataset as dataset_lib
 from ipo_md.evaluation import drawing
 from ipo_md.games import game
-from ipo_md.games import play
 from ipo_md.models import lora
 from ipo_md.sampling import mixture
 from ipo_md.sampling import sampler
@@ -44,7 +43,7 @@ def test_game_traces(algorithm):
   arguments = gin_resolve.resolve(
     Choice('game', '', '', algorithm=algorithm), ["MODEL_DIR = '/run'"]
   )
-  model = play._model(arguments['game'])
+  model = game.tabular_model(arguments['game'])
   optimizer = arguments['optimizer'](None)
   params = model.abstract_params
   ema = params if arguments['ema_decay'] is not None else None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import seqio
 
-from ipo_md.evaluation import judge_agreement
+from ipo_md.evaluation import judge_measures
 from ipo_md.evaluation import statistics
 from tasks.mini_tldr import grammar
 from tasks.mini_tldr import tasks
@@ -196,7 +196,7 @@ def test_a_judge_that_cannot_see_the_post_falls_short():
   assert np.mean(labels == 0.5) < 0.06
   measured = [truth.measures(posts, column) for column in summaries]
   form = ('clauses', 'questions', 'repeated', 'fillers', 'malformed', 'words')
-  judged = judge_agreement.blind_preference(
+  judged = judge_measures.blind_preference(
     list(zip(*measured, strict=True)), labels, form
   )
   assert 0.64 < statistics.agreement(judged, labels)[0] < 0.74
