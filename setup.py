@@ -7,15 +7,30 @@ import setuptools
 setuptools.setup(
   name='ipo_md',
   version='0.1.0',
-  description='On-line preference optimisation of language models in JAX',
+  description='Online preference optimisation of language models in JAX',
   long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['ipo_md*', 'tasks*']),
+  # gin files and tasks lie beside the package in a checkout and inside of it in
+  # a wheel (core.gin_config.root), so that no top-level `tasks` is installed.
+  packages=[
+    *setuptools.find_packages(include=['ipo_md*']),
+    'ipo_md.bundled.gin',
+    *(
+      f'ipo_md.bundled.{name}'
+      for name in setuptools.find_packages(include=['tasks*'])
+    ),
+  ],
+  package_dir={
+    'ipo_md.bundled.gin': 'gin',
+    'ipo_md.bundled.tasks': 'tasks',
+  },
   package_data={
+    'ipo_md': ['py.typed'],
     'ipo_md.report': ['*.html', '*.css', '*.js'],
-    'tasks.mini_tldr': ['*.model'],
+    'ipo_md.bundled.gin': ['**/*.gin', '*.md'],
+    'ipo_md.bundled.tasks.mini_tldr': ['*.model'],
   },
   install_requires=[
     'absl-py',
@@ -26,13 +41,12 @@ setuptools.setup(
     'grain',
     'jax',
     'matplotlib',
-    'msgpack',
     'numpy',
     'optax',
     'orbax-checkpoint',
     'rich',
     'rouge-score',
-    'safetensors',
+    'safetensors>=0.8',
     'scipy',
     'sentencepiece',
     'seqio',
@@ -46,6 +60,13 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]'],
     'gpu': ['jax[cuda13]'],
+    'docs': [
+      'ipykernel',
+      'mkdocs-material',
+      'mkdocstrings[python]',
+      'nbclient',
+      'nbformat',
+    ],
     'test': ['dill', 'importlib_resources', 'pytest', 'pytest-xdist', 'ruff'],
   },
 )

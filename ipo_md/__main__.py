@@ -1,4 +1,4 @@
-"""python -m ipo_md --gin_file=gin/runs/online.gin ... --gin.NAME=VALUE.
+"""The command line: python -m ipo_md --gin_file=gin/runs/online.gin ...
 
 Parses the gin files in the order given, then the bindings, and calls the
 function that the run file names: RUN = @training.train.
@@ -13,18 +13,18 @@ import socket
 import sys
 import traceback
 
-from absl import app
-from absl import flags
-from absl import logging
-import gin
-import jax
-from jax._src import distributed
-
-from ipo_md.core import gin_config
-
-# TensorFlow reads data here and has nothing to say about devices.
+# TensorFlow reads data here and has nothing to say about devices. JAX says the
+# same of an accelerator that is not there.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
+from absl import app  # noqa: E402
+from absl import flags  # noqa: E402
+from absl import logging  # noqa: E402
+import gin  # noqa: E402
+import jax  # noqa: E402
+
+from ipo_md.core import gin_config  # noqa: E402
+from ipo_md.core import private_apis  # noqa: E402
 
 _GIN_FILE = flags.DEFINE_multi_string(
   'gin_file', [], 'A gin file; give it again for more, later ones win.'
@@ -36,17 +36,46 @@ _GIN_SEARCH_PATHS = flags.DEFINE_list(
   'gin_search_paths', [], 'Folders in which gin files are looked for.'
 )
 _COORDINATOR = flags.DEFINE_string(
-  'coordinator_address', None, 'host:port of process 0; found on TPU by itself.'
+  'coordinator_address',
+  None,
+  'host:port of process 0; found without it on TPU.',
 )
-_PROCESSES = flags.DEFINE_integer('num_processes', 1, 'How many there are.')
-_PROCESS = flags.DEFINE_integer('process_id', 0, 'Which one this is.')
+_PROCESSES = flags.DEFINE_integer('num_processes', 1, 'Number of processes.')
+_PROCESS = flags.DEFINE_integer('process_id', 0, 'Number of this process.')
 _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where an error of the configuration was raised.'
 )
 
+_USAGE = """\
+usage: python -m ipo_md --gin_file=FILE ... [--gin.NAME=VALUE ...]
+
+One run file, then the files of its axes, then settings; later ones win:
+
+  python -m ipo_md --gin_file=gin/runs/supervised.gin \\
+    --gin_file=gin/models/t5_tiny.gin --gin_file=gin/tasks/mini_tldr.gin \\
+    --gin.MODEL_DIR=/tmp/supervised --gin.TRAIN_STEPS=100 --gin.BATCH_SIZE=32
+
+Run files (gin/runs/NAME.gin; each says what it needs in its first lines):
+{runs}
+Axes: gin/models, gin/tasks, gin/judges, gin/algorithms. All flags: --help."""
+
+
+def usage(problem: str) -> str:
+  """Returns a short description of the command line, after what is wrong."""
+  runs, line = [], ' '
+  for name in gin_config.run_files():
+    if len(line) + len(name) > 76:
+      runs.append(line)
+      line = ' '
+    line += f' {name}'
+  return f'ipo_md: {problem}\n\n' + _USAGE.format(runs='\n'.join([*runs, line]))
+
 
 def start_processes() -> None:
-  """Joins the other processes. Also alone: else SIGTERM kills, not saves."""
+  """Joins the other processes of a run.
+
+  A lone process joins itself as well: JAX saves on SIGTERM only then.
+  """
   if _COORDINATOR.value:
     jax.distributed.initialize(
       _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
@@ -57,7 +86,7 @@ def start_processes() -> None:
     if importlib.util.find_spec('libtpu') and not (
       'JAX_PLATFORMS' in os.environ or os.path.exists('/dev/nvidia0')
     ):
-      # libtpu is here to compile alone; asking it for chips takes seconds.
+      # libtpu is installed to compile only; asking it for chips takes seconds.
       jax.config.update('jax_platforms', 'cpu')
     with socket.socket() as probe:
       probe.bind(('localhost', 0))
@@ -66,28 +95,35 @@ def start_processes() -> None:
 
 
 def _has_tpu() -> bool:
-  """Whether TPU chips are attached, which libtpu alone does not say."""
+  """Returns whether TPU chips are attached, which libtpu alone does not say."""
   return bool(glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*'))
 
 
 def run(argv: list[str]) -> None:
+  """Parses gin files and bindings, and calls the function of the run file."""
   if len(argv) > 1:
-    raise app.UsageError(f'What is {argv[1]!r}? See --help.')
+    problem = f'{argv[1]!r} is not a flag.'
+    if argv[1].endswith('.gin'):
+      problem += f' Did you mean --gin_file={argv[1]}?'
+    raise SystemExit(usage(problem))
   if not _GIN_FILE.value:
-    raise app.UsageError('A run file is needed: --gin_file=gin/runs/....gin.')
-  for path in [*_GIN_SEARCH_PATHS.value, gin_config.ROOT]:
+    raise SystemExit(usage('a run file is needed.'))
+  root = gin_config.root()
+  for path in [*_GIN_SEARCH_PATHS.value, str(root)]:
     gin.add_config_file_search_path(path)
+  if str(root) not in sys.path:
+    sys.path.append(str(root))  # of `tasks`
   start_processes()
   gin_config.parse(_GIN_FILE.value, _GIN_BINDINGS.value)
-  function = gin.query_parameter('RUN/gin.macro.value')
-  if function.configurable.selector != 'ipo_md.training.train':
+  function = gin.query_parameter('RUN/gin.macro.value').scoped_configurable_fn
+  if not getattr(function, 'saves_on_sigterm', False):
     # There is no state to save; JAX would swallow the signal.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  function.scoped_configurable_fn()
+  function()
 
 
 def main(argv: list[str]) -> None:
-  # Orbax logs each thread's traceback of an error that is raised here too.
+  # Orbax logs the traceback of each thread in which an error is raised too.
   logging.set_verbosity(logging.FATAL)
   try:
     run(argv)
@@ -105,12 +141,12 @@ def main(argv: list[str]) -> None:
 
 
 def leave() -> None:
-  """Ends with exit code 1.
+  """Exits with code 1.
 
-  At a usual exit JAX waits 300 s for the other processes to end, too. If this
+  At a usual exit JAX waits 300 s for the other processes to exit, too. If this
   one alone has failed they cannot, as they wait for it in a collective.
   """
-  if distributed.global_state.num_processes > 1:
+  if private_apis.process_count() > 1:
     with contextlib.suppress(OSError):
       sys.stdout.flush()
       sys.stderr.flush()

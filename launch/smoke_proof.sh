@@ -30,11 +30,11 @@ best() {
 import pathlib
 import sys
 
-from ipo_md import telemetry
+from ipo_md.core import metrics
 
 rates = {}
 for run in sorted(pathlib.Path(sys.argv[1]).glob('offline_ipo_*')):
-  found = [m['win_rate'] for m in telemetry.read_metrics(run).values() if 'win_rate' in m]
+  found = [m['win_rate'] for m in metrics.read_metrics(run).values() if 'win_rate' in m]
   rates[run.name] = max(found)
 print(max(rates, key=rates.get))
 PYTHON

@@ -1,10 +1,11 @@
-"""Makes the TFDS data sets of the tasks, with a progress bar and no Beam.
+"""Builds the TFDS data sets of the tasks, with a progress bar and no Beam.
 
   python -m tasks.build tldr_comparisons ultrafeedback --data_dir=DIR
 
-Original files are downloaded. Without a network put them into a directory and
-name it with --manual_dir. --checksums=FILE, in the format of `sha256sum`,
-stops at a file that differs from it; the sums of what is read are logged.
+The original files are downloaded. If there is no network, put them into a
+directory and name it with --manual_dir. With --checksums=FILE, in the format of
+`sha256sum`, the build stops at a file that differs. The checksums of all files
+are logged.
 """
 
 import argparse
@@ -36,14 +37,18 @@ def build(
   checksums: str | None = None,
   max_bad_rows: int = 0,
 ) -> tfds.core.DatasetBuilder:
-  """Makes one data set, if it is not there. TFDS keeps only whole ones.
+  """Builds one data set unless it exists. TFDS saves only complete ones.
 
   Args:
-    name: of the data set.
-    data_dir: where it goes; None: TFDS_DATA_DIR.
-    manual_dir: where original files lie that were fetched by hand.
-    checksums: file of `sha256sum`.
-    max_bad_rows: rows of a split that may be left out.
+    name: Name of the data set.
+    data_dir: Directory of the result. None uses TFDS_DATA_DIR.
+    manual_dir: Directory of the original files. None downloads them.
+    checksums: Path of a file in the format of `sha256sum`.
+    max_bad_rows: Number of bad rows of a split that may be left out.
+
+  Raises:
+    ValueError: A directory or file is absent, a checksum differs, or there are
+      too many bad rows.
   """
   if manual_dir is not None and not os.path.isdir(manual_dir):
     raise ValueError(f'--manual_dir={manual_dir} is not a directory.')
@@ -56,7 +61,7 @@ def build(
   )
   if builder.info.splits:
     print(
-      f'{name} is in {builder.data_dir} already: original files and checksums '
+      f'{name} exists in {builder.data_dir}. The original files and checksums '
       'are not read.'
     )
   builder.download_and_prepare(
@@ -76,15 +81,20 @@ def _read_checksums(path: str) -> dict[str, str]:
   return sums
 
 
-def main(argv: Sequence[str] | None = None):
+def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('names', nargs='+', choices=sorted(_BUILDERS))
-  parser.add_argument('--data_dir')
-  parser.add_argument('--manual_dir')
-  parser.add_argument('--checksums')
-  parser.add_argument('--max_bad_rows', type=int, default=0)
+  parser.add_argument('--data_dir', help='directory of the data sets')
+  parser.add_argument('--manual_dir', help='directory of the original files')
+  parser.add_argument('--checksums', help='file in the format of sha256sum')
+  parser.add_argument(
+    '--max_bad_rows',
+    type=int,
+    default=0,
+    help='bad rows of a split that may be left out',
+  )
   args = vars(parser.parse_args(argv))
   logging.set_verbosity(logging.INFO)
   for name in args.pop('names'):

@@ -1,12 +1,11 @@
-"""GSM8K: grade-school mathematics, the final answer compared exactly.
+"""GSM8K: grade-school mathematics with an exact match of the final answer.
 
-  gsm8k   inputs, targets: a question, its solution that ends in '#### 18'
+  gsm8k   inputs, targets: a question and a solution that ends in '#### 18'
 
-GSM8K_DIR names a directory of train.jsonl and test.jsonl as published, rows of
-question and answer. There is no validation split: the last 500 rows of
-train.jsonl are taken for one. MAX_BAD_ROWS in the environment is how many rows
-of a file may be left out. The metric `exact_match` looks at the number
-behind '####' alone.
+GSM8K_DIR names a directory with the published train.jsonl and test.jsonl, rows
+of question and answer. The last 500 rows of train.jsonl are the validation
+split. MAX_BAD_ROWS in the environment is the number of rows of a file that may
+be left out. The metric `exact_match` compares only the number after '####'.
 
 Cobbe et al., arXiv 2110.14168.
 """
@@ -26,9 +25,13 @@ _FINAL = re.compile(r'####[\s$]*(-?\s*\$?[\d.,]*\d)')
 
 
 def final_answer(text: str, **unused: Any) -> str | None:
-  """The number behind the first '####', as 1234.5; None: there is none.
+  """Returns the number after the first '####', or None if there is none.
 
-  '#### 1,234.50', '#### $1234.5' and '####1234.5' are the same number.
+  '#### 1,234.50', '#### $1234.5' and '####1234.5' all give '1234.5'.
+
+  Args:
+    text: A solution.
+    **unused: Arguments that seqio passes to a postprocessor.
   """
   found = _FINAL.search(text)
   if found is None:
@@ -46,7 +49,7 @@ def _example(row: Mapping[str, Any]) -> dict[str, Any]:
   if not question.strip():
     raise json_lines.BadRow("field 'question' is empty")
   if final_answer(answer) is None:
-    raise json_lines.BadRow("field 'answer' has no number behind '####'")
+    raise json_lines.BadRow("field 'answer' has no number after '####'")
   return {'inputs': question, 'targets': answer}
 
 
@@ -54,7 +57,7 @@ def _files(split: str) -> list[str]:
   file = 'test.jsonl' if split == 'test' else 'train.jsonl'
   if 'GSM8K_DIR' not in os.environ:
     raise ValueError(
-      f'GSM8K_DIR is not set: it names the directory of {file}, rows of '
+      f'GSM8K_DIR is not set. It names the directory of {file}, rows of '
       'question and answer.'
     )
   return [os.path.join(os.environ['GSM8K_DIR'], file)]

@@ -1,11 +1,11 @@
-"""Ready-made preference files: JSON lines, one prompt a row.
+"""Tasks on preference files: JSON lines with one prompt per row.
 
   pairs       prompt, chosen, rejected         -> targets [2, T], preference 1
   rewards     prompt, completions[], scores[]  -> targets [K, T], rewards [K]
   supervised  either                           -> targets [T], the best one
 
-`chosen` and `rejected` may be lists of messages, of which the last one counts
-(as in ultrafeedback_binarized). A gin file binds one of them as the task:
+`chosen` and `rejected` may be lists of messages, of which the last one is used
+(as in ultrafeedback_binarized). A gin file binds one of the three as the task:
 
   PREFERENCE_TASK = @preference_files.pairs()
   preference_files.pairs.files = {'train': 'a.jsonl', 'validation': 'b.jsonl'}
@@ -23,11 +23,12 @@ from tasks.lib import text_tasks
 
 
 def pairs(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
-  """Registers a task of pairs, in files of `prompt, chosen, rejected`.
+  """Registers a task of pairs, rows of `prompt, chosen, rejected`.
 
   Args:
-    files: split -> path.
-    max_bad_rows: MAX_BAD_ROWS of a split, left out and listed.
+    files: The path of each split.
+    max_bad_rows: MAX_BAD_ROWS, the number of bad rows of a split that are left
+      out and listed before reading fails.
 
   Returns:
     The name of the task.
@@ -41,12 +42,14 @@ def pairs(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
 
 
 def rewards(*, files: Mapping[str, str], k: int, max_bad_rows: int = 0) -> str:
-  """Registers a task of scored completions, `prompt, completions, scores`.
+  """Registers a task of rewards, rows of `prompt, completions, scores`.
 
   Args:
-    files: split -> path.
-    k: K; rows of 2 to K completions have masked ones, others are a bad row.
-    max_bad_rows: MAX_BAD_ROWS of a split, left out and listed.
+    files: The path of each split.
+    k: K, the number of completions. A row of 2 to K completions is padded with
+      masked ones. Any other number is a bad row.
+    max_bad_rows: MAX_BAD_ROWS, the number of bad rows of a split that are left
+      out and listed before reading fails.
 
   Returns:
     The name of the task.
@@ -63,11 +66,12 @@ def rewards(*, files: Mapping[str, str], k: int, max_bad_rows: int = 0) -> str:
 
 
 def supervised(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
-  """Registers a task of the chosen completions, or of those scored best.
+  """Registers a task of the chosen or best-scored completions.
 
   Args:
-    files: split -> path, in either format.
-    max_bad_rows: MAX_BAD_ROWS of a split, left out and listed.
+    files: The path of each split, in either format.
+    max_bad_rows: MAX_BAD_ROWS, the number of bad rows of a split that are left
+      out and listed before reading fails.
 
   Returns:
     The name of the task.
@@ -129,7 +133,7 @@ def _scored(row: dict[str, Any], k: int | None = None) -> dict[str, Any]:
     raise json_lines.BadRow("field 'completions' is empty")
   if k is not None and len(completions) < 2:
     raise json_lines.BadRow(
-      "field 'completions' has 1, whose score compares to nothing"
+      "field 'completions' has 1, whose score has no other to compare with"
     )
   if k is not None and len(completions) > k:
     raise json_lines.BadRow(

@@ -3,12 +3,13 @@
   ultrafeedback_prompts  inputs
   ultrafeedback_rewards  inputs, targets [4, T], rewards [4]
   ultrafeedback_pairs    inputs, targets [2, T], preference 1: the best
-                         completion, then one of the others at random
+                         completion and a random other one (a tie is 0.5)
   ultrafeedback_sft      inputs, targets: the best completion
 
-Rewards are the fine-grained scores, 1 to 5. Rows of 2 or 3 completions have
-masked ones; rows of one are left out of rewards and pairs, for its score
-compares to nothing, and rows of none of sft, too. Splits: train, validation.
+Rewards are the fine-grained scores, 1 to 5. Rows of 2 or 3 completions are
+padded with masked ones. Rows of fewer than 2 are left out of rewards and pairs,
+and rows without completions are left out of sft. The splits are train and
+validation. `tasks.builders.ultrafeedback` builds the data set.
 
 Cui et al., arXiv 2310.01377.
 """
@@ -20,6 +21,7 @@ import zlib
 import numpy as np
 
 from tasks.builders import base
+from tasks.builders import ultrafeedback as ultrafeedback_builder
 from tasks.lib import text_tasks
 
 _SPLITS = ('train', 'validation')
@@ -39,7 +41,7 @@ def _rewards(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _pair(row: Mapping[str, Any]) -> dict[str, Any] | None:
-  """The first of the best against another, drawn by the instruction."""
+  """Pairs the best completion with one drawn by a hash of the instruction."""
   scores = row['fine_grained_scores']
   if len(scores) < 2:
     return None
@@ -63,7 +65,10 @@ def _best(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _source(parse, signature):
   return text_tasks.tfds_source(
-    'ultrafeedback', parse, signature=signature, splits=_SPLITS
+    ultrafeedback_builder.Ultrafeedback.name,
+    parse,
+    signature=signature,
+    splits=_SPLITS,
   )
 
 

@@ -1,15 +1,16 @@
-"""XSum: news articles, the on-line prompts of IPO-MD.
+"""XSum: news articles, the prompts of IPO-MD's online runs.
 
-  xsum_prompts  inputs, targets: an article in TL;DR's layout, its summary; an
-                on-line run reads the inputs alone
+  xsum_prompts  inputs, targets: an article in TL;DR's layout and its summary;
+                an online run reads only the inputs
 
-The policy was fine-tuned on TL;DR, so the prompt is 'POST: {document}', with
-TL;DR's closing (PromptFormat.closing). Two sources:
+The policy was fine-tuned on TL;DR, so the prompt is 'POST: {document}' with
+TL;DR's closing (PromptFormat.closing). There are two sources:
 
 - XSUM_DIR names a directory of train.jsonl, validation.jsonl and test.jsonl,
-  rows of document, summary, id; MAX_BAD_ROWS in the environment is how many of
-  a file's may be left out;
-- without it, TFDS's own `xsum`, whose files have to be fetched by hand.
+  rows of document, summary and id. MAX_BAD_ROWS in the environment is the
+  number of rows of a file that may be left out.
+- If XSUM_DIR is not set, TFDS's own `xsum` is read. Its files have to be
+  downloaded by hand.
 
 Narayan et al., arXiv 1808.08745.
 """
@@ -44,9 +45,9 @@ def _files(split: str) -> list[str]:
   builder = tfds.builder('xsum')
   if split not in builder.info.splits:
     raise ValueError(
-      f'XSum is neither in XSUM_DIR, which is not set, nor in '
-      f'{builder.info.data_dir}: set XSUM_DIR to a directory of '
-      f'{split}.jsonl, rows of document, summary, id.'
+      f'XSUM_DIR is not set, and XSum is not in {builder.info.data_dir}: '
+      f'set XSUM_DIR to a directory of {split}.jsonl, rows of document, '
+      'summary, id.'
     )
   return [str(path) for path in builder.info.splits[split].filepaths]
 

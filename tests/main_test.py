@@ -48,7 +48,7 @@ def arguments(model_dir, *, files=FILES, without=(), **changes) -> list[str]:
     'CHECKPOINT_PERIOD': 0,
     'DROPOUT_RATE': 0.1,
     'data.load.split': "'validation'",
-    **{f't5.T5.{name}': size for name, size in SIZES.items()},
+    **{f'models.T5.{name}': size for name, size in SIZES.items()},
   } | changes
   return [f'--gin_file={file}' for file in files] + [
     f'--gin.{name}={value}'
@@ -119,11 +119,8 @@ def error_of(call, args, capsys) -> str:
     ),
     ({'training.trian.seed': 1}, "No configurable matching 'training.trian'"),
     ({'OPTIMIZER': '@optimizers.adamm'}, "'@optimizers.adamm'"),
-    (
-      {'TASK_FEATURE_LENGTHS': "{'inputs': 74, 'a': [{'inputs': 1}], 'a': 2}"},
-      "the name 'a' is there twice",
-    ),
-    ({'MODEL_DIR': '/tmp/x'}, r'MODEL_DIR = /tmp/x\n.*needs quotes'),
+    ({'LEARNING_RATE': 'le-4'}, 'LEARNING_RATE = le-4'),
+    ({'MIXTURE_COEFS': '(0.0,)*8'}, r'not an expression'),
     (
       {'TASK_FEATURE_LENGTHS': "{'inputs': 1, 'targets': 36}"},
       r"TASK_FEATURE_LENGTHS\['inputs'\] is 1, which leaves no room",
@@ -155,7 +152,7 @@ def test_what_is_wrong_is_said_once(call, tmp_path, capsys, changes, message):
       'algorithms.onlin_step; .* has no attribute onlin_step',
     ),
     (
-      'algorithms.online_step.top_k = 1',
+      'algorithms.online_step.loss = 1',
       "'algorithms' was not provided by an import",
     ),
   ],
@@ -181,7 +178,7 @@ def test_a_process_that_fails_alone_does_not_wait_for_the_others(
   call, tmp_path, capsys, monkeypatch
 ):
   """JAX would wait for them in its barrier at the exit."""
-  monkeypatch.setattr(main.distributed.global_state, 'num_processes', 2)
+  monkeypatch.setattr(main.private_apis, 'process_count', lambda: 2)
 
   def leave(code):
     raise SystemExit(f'at once: {code}')
@@ -305,3 +302,50 @@ def test_libtpu_without_chips_is_no_tpu(
   assert (joined == [()]) == cluster
   assert cluster or joined[0][1:] == (1, 0)
   assert set_ == config
+
+
+@pytest.mark.parametrize(
+  ('given', 'read'),
+  [
+    ('MODEL_DIR=/tmp/x', "MODEL_DIR = '/tmp/x'"),
+    ("MODEL_DIR='/tmp/x'", "MODEL_DIR = '/tmp/x'"),
+    ('MODEL_DIR=out/x', "MODEL_DIR = 'out/x'"),
+    ('MODEL_DIR=~/x', "MODEL_DIR = '~/x'"),
+    ('MODEL_DIR=../x:best', "MODEL_DIR = '../x:best'"),
+    ('MODEL_DIR=gs://bucket/x-1', "MODEL_DIR = 'gs://bucket/x-1'"),
+    ('EVAL_SPLIT=test', "EVAL_SPLIT = 'test'"),
+    ('EVAL_SPLIT=None', 'EVAL_SPLIT = None'),
+    # A misspelt number stays what it is, for gin to refuse.
+    ('TAU=O.1', 'TAU = O.1'),
+    ('LEARNING_RATE=le-4', 'LEARNING_RATE = le-4'),
+    ('TAU=1/2', 'TAU = 1/2'),
+    ('TAU=.5/2', 'TAU = .5/2'),
+    ('JUDGE=@eval/judges.indifferent', 'JUDGE = @eval/judges.indifferent'),
+    ('SPLITS={"a": "b/c"}', 'SPLITS = {"a": "b/c"}'),
+  ],
+)
+def test_a_path_needs_no_quotes_and_a_number_is_never_a_text(given, read):
+  (binding,) = gin_config.rewrite_gin_args([f'--gin.{given}'])
+  assert binding == f'--gin_bindings={read}'
+
+
+@pytest.mark.parametrize('args', [[], ['gin/runs/online.gin'], ['--help']])
+def test_first_contact_is_a_short_usage_and_nothing_heavy(args):
+  done = subprocess.run(
+    [sys.executable, '-X', 'importtime', '-m', 'ipo_md', *args],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+  )
+  imported = [
+    line for line in done.stderr.splitlines() if 'import time' in line
+  ]
+  said = done.stdout + done.stderr.replace('\n'.join(imported), '')
+  assert done.returncode == 1
+  assert 'Traceback' not in said
+  assert '--gin_file' in said
+  if args != ['--help']:
+    assert 'usage: python -m ipo_md' in said
+    assert 'side_by_side' in said
+  for module in ('tensorflow', 'seqio', 'orbax'):
+    assert not any(line.split('|')[-1].strip() == module for line in imported)

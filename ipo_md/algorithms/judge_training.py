@@ -1,4 +1,6 @@
-"""Steps that train judges on preferences, of the form of `steps`."""
+"""Steps that train judges on the preferences of a data set."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,11 @@ from ipo_md import judges
 from ipo_md import models
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective as objective_lib
+from ipo_md.algorithms import step_kinds
 from ipo_md.core import types
 
 
+@step_kinds.declare(trains_judge=True, judge=lambda bound: bound['judge'])
 def reward_step(
   state: types.TrainState,
   frozen: types.FrozenParams,
@@ -21,19 +25,19 @@ def reward_step(
   optimizer: optax.GradientTransformation,
   judge: judges.DeviceJudge,
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
-  """Bradley-Terry likelihood of preferences under a judge's rewards.
+  """Makes one update on the Bradley-Terry loss of a judge's rewards.
 
   Args:
-    state: donated.
-    frozen: unused, but for what `Model.policy` takes of it.
-    batch: pairs with their preference.
-    rng: key for dropout, consumed.
-    model: of the judge.
-    optimizer: of its parameters.
-    judge: one that gives rewards, with `model` and `rng` still open.
+    state: Training state, donated.
+    frozen: Frozen parameters. Only LoRA reads them.
+    batch: Pairs of completions with their preference.
+    rng: Random key for dropout, consumed.
+    model: Network of the judge.
+    optimizer: Optimizer of its parameters.
+    judge: A judge that gives rewards, with `model` and `rng` left open.
 
   Returns:
-    The next state; loss, accuracy, tokens.
+    The next state, and metrics: loss, accuracy, tokens.
   """
   objective_lib.require(batch, 'preference', 'reward_step')
 
@@ -50,6 +54,12 @@ def reward_step(
   return objective_lib.update(state, frozen, objective, model, optimizer)
 
 
+@step_kinds.declare(
+  trains_judge=True,
+  judge=lambda bound: functools.partial(
+    judges.comparator, template=bound['template'], answers=bound['answers']
+  ),
+)
 def comparator_step(
   state: types.TrainState,
   frozen: types.FrozenParams,
@@ -61,25 +71,27 @@ def comparator_step(
   template: judges.Template,
   answers: tuple[str, str],
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
-  """Cross-entropy of a comparator's answer, on both orders of each pair.
+  """Makes one update on the cross-entropy of a comparator's answers.
 
     L = -1/2 [p log P('1' | y_1, y_2) + (1 - p) log P('2' | y_1, y_2)
               + p log P('2' | y_2, y_1) + (1 - p) log P('1' | y_2, y_1)]
 
-  The prompts are joined here, on the device, by the function that judges too.
+  Both orders of each pair are read. The prompts are joined on the device by the
+  function that judges too, so training and judging see identical tokens.
 
   Args:
-    state: donated.
-    frozen: unused, but for what `Model.policy` takes of it.
-    batch: pairs with their preference.
-    rng: key for dropout, consumed.
-    model: a language model.
-    optimizer: of its parameters.
-    template: its prompt.
-    answers: see `judges.comparator_log_probs`.
+    state: Training state, donated.
+    frozen: Frozen parameters. Only LoRA reads them.
+    batch: Pairs of completions with their preference.
+    rng: Random key for dropout, consumed.
+    model: A language model.
+    optimizer: Optimizer of its parameters.
+    template: Template of the judge's prompt.
+    answers: The answers if the first or the second completion is better, one
+      token each.
 
   Returns:
-    The next state; loss, accuracy (of both orders averaged), tokens.
+    The next state, and metrics: loss, accuracy (both orders averaged), tokens.
   """
   objective_lib.require(batch, 'preference', 'comparator_step')
 
@@ -115,7 +127,7 @@ def judge_metrics(
   model: models.Model,
   judge: judges.DeviceJudge,
 ) -> objective_lib.Metrics:
-  """Agreement of the judge in training with held-out preferences."""
+  """Measures how far the judge agrees with held-out preferences."""
   del rng
   policy = model.policy(state.params, frozen)
   judged = judge(policy, batch.completions, model=model)
@@ -123,7 +135,7 @@ def judge_metrics(
 
 
 def agreement(judged: jax.Array, label: jax.Array) -> jax.Array:
-  """[B] 1 where two preferences name the same winner, 1/2 where one ties."""
+  """Returns [B] 1 where the winners agree, 0 where not, 1/2 where one ties."""
   return 0.5 + 2 * (losses.hard_label(judged) - 0.5) * (
     losses.hard_label(label) - 0.5
   )

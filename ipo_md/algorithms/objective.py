@@ -1,8 +1,8 @@
-"""What every objective shares: feedback, log-ratios, gradient and update."""
+"""What all steps of a policy share: feedback, loss, gradient and update."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
-import inspect
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,26 +10,97 @@ import jax.numpy as jnp
 import optax
 
 from ipo_md import models
-from ipo_md import optim as optimizers
+from ipo_md import optim
 from ipo_md import sampling
 from ipo_md.algorithms import losses
+from ipo_md.algorithms import needs
 from ipo_md.core import types
 
 Metrics = Mapping[str, Any]
 Loss = Callable[..., jax.Array]
 
-# Their gradient needs samples of the policy, and sums over their tokens.
-POLICY_GRADIENTS = ('policy_gradient', 'reinforce')
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feedback:
+  """Feedback on sampled completions: a judge, and what is made of its answer.
+
+  Attributes:
+    judge: JUDGE, a judge on the device (`judges.DeviceJudge`), or on the host
+      for `two_programs` (`judges.HostJudge`).
+    label: LABEL. None takes the judge's preference as the label;
+      `losses.hard_label` rounds it and `losses.sampled_label` draws from it.
+    truncation_reward: TRUNCATION_REWARD, the reward of a completion that ends
+      without EOS. None keeps the judge's reward.
+  """
+
+  judge: Callable[..., Any]
+  label: Callable[..., jax.Array] | None = None
+  truncation_reward: float | None = None
+
+  def check(self, loss: Loss) -> None:
+    """Raises a ValueError if a setting does not apply to the objective."""
+    kind = needs.of(loss).feedback
+    if self.label is not None and kind != 'preference':
+      raise ValueError(
+        f'LABEL changes a preference, but LOSS = {needs.name(loss)} needs '
+        f'{kind}.'
+      )
+    if self.truncation_reward is not None and kind != 'rewards':
+      raise ValueError(
+        f'TRUNCATION_REWARD is a reward, but LOSS = {needs.name(loss)} needs '
+        f'a {kind}.'
+      )
+
+  def apply(
+    self, labelled: types.Labelled, ended: jax.Array, rng: jax.Array
+  ) -> types.Labelled:
+    """Applies label and truncation reward to what a judge answered.
+
+    Args:
+      labelled: The judge's answer.
+      ended: [B, K] whether a completion reached EOS.
+      rng: Random key for labels that are drawn, consumed.
+    """
+    if self.label is not None:
+      require(labelled, 'preference', 'LABEL')
+      preference = self.label(labelled.preference, rng=rng)
+      labelled = labelled.replace(preference=preference)
+    if self.truncation_reward is not None:
+      require(labelled, 'rewards', 'TRUNCATION_REWARD')
+      rewards = jnp.where(ended, labelled.rewards, self.truncation_reward)
+      labelled = labelled.replace(rewards=rewards)
+    return labelled
 
 
-def ended_of(tokens: types.Tokens, eos_id: int) -> jax.Array:
-  """[B, K] whether a completion reached EOS."""
-  return jnp.any(tokens.mask & (tokens.ids == eos_id), axis=-1)
+def check_reference(
+  loss: Loss, reference: types.Params | None, *, mixed: bool = False
+) -> bool:
+  """Returns whether an objective reads the reference.
+
+  Args:
+    loss: The objective.
+    reference: Parameters of the reference, None if it is not loaded.
+    mixed: Whether completions are sampled from the reference.
+
+  Raises:
+    ValueError: The reference is needed and not loaded.
+  """
+  reads = 'reference' in needs.of(loss).anchors
+  if reference is None and (reads or mixed):
+    who = f'LOSS = {needs.name(loss)}' if reads else 'MIXTURE_COEFS'
+    raise ValueError(
+      f'{who} needs a reference policy: set REFERENCE_CHECKPOINT_PATH.'
+    )
+  return reads
 
 
-def feedback_of(loss: Loss) -> str:
-  """'preference' or 'rewards': the name of a loss's second parameter."""
-  return list(inspect.signature(loss).parameters)[1]
+def check_per_token(loss: Loss, per_token: bool) -> None:
+  """Raises a ValueError if an objective cannot average over tokens."""
+  if per_token and not needs.of(loss).mean_over_tokens:
+    raise ValueError(
+      f'PER_TOKEN = True with LOSS = {needs.name(loss)}: its gradient needs '
+      'log-probabilities that are summed over tokens.'
+    )
 
 
 def policy_loss(
@@ -43,47 +114,54 @@ def policy_loss(
   sampled: jax.Array | None = None,
   rng: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
-  """What online and offline steps share: completions -> loss, metrics.
+  """Computes the loss of labelled completions, for online and offline steps.
 
   Args:
-    policy: its parameters.
-    labelled: completions, feedback and the reference's log-probabilities.
-    model: the network.
-    loss: an objective of `losses`.
-    per_token: log-ratios are means over tokens rather than sums.
-    context: the prompts as `policy` reads them; None: they are read here.
-    sampled: [B, K, T] log-probabilities that the sampling loop found, to be
-      compared; None: not known.
-    rng: key for dropout, consumed; None: no dropout.
+    policy: Parameters of the policy.
+    labelled: Completions, feedback and, unless the objective is reference-free,
+      the reference's log-probabilities.
+    model: The network of the policy.
+    loss: An objective of `losses`.
+    per_token: Whether log-ratios are means over tokens rather than sums.
+    context: The prompts as the policy reads them; None reads them here.
+    sampled: [B, K, T] log-probabilities that the sampling loop found, which are
+      compared with those found here; None if there are none.
+    rng: Random key for dropout, consumed; None for no dropout.
+
+  Returns:
+    The loss with the model's auxiliary loss, and metrics: loss, tokens,
+    log_ratio (log_prob if the objective is reference-free), preference or
+    rewards, chosen_log_prob and rejected_log_prob, sampling_error.
   """
-  kind = feedback_of(loss)
-  name = getattr(loss, 'func', loss).__name__
-  require(labelled, kind, name)
-  if per_token and name in POLICY_GRADIENTS:
-    raise ValueError(
-      f'PER_TOKEN = True with LOSS = {name}: its gradient needs '
-      'log-probabilities summed over tokens.'
-    )
-  feedback = getattr(labelled, kind)
-  extra, compared = {}, {}
-  if 'completion_mask' in inspect.signature(loss).parameters:
-    extra['completion_mask'] = labelled.completion_mask
+  needed = needs.of(loss)
+  require(labelled, needed.feedback, f'LOSS = {needs.name(loss)}')
+  check_per_token(loss, per_token)
+  feedback = getattr(labelled, needed.feedback)
   mask = labelled.completions.completions.mask
+  needs.check_completions(loss, mask.shape[1], 'MIXTURE_COEFS or the data set')
   log_probs, aux = sampling.log_probs(
     model, policy, labelled.completions, context=context, rng=rng
   )
+  compared = {}
   if sampled is not None:
     error = jnp.mean(jnp.abs(log_probs - sampled), where=mask)
     compared = {'sampling_error': jax.lax.stop_gradient(error)}
   log_prob = sampling.sum_or_mean(log_probs, mask, per_token=per_token)
-  log_ratios = log_prob - labelled.reference_log_prob
-  value = jnp.mean(loss(log_ratios, feedback, **extra))
+  log_ratios = log_prob
+  if needed.anchors:
+    log_ratios = log_prob - labelled.reference_log_prob
   real = labelled.completion_mask
+  extra = {'completion_mask': real} if needed.reads_mask else {}
+  value = jnp.mean(loss(log_ratios, feedback, **extra))
   return value + aux, {
     'loss': value,
     'tokens': jnp.sum(mask),
-    'log_ratio': jnp.mean(log_ratios, where=real),
-    kind: jnp.mean(feedback, where=real if feedback.ndim == 2 else None),
+    'log_ratio' if needed.anchors else 'log_prob': jnp.mean(
+      log_ratios, where=real
+    ),
+    needed.feedback: jnp.mean(
+      feedback, where=real if feedback.ndim == 2 else None
+    ),
     **_chosen_and_rejected(log_prob, feedback, real),
     **compared,
   }
@@ -92,16 +170,19 @@ def policy_loss(
 def _chosen_and_rejected(
   log_prob: jax.Array, feedback: jax.Array, real: jax.Array
 ) -> Metrics:
-  """How likely the better and the worse completion are, means over prompts.
+  """Computes how likely the better and the worse completion are.
 
   Both may fall while their difference grows: InfoNCA lets the chosen one fall,
   NCA does not (https://arxiv.org/abs/2402.05369). Of rewards the highest and
-  the lowest count; of a tie the mean of both completions.
+  the lowest are compared. A tie counts as the mean of both completions.
 
   Args:
-    log_prob: [B, K] of the policy, nats.
-    feedback: preference [B] or rewards [B, K].
-    real: [B, K] completions that are there.
+    log_prob: [B, K] log-probabilities by the policy, nats.
+    feedback: Preferences [B] or rewards [B, K].
+    real: [B, K] whether a completion exists.
+
+  Returns:
+    chosen_log_prob and rejected_log_prob, means over prompts; nothing if K = 1.
   """
   if log_prob.shape[-1] < 2:
     return {}
@@ -128,18 +209,37 @@ def update(
   model: models.Model,
   optimizer: optax.GradientTransformation,
 ) -> tuple[types.TrainState, Metrics]:
+  """Makes one update with the gradient of an objective.
+
+  Args:
+    state: Training state.
+    frozen: Frozen parameters. Only LoRA reads them.
+    objective: Parameters of the policy -> loss, metrics.
+    model: Network that is trained.
+    optimizer: Optimizer of its parameters.
+
+  Returns:
+    The next state, and the metrics with those of the optimizer.
+  """
+
   def of_state(params):
     with jax.named_scope('log_probs'):
       return objective(model.policy(params, frozen))
 
   grads, metrics = jax.grad(of_state, has_aux=True)(state.params)
   with jax.named_scope('update'):
-    state, applied = optimizers.apply(optimizer, grads, state)
+    state, applied = optim.apply(optimizer, grads, state)
     return state, {**metrics, **applied}
 
 
 def require(labelled: types.Labelled, field: str, who: str) -> None:
-  """Raises ValueError if a loss's feedback is not there."""
+  """Raises a ValueError if feedback is missing.
+
+  Args:
+    labelled: Labelled completions.
+    field: 'preference' or 'rewards'.
+    who: What needs it, for the message.
+  """
   if getattr(labelled, field) is None:
     other = {'preference': 'rewards', 'rewards': 'preference'}[field]
     hint = ''

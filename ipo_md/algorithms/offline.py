@@ -1,4 +1,4 @@
-"""Updates on the completions and the feedback of a data set."""
+"""The offline step: updates on the completions and feedback of a data set."""
 
 import functools
 
@@ -8,10 +8,13 @@ import optax
 
 from ipo_md import models
 from ipo_md import sampling
+from ipo_md.algorithms import needs
 from ipo_md.algorithms import objective as objective_lib
+from ipo_md.algorithms import step_kinds
 from ipo_md.core import types
 
 
+@step_kinds.declare()
 def offline_step(
   state: types.TrainState,
   frozen: types.FrozenParams,
@@ -23,39 +26,38 @@ def offline_step(
   optimizer: optax.GradientTransformation,
   per_token: bool = False,
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
-  """Updates on a data set's completions and feedback.
+  """Makes one update on labelled completions.
 
   Args:
-    state: donated.
-    frozen: the reference, unless the batch has its log-probabilities.
-    batch: labelled completions.
-    rng: key for dropout, consumed.
-    model: network of policy and reference.
-    loss: an objective of `losses` that does not need the policy's samples.
-    optimizer: of the policy.
-    per_token: log-ratios are means over tokens rather than sums.
+    state: Training state, donated.
+    frozen: The reference. It may be None if the batch has its log-probabilities
+      or the objective is reference-free.
+    batch: Labelled completions.
+    rng: Random key for dropout, consumed.
+    model: Network of policy and reference.
+    loss: An objective of `losses` that does not need samples of the policy.
+    optimizer: Optimizer of the policy.
+    per_token: Whether log-ratios are means over tokens rather than sums.
 
   Returns:
-    The next state; loss, log_ratio, preference or rewards, chosen_log_prob and
-    rejected_log_prob.
+    The next state, and metrics: loss, log_ratio, preference or rewards,
+    chosen_log_prob and rejected_log_prob.
+
+  Raises:
+    ValueError: The objective needs samples of the policy, or a reference that
+      is not loaded.
   """
-  name = getattr(loss, 'func', loss).__name__
-  if name in objective_lib.POLICY_GRADIENTS:
+  if needs.of(loss).on_policy != 'none':
     raise ValueError(
-      f'LOSS = {name} needs samples of the policy, which an offline run does '
-      'not draw: take gin/runs/online.gin or another LOSS.'
+      f'LOSS = {needs.name(loss)} needs samples of the policy, which an '
+      'offline run does not draw: take gin/runs/online.gin or another LOSS.'
     )
-  mask = batch.completions.completions.mask
-  reference_log_prob = batch.reference_log_prob
-  if reference_log_prob is None:
-    with jax.named_scope('log_probs'):
-      log_probs, _ = sampling.log_probs(
-        model, frozen.reference, batch.completions
-      )
-    reference_log_prob = jnp.sum(log_probs, axis=-1)
-  if per_token:
-    reference_log_prob /= jnp.maximum(jnp.sum(mask, axis=-1), 1)
-  batch = batch.replace(reference_log_prob=reference_log_prob)
+  if batch.reference_log_prob is not None or objective_lib.check_reference(
+    loss, frozen.reference
+  ):
+    batch = batch.replace(
+      reference_log_prob=_reference_log_prob(frozen, batch, model, per_token)
+    )
   objective = functools.partial(
     objective_lib.policy_loss,
     labelled=batch,
@@ -65,3 +67,23 @@ def offline_step(
     rng=rng,
   )
   return objective_lib.update(state, frozen, objective, model, optimizer)
+
+
+def _reference_log_prob(
+  frozen: types.FrozenParams,
+  batch: types.Labelled,
+  model: models.Model,
+  per_token: bool,
+) -> jax.Array:
+  """Returns [B, K] log pi_ref(y | x), from the batch where it has them."""
+  found = batch.reference_log_prob
+  if found is None:
+    with jax.named_scope('log_probs'):
+      log_probs, _ = sampling.log_probs(
+        model, frozen.reference, batch.completions
+      )
+    found = jnp.sum(log_probs, axis=-1)
+  if per_token:
+    mask = batch.completions.completions.mask
+    found /= jnp.maximum(jnp.sum(mask, axis=-1), 1)
+  return found

@@ -1,6 +1,6 @@
 """Log-probabilities of a data set under the reference, computed once.
 
-An offline run on them needs no reference: neither its memory nor its time.
+An offline run on them needs neither the memory nor the time of a reference.
 """
 
 from collections.abc import Callable
@@ -35,12 +35,12 @@ def compute(
   """Writes log pi_ref(y_k | x) of every completion of a data set.
 
   Args:
-    path: REFERENCE_LOG_PROBS, an .npz file that is written.
-    reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH.
-    model: the reference's network.
-    dataset: completions, as the offline run reads them.
-    batch_size: BATCH_SIZE over all hosts.
-    mesh_shape: MESH_SHAPE.
+    path: REFERENCE_LOG_PROBS, the .npz file to write.
+    reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH, the reference.
+    model: Network of the reference.
+    dataset: Completions, as the offline run reads them.
+    batch_size: BATCH_SIZE, prompts at a time over all hosts.
+    mesh_shape: MESH_SHAPE, sizes of the mesh axes.
   """
   mesh = sharding.make_mesh(mesh_shape)
   examples = dataset()
@@ -72,7 +72,7 @@ def log_probs(
   batch_size: int,
   mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
-  """[N, K] float32 sums over tokens, in the data set's order."""
+  """Returns [N, K] float32 sums over tokens, in the order of the data set."""
 
   @jax.jit
   def measure(params, batch):
@@ -91,14 +91,14 @@ def log_probs(
 
 
 def attached(*, path: str, dataset: Callable[[], data.Dataset]) -> data.Dataset:
-  """A data set with the log-probabilities that `compute` wrote of it.
+  """Loads a data set with the log-probabilities that `compute` wrote for it.
 
   Args:
-    path: REFERENCE_LOG_PROBS.
-    dataset: the one that they were computed of.
+    path: REFERENCE_LOG_PROBS, the .npz file to read.
+    dataset: The data set that they were computed on.
 
   Raises:
-    ValueError: they are of other examples, lengths or another prompt format.
+    ValueError: They belong to other examples, lengths or another prompt format.
   """
   loaded = dataset()
   with epath.Path(path).open('rb') as file:
@@ -106,7 +106,7 @@ def attached(*, path: str, dataset: Callable[[], data.Dataset]) -> data.Dataset:
     fingerprint, values = str(stored['examples']), stored['log_prob']
   if fingerprint != _fingerprint(loaded):
     raise ValueError(
-      f'REFERENCE_LOG_PROBS {path} was computed of other tokens: another task, '
+      f'REFERENCE_LOG_PROBS {path} was computed on other tokens: another task, '
       'split, vocabulary, TASK_FEATURE_LENGTHS or prompt format.'
     )
   parts = np.split(values, np.cumsum([len(e) for e in loaded.examples])[:-1])
@@ -122,7 +122,7 @@ def attached(*, path: str, dataset: Callable[[], data.Dataset]) -> data.Dataset:
 
 
 def _fingerprint(dataset: data.Dataset) -> str:
-  """Of all that the log-probabilities depend on but the parameters."""
+  """Hashes everything but the parameters that log-probabilities depend on."""
   prompt_format = dataset.prompt_format
   digest = hashlib.sha256(
     repr(

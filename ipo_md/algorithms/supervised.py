@@ -1,4 +1,4 @@
-"""Maximum likelihood training and its metrics."""
+"""Supervised fine-tuning: maximum likelihood, and its metrics."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,11 @@ from ipo_md import models
 from ipo_md import sampling
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective as objective_lib
+from ipo_md.algorithms import step_kinds
 from ipo_md.core import types
 
 
+@step_kinds.declare()
 def supervised_step(
   state: types.TrainState,
   frozen: types.FrozenParams,
@@ -21,19 +23,21 @@ def supervised_step(
   optimizer: optax.GradientTransformation,
   z_loss: float,
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
-  """Maximum likelihood of the batch's completions, the mean over tokens.
+  """Makes one update that maximises the likelihood of the completions.
+
+  The loss is the mean over the tokens of the batch.
 
   Args:
-    state: donated.
-    frozen: unused, but for what `Model.policy` takes of it.
+    state: Training state, donated.
+    frozen: Frozen parameters. Only LoRA reads them.
     batch: K completions of each prompt, usually one.
-    rng: key for dropout, consumed.
-    model: policy.
-    optimizer: of its parameters.
-    z_loss: see `losses.cross_entropy`.
+    rng: Random key for dropout, consumed.
+    model: Network of the policy.
+    optimizer: Optimizer of its parameters.
+    z_loss: Weight of T5X's penalty (`losses.cross_entropy`).
 
   Returns:
-    The next state; loss, perplexity, tokens, grad_norm.
+    The next state, and metrics: loss, perplexity, tokens, grad_norm.
   """
 
   def objective(params):
@@ -43,7 +47,7 @@ def supervised_step(
 
 
 def target_tokens(batch: types.Labelled) -> jax.Array:
-  """[] what `supervised_step` takes its mean over."""
+  """Counts the tokens that `supervised_step` averages over."""
   return jnp.sum(batch.completions.completions.mask)
 
 
@@ -55,7 +59,7 @@ def supervised_metrics(
   *,
   model: models.Model,
 ) -> objective_lib.Metrics:
-  """The supervised loss on held-out examples, without dropout and z-loss."""
+  """Computes the loss on held-out examples, without dropout and z-loss."""
   del rng
   policy = model.policy(state.params, frozen)
   return _likelihood(model, policy, batch, None, 0.0)[1]
@@ -68,7 +72,7 @@ def _likelihood(
   rng: jax.Array | None,
   z_loss: float,
 ) -> tuple[jax.Array, objective_lib.Metrics]:
-  """Mean cross-entropy over tokens, and metrics."""
+  """Computes the mean cross-entropy over tokens, and metrics."""
   keys = (None, None) if rng is None else jax.random.split(rng)
   tokens = batch.completions.completions
   context = model.encode(params, batch.completions.prompts, rng=keys[0])

@@ -1,4 +1,4 @@
-"""Win rate of the policy against the reference on held-out prompts."""
+"""Win rate of the policy over the reference, by the judge in training."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from ipo_md import judges
 from ipo_md import models
 from ipo_md import sampling
 from ipo_md.algorithms import losses
-from ipo_md.algorithms import objective as objective_lib
+from ipo_md.algorithms import objective
 from ipo_md.core import types
 
 
@@ -19,35 +19,43 @@ def win_rate_metrics(
   *,
   model: models.Model,
   judge: judges.DeviceJudge,
-  max_new_tokens: int,
-  eos_id: int,
-  temperature: float = 1.0,
-) -> objective_lib.Metrics:
-  """The policy's samples against the reference's, by the learned judge.
+  sampler: sampling.Sampler,
+) -> objective.Metrics:
+  """Judges samples of the policy against samples of the reference.
 
-  The loop passes the same rng for the same prompts each time, so the
-  reference's samples stay fixed along a run.
+  The training loop passes the same key for the same prompts each time, so the
+  samples of the reference stay fixed along a run.
+
+  Args:
+    state: Training state.
+    frozen: Reference and judge. Without a reference only the metrics of the
+      policy itself are there.
+    prompts: [B, P] tokens of the prompts.
+    rng: Random key, consumed.
+    model: Network of policy and reference.
+    judge: A judge on the device.
+    sampler: Settings of the sampler.
 
   Returns:
     win_rate (mean of [p > 1/2] + 1/2 [p = 1/2]), mean_preference, kl (KL(pi,
-    pi_ref) in nats per completion, Monte Carlo), length, eos_rate; and
-    samples, the policy's own `types.Completions`, to be read.
+    pi_ref) in nats per completion, a Monte Carlo estimate), length, eos_rate;
+    and samples, the policy's own `types.Completions`, to be read.
   """
-  players = (model.policy(state.params, frozen), frozen.reference)
-  policy, reference = (
-    sampling.sample(
-      model,
-      params,
-      None,
-      (model.encode(params, prompts), None),
-      jax.random.fold_in(rng, player),
-      mixture_coefs=(0.0,),
-      max_new_tokens=max_new_tokens,
-      eos_id=eos_id,
-      temperature=temperature,
-    )
-    for player, params in enumerate(players)
+  policy_params = model.policy(state.params, frozen)
+  draw = lambda player, params: sampling.complete(
+    model, params, prompts, jax.random.fold_in(rng, player), sampler=sampler
   )
+  policy = draw(0, policy_params)
+  own = types.Completions(prompts=prompts, completions=policy.tokens)
+  ended = sampling.ended(policy.tokens, sampler.eos_id)
+  metrics = {
+    'length': jnp.mean(jnp.sum(policy.tokens.mask, axis=-1) - ended),
+    'eos_rate': jnp.mean(ended),
+    'samples': own,
+  }
+  if frozen.reference is None:
+    return metrics
+  reference = draw(1, frozen.reference)
   pair = types.Completions(
     prompts=prompts,
     completions=jax.tree.map(
@@ -57,16 +65,10 @@ def win_rate_metrics(
     ),
   )
   preference = judge(frozen.judge, pair).preference
-  own = types.Completions(prompts=prompts, completions=policy.tokens)
   reference_log_probs, _ = sampling.log_probs(model, frozen.reference, own)
   log_ratio = jnp.sum(policy.policy_log_probs - reference_log_probs, axis=-1)
-  mask = policy.tokens.mask
-  ended = objective_lib.ended_of(policy.tokens, eos_id)
-  return {
+  return metrics | {
     'win_rate': jnp.mean(losses.hard_label(preference)),
     'mean_preference': jnp.mean(preference),
     'kl': jnp.mean(log_ratio),
-    'length': jnp.mean(jnp.sum(mask, axis=-1) - ended),
-    'eos_rate': jnp.mean(ended),
-    'samples': own,
   }

@@ -1,4 +1,4 @@
-"""Checkpoints of every format: read, written, verified and converted."""
+"""Reads, writes, verifies and converts checkpoints of every format."""
 
 from ipo_md.checkpoints.export_lora import export
 from ipo_md.checkpoints.load import describe

@@ -1,14 +1,14 @@
-"""Arrays of a checkpoint, read one at a time, and how they make up parameters.
+"""Arrays of a checkpoint, read one at a time, and their layout.
 
-Other formats keep each layer (and each expert) in an array of its own, and some
-keep kernels transposed:
+Other formats store every layer (and every expert) as an array of its own, and
+some store kernels transposed:
 
-  ours    decoder/layers/mlp/wo/kernel            [L, mlp, embed]
-  theirs  model.layers.0.mlp.down_proj.weight     [embed, mlp]
-          model.layers.1.mlp.down_proj.weight     ...
+  here   decoder/layers/mlp/wo/kernel            [L, mlp, embed]
+  there  model.layers.0.mlp.down_proj.weight     [embed, mlp]
+         model.layers.1.mlp.down_proj.weight     ...
 
-A `Layout` says which of their arrays is which part of which parameter. Memory
-holds one of their arrays and the shards of ours that this host keeps.
+A `Layout` says which stored array is which part of which parameter. Memory
+holds one stored array at a time, beside this host's shards of the parameters.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ipo_md.core import types
+Bounds = tuple[tuple[int, int], ...]  # (start, stop) of every axis
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """An array of a checkpoint, not read yet."""
+  """An array of a checkpoint that has not been read yet."""
 
   shape: tuple[int, ...]
   dtype: Any
@@ -34,33 +34,23 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """One of their arrays: ours[index], transposed or not."""
+  """The stored array that holds parameter[index], perhaps transposed."""
 
   name: str
   index: tuple[int, ...] = ()
   transposed: bool = False
 
+  def oriented(self, array: np.ndarray) -> np.ndarray:
+    """Turns the stored array into the parameter's axis order, or back."""
+    return array.T if self.transposed else array
 
-Layout = Mapping[str, Sequence[Piece]]  # of each parameter's path
-
-
-def flatten(params: types.Params) -> dict[str, Any]:
-  """Nested parameters -> path with slashes: leaf."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
+  def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns the shape of the stored array, given the parameter's shape."""
+    rest = tuple(shape[len(self.index) :])
+    return rest[::-1] if self.transposed else rest
 
 
-def unflatten(flat: Mapping[str, Any]) -> types.Params:
-  params: dict[str, Any] = {}
-  for path, leaf in flat.items():
-    *parents, name = path.split('/')
-    node = params
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = leaf
-  return params
+Layout = Mapping[str, Sequence[Piece]]  # path of a parameter -> its pieces
 
 
 def check(
@@ -72,31 +62,35 @@ def check(
   ignored: Callable[[str], bool] = lambda name: False,
   advice: str = '',
 ) -> None:
-  """Raises ValueError unless stored arrays and parameters fit one another.
+  """Checks that the stored arrays are those of the parameters.
 
   Args:
-    what: the checkpoint, for the message.
-    stored: the arrays there are.
-    layout: of the parameters.
-    abstract: path -> shaped parameter.
-    ignored: names of arrays that a checkpoint may hold besides.
-    advice: what to do about it.
+    what: Name of the checkpoint in the error message.
+    stored: Arrays of the checkpoint.
+    layout: Layout of the parameters.
+    abstract: Shape of every parameter, by path.
+    ignored: Predicate on the names of arrays that may be stored in addition.
+    advice: Last line of the error message.
+
+  Raises:
+    ValueError: An array is missing, superfluous or of another shape.
   """
   problems, known = [], set()
   for path, pieces in layout.items():
     for piece in pieces:
       known.add(piece.name)
-      shape = abstract[path].shape[len(piece.index) :]
-      shape = shape[::-1] if piece.transposed else shape
+      shape = piece.stored_shape(abstract[path].shape)
       if piece.name not in stored:
-        problems.append(f'{piece.name}: missing there, {shape} in the model')
+        problems.append(
+          f'{piece.name}: missing from the checkpoint, {shape} in the model'
+        )
       elif stored[piece.name].shape != shape:
         problems.append(
-          f'{piece.name}: {stored[piece.name].shape} there, {shape} in the '
-          'model'
+          f'{piece.name}: {stored[piece.name].shape} in the checkpoint, '
+          f'{shape} in the model'
         )
   problems += [
-    f'{name}: {array.shape} there, not in the model'
+    f'{name}: {array.shape} in the checkpoint, missing from the model'
     for name, array in stored.items()
     if name not in known and not ignored(name)
   ]
@@ -109,15 +103,25 @@ def check(
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """Parameters under our names, in whatever form they are stored."""
+  """The parameters of a checkpoint, by path, whatever its format.
+
+  Attributes:
+    stored: Arrays of the checkpoint, by their name there.
+    layout: Layout of the parameters.
+  """
 
   stored: Mapping[str, Stored]
   layout: Layout
-  # The last array of which a part was read: ours are one chunk for all layers.
+  # The array that was read last. A MODEL_DIR stores all layers of a parameter
+  # as one array, while they are read one after the other.
   _last: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def read(self, path: str, index: tuple[int, ...]) -> np.ndarray:
-    """Parameter[index], where the layout has a piece that covers it."""
+    """Reads parameter[index].
+
+    Raises:
+      KeyError: No single stored array covers the index.
+    """
     for piece in self.layout[path]:
       n = len(piece.index)
       if piece.index == index[:n]:
@@ -125,7 +129,7 @@ class Checkpoint:
           array = self.stored[piece.name].read()
         else:
           array = self._whole(piece.name)
-        return (array.T if piece.transposed else array)[index[n:]]
+        return piece.oriented(array)[index[n:]]
     raise KeyError(f'{path}{index} is not one array of the checkpoint.')
 
   def _whole(self, name: str) -> np.ndarray:
@@ -134,16 +138,23 @@ class Checkpoint:
       self._last[name] = self.stored[name].read()
     return self._last[name]
 
-  def load(self, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """path -> `jax.ShapeDtypeStruct` to path -> array with its sharding."""
+  def load(
+    self, abstract: Mapping[str, jax.ShapeDtypeStruct]
+  ) -> dict[str, jax.Array]:
+    """Reads parameters onto the devices of their shardings.
+
+    Args:
+      abstract: Shape, dtype and sharding of every parameter to load, by path. A
+        parameter without a sharding is placed on the first device.
+    """
     return {path: self._load(path, leaf) for path, leaf in abstract.items()}
 
   def _load(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(
       jax.devices()[0]
     )
-    places = sharding.addressable_devices_indices_map(leaf.shape)
-    places = {d: _bounds(i, leaf.shape) for d, i in places.items()}
+    indices = sharding.addressable_devices_indices_map(leaf.shape)
+    places = {d: _bounds(index, leaf.shape) for d, index in indices.items()}
     shards = {
       bounds: np.empty([stop - start for start, stop in bounds], leaf.dtype)
       for bounds in set(places.values())
@@ -155,13 +166,11 @@ class Checkpoint:
       [jax.device_put(shards[bounds], d) for d, bounds in places.items()],
     )
 
-  def _fill(
-    self, path: str, shards: Mapping[tuple[tuple[int, int], ...], np.ndarray]
-  ) -> None:
-    """Reads each piece that a shard needs, once. shards: bounds to array."""
+  def _fill(self, path: str, shards: Mapping[Bounds, np.ndarray]) -> None:
+    """Reads every piece that some shard needs, once, into these shards."""
     for piece in self.layout[path]:
       n = len(piece.index)
-      here = {
+      needed = {
         bounds: shard
         for bounds, shard in shards.items()
         if all(
@@ -169,11 +178,10 @@ class Checkpoint:
           for i, (start, stop) in zip(piece.index, bounds[:n], strict=True)
         )
       }
-      if not here:
+      if not needed:
         continue
-      array = self.stored[piece.name].read()
-      array = array.T if piece.transposed else array
-      for bounds, shard in here.items():
+      array = piece.oriented(self.stored[piece.name].read())
+      for bounds, shard in needed.items():
         at = tuple(
           i - start
           for i, (start, _) in zip(piece.index, bounds[:n], strict=True)
@@ -187,13 +195,15 @@ def merged(
   abstract: Mapping[str, Any],
   scale: float,
 ) -> Checkpoint:
-  """A checkpoint whose layer i of an adapted kernel is W_i + scale A_i B_i.
+  """Returns the checkpoint of a reference with its LoRA adapters merged.
+
+  Layer i of an adapted kernel is W_i + scale A_i B_i, computed when it is read.
 
   Args:
-    reference: of W.
-    adapters: of LoRA's path/a and path/b.
-    abstract: path -> shaped parameter of the reference.
-    scale: `models.Lora.scale`.
+    reference: Checkpoint of the kernels W.
+    adapters: Checkpoint of the adapters, at path/a and path/b.
+    abstract: Shape of every parameter of the reference, by path.
+    scale: Scale of the adapters, `models.Lora.scale`.
   """
   stored, layout = dict(reference.stored), dict(reference.layout)
 
@@ -213,7 +223,7 @@ def merged(
   return Checkpoint(stored, layout)
 
 
-def _bounds(index, shape) -> tuple[tuple[int, int], ...]:
+def _bounds(index: tuple[slice, ...], shape: Sequence[int]) -> Bounds:
   return tuple(
     s.indices(size)[:2] for s, size in zip(index, shape, strict=True)
   )

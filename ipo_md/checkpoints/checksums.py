@@ -1,8 +1,9 @@
-"""A checksum of every file of a checkpoint, so that damage is seen.
+"""Checksums of all files of a checkpoint, which reveal damage.
 
   MODEL_DIR/checkpoints/N/checksums.json   {"default/manifest.ocdbt": "9f86..."}
 
-Written before the checkpoint is committed, verified before it is read.
+They are written before the checkpoint is committed and verified before it is
+read.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import numpy as np
 from ipo_md.core import progress
 
 FILE = 'checksums.json'
-COMMITTED = 'commit_success.txt'  # Orbax writes it last of all
+COMMITTED = 'commit_success.txt'  # Orbax writes it last
 _METADATA = '_CHECKPOINT_METADATA'
 _BLOCK_BYTES = 2**24
 _THREADS = 8
@@ -27,8 +28,11 @@ _THREADS = 8
 def seal(checkpoints: epath.Path) -> None:
   """Writes the checksums of the checkpoint that is about to be committed.
 
-  It is the latest one that is not committed. An earlier one is half deleted,
-  and checksums of what is left of it would make it a whole one.
+  That is the latest uncommitted one. An earlier one is half deleted, and
+  checksums of what is left would declare it whole.
+
+  Args:
+    checkpoints: MODEL_DIR/checkpoints.
   """
   unfinished = {
     int(directory.name.partition('.')[0]): directory
@@ -39,17 +43,23 @@ def seal(checkpoints: epath.Path) -> None:
 
 
 def write(directory: epath.Path) -> None:
-  """Writes the checksums of a checkpoint, of all the files that it has."""
+  """Writes the checksums of all files that a checkpoint has now."""
   names = sorted(_files(directory))
   found = dict(zip(names, _digests(directory, names), strict=True))
   (directory / FILE).write_text(json.dumps(found, indent=1) + '\n')
 
 
 def damaged_files(directory: epath.Path) -> list[str]:
-  """Files that are missing or not what was written, named relative to it.
+  """Returns the files of a checkpoint that are missing or have changed.
 
-  Each process reads its share of the files; all get the same answer, so all
-  have to ask.
+  Every process has to call this function: each reads a share of the files, and
+  all of them get the same answer.
+
+  Args:
+    directory: Directory of the checkpoint.
+
+  Returns:
+    Paths relative to the directory, empty for a whole checkpoint.
   """
   try:
     known = json.loads((directory / FILE).read_text())
@@ -70,13 +80,13 @@ def damaged_files(directory: epath.Path) -> list[str]:
 
 
 def set_damaged_aside(model_dir: str) -> None:
-  """Moves damaged checkpoints to MODEL_DIR/damaged, and says so.
+  """Moves damaged checkpoints to MODEL_DIR/damaged and reports them.
 
-  From the latest one down to the first that is whole, from which the run then
-  goes on. The steps in between are made again.
+  Checkpoints are verified from the latest one back to the first whole one. The
+  run continues from there and repeats the steps in between.
 
   Raises:
-    ValueError: none is whole.
+    ValueError: No checkpoint is whole.
   """
   folder = epath.Path(model_dir) / 'checkpoints'
   steps = numbered(folder)
@@ -92,12 +102,12 @@ def set_damaged_aside(model_dir: str) -> None:
   )
   if not steps:
     raise ValueError(
-      f'In {folder} (MODEL_DIR) {what}, and there is no earlier one. To start '
-      'again from step 0 take that folder away.'
+      f'In {folder} (MODEL_DIR) {what}, and there is no earlier one. Remove '
+      'that directory to start again from step 0.'
     )
   progress.say(
-    f'In {folder} {what}: moved to {folder.parent / "damaged"}. Going on from '
-    f'step {steps[-1]:,}.'
+    f'In {folder} {what}: moved to {folder.parent / "damaged"}. Continuing '
+    f'from step {steps[-1]:,}.'
   )
   if jax.process_index() == 0:
     for step in damaged:
@@ -107,13 +117,18 @@ def set_damaged_aside(model_dir: str) -> None:
 
 
 def numbered(folder: epath.Path) -> list[int]:
-  """Steps of the committed checkpoints in MODEL_DIR/checkpoints, ascending."""
+  """Returns the steps of the checkpoints in a directory, in ascending order.
+
+  Args:
+    folder: MODEL_DIR/checkpoints, which need not exist.
+  """
   if not folder.exists():
     return []
   return sorted(int(d.name) for d in folder.iterdir() if d.name.isdigit())
 
 
 def _move(directory: epath.Path, folder: epath.Path) -> None:
+  """Moves directory N to folder/N.0, or to N.1 and so on if that exists."""
   folder.mkdir(exist_ok=True)
   taken = {d.name for d in folder.iterdir()}
   names = (f'{directory.name}.{n}' for n in range(len(taken) + 1))
@@ -121,7 +136,7 @@ def _move(directory: epath.Path, folder: epath.Path) -> None:
 
 
 def _files(directory: epath.Path, prefix: str = '') -> Iterator[str]:
-  """Files of a checkpoint but those that are written after the checksums."""
+  """Yields the files of a checkpoint that precede its checksums."""
   for path in directory.iterdir():
     if path.is_dir():
       yield from _files(path, f'{prefix}{path.name}/')
@@ -135,11 +150,11 @@ def _digests(directory: epath.Path, names: list[str]) -> list[str]:
 
 
 def _digest(path: epath.Path) -> str:
-  """SHA-256 of a file; '' if it is not there."""
+  """Returns the SHA-256 of a file, '' if it is missing or not readable."""
   digest = hashlib.sha256()
   try:
     if path.name == _METADATA:
-      # Orbax adds the time of the commit to it, after the checksums.
+      # Orbax adds the time of the commit after the checksums are written.
       content = json.loads(path.read_text())
       content.pop('commit_timestamp_nsecs', None)
       digest.update(json.dumps(content, sort_keys=True).encode())

@@ -1,17 +1,22 @@
-"""LoRA adapters out of a run: merged into the reference, or apart.
+"""The `export_lora` run, which writes the policy of a run with LoRA adapters.
 
-Apart is the layout of the PEFT library: adapter_config.json and
-adapter_model.safetensors, with the names of Hugging Face's modules.
+The adapters are merged into the reference, or written alone in the format of
+the PEFT library: adapter_config.json and adapter_model.safetensors, with the
+names of Hugging Face's modules.
 """
 
+from collections.abc import Mapping
 import json
+from typing import Any
 from typing import Literal
 
 from etils import epath
+from flax import traverse_util
 import numpy as np
 
 from ipo_md import models
 from ipo_md.checkpoints import arrays
+from ipo_md.checkpoints import atomic
 from ipo_md.checkpoints import convert
 from ipo_md.checkpoints import formats
 from ipo_md.checkpoints import hf
@@ -28,19 +33,21 @@ def export(
   output_format: locate.Format | Literal['peft'],
   step: int = 0,
 ) -> None:
-  """The `export_lora` run: writes the policy of a run with adapters.
+  """Writes the policy of a run with LoRA adapters.
 
   Args:
-    model: of the run.
-    initial_checkpoint_path: of the adapters, a MODEL_DIR.
-    reference_checkpoint_path: that the run had, of any format.
-    output_dir: must not exist; is there whole or not at all.
-    output_format: 'peft' for the adapters apart, or, merged, one of `formats`.
-    step: number of the checkpoint that is written.
+    model: Model of the run.
+    initial_checkpoint_path: MODEL_DIR of the run, which holds the adapters.
+    reference_checkpoint_path: Path of the run's reference, in any format.
+    output_dir: Directory to write, which must not exist. It appears whole or
+      not at all.
+    output_format: 'peft' for the adapters alone; otherwise the format of the
+      merged policy, see `formats`.
+    step: Number of the checkpoint that is written.
 
   Raises:
-    ValueError: a checkpoint is not there or does not fit; or the run scaled its
-      adapters otherwise.
+    ValueError: `output_dir` exists, a checkpoint is missing or of another
+      model, or the run had another scale of the adapters.
   """
   adapters, flat = formats.open_checkpoint(
     initial_checkpoint_path,
@@ -55,11 +62,11 @@ def export(
   if theirs not in (None, model.scale):
     raise ValueError(
       f'LORA_ALPHA {model.alpha} / LORA_RANK {model.rank} is {model.scale}, '
-      f'and {theirs} in the run of {initial_checkpoint_path}.'
+      f'but it was {theirs} in the run of {initial_checkpoint_path}.'
     )
   base = model.base
   if output_format == 'peft':
-    with convert.new_directory(output_dir) as directory:
+    with atomic.new_directory(output_dir) as directory:
       _write_peft(directory, model, adapters, flat, reference_checkpoint_path)
     return
   reference, whole = formats.open_checkpoint(
@@ -69,13 +76,19 @@ def export(
     'REFERENCE_CHECKPOINT_PATH',
   )
   merged = arrays.merged(reference, adapters, whole, model.scale)
-  with convert.new_directory(output_dir) as directory:
+  with atomic.new_directory(output_dir) as directory:
     convert.write(directory, merged, whole, base.config, output_format, step)
 
 
-def _write_peft(directory, model, adapters, flat, reference) -> None:
-  """A' = A^T and B' = B^T, since Hugging Face's kernels are [out, in]."""
-  base = arrays.flatten(model.base.abstract_params)
+def _write_peft(
+  directory: epath.Path,
+  model: models.Lora,
+  adapters: arrays.Checkpoint,
+  flat: Mapping[str, Any],
+  reference: str,
+) -> None:
+  """Writes A^T and B^T, because Hugging Face's kernels are [out, in]."""
+  base = traverse_util.flatten_dict(model.base.abstract_params, sep='/')
   layout = hf.layout(model.config, base)
   places = {}
   for path in base:
@@ -107,5 +120,5 @@ def _write_peft(directory, model, adapters, flat, reference) -> None:
     'bias': 'none',
     'inference_mode': True,
   }
-  path = epath.Path(directory) / 'adapter_config.json'
-  path.write_text(json.dumps(config, indent=2) + '\n')
+  text = json.dumps(config, indent=2)
+  (directory / 'adapter_config.json').write_text(text + '\n')

@@ -1,11 +1,12 @@
-"""Parameters out of any of four formats, and into any of them.
+"""Opens checkpoints of any of four formats.
 
-  'orbax'      a MODEL_DIR of ours, or its checkpoints/N
+  'orbax'      a MODEL_DIR, or its checkpoints/N
   't5x'        T5X's native checkpoint_N
   't5x_orbax'  T5X's Orbax checkpoint_N
   'hf'         a Hugging Face directory with config.json and safetensors
 
-A checkpoint that does not fit the model is one error, before anything is read.
+A checkpoint of another model is a single error, raised before any array is
+read.
 """
 
 from collections.abc import Mapping
@@ -14,19 +15,21 @@ import json
 from typing import Any
 
 from etils import epath
+from flax import traverse_util
 import jax
 import numpy as np
 
 from ipo_md.checkpoints import arrays
 from ipo_md.checkpoints import gin_advice
 from ipo_md.checkpoints import hf
+from ipo_md.checkpoints import hf_config
 from ipo_md.checkpoints import locate
 from ipo_md.checkpoints import safetensors_io
 from ipo_md.checkpoints import t5x
 from ipo_md.core import types
 
 
-def load_params(
+def read_params(
   path: str,
   abstract: types.Params,
   config: Any,
@@ -34,21 +37,21 @@ def load_params(
   name: str,
   fresh: Sequence[str] = (),
 ) -> types.Params:
-  """Reads parameters straight onto the mesh, one array at a time.
+  """Reads parameters onto the devices of their shardings, array by array.
 
   Args:
-    path: of a checkpoint in any format.
-    abstract: `jax.ShapeDtypeStruct`s, with shardings or without.
-    config: `Model.config`.
-    name: of the gin parameter that holds the path, for messages.
-    fresh: names of modules that the checkpoint may lack, such as a reward
-      head; they are left out of the result then.
+    path: Path of a checkpoint in any format.
+    abstract: Tree of `jax.ShapeDtypeStruct`, with shardings or without.
+    config: Configuration of the model, `Model.config`.
+    name: Name of the gin parameter with the path, for error messages.
+    fresh: Names of modules that the checkpoint may lack, such as a reward
+      head. Missing ones are left out of the result.
 
   Raises:
-    ValueError: there is no checkpoint, it is damaged or of another model.
+    ValueError: The checkpoint is missing, damaged or of another model.
   """
   checkpoint, flat = open_checkpoint(path, abstract, config, name, fresh)
-  return arrays.unflatten(checkpoint.load(flat))
+  return traverse_util.unflatten_dict(checkpoint.load(flat), sep='/')
 
 
 def open_checkpoint(
@@ -58,17 +61,20 @@ def open_checkpoint(
   name: str,
   fresh: Sequence[str] = (),
 ) -> tuple[arrays.Checkpoint, Mapping[str, Any]]:
-  """The checkpoint, and path -> shape of the parameters that it has.
+  """Opens a checkpoint without reading its arrays.
 
-  Arguments and errors are those of `load_params`; no array is read yet.
+  Arguments and errors are those of `read_params`.
+
+  Returns:
+    The checkpoint, and the shape of every parameter that it has, by path.
   """
   kind, directory = locate.detect(path, name)
   if kind == 'orbax':
     locate.check_whole(directory.parent, name)
-  flat = arrays.flatten(abstract)
+  flat = traverse_util.flatten_dict(abstract, sep='/')
   fields, ignored = {}, lambda array: 'reward_head' in array
   if kind == 'hf':
-    theirs, fields = _read_config(directory / 'config.json')
+    theirs, fields = hf_config.read(directory / 'config.json')
     _check_config(f'{name} {directory}', fields, config)
     stored = safetensors_io.read(directory)
     shared = hf.has_shared_head(theirs, stored)
@@ -107,19 +113,19 @@ def open_checkpoint(
   return arrays.Checkpoint(stored, layout), flat
 
 
-def _read_config(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """config.json, and what it says of our config's fields."""
-  try:
-    theirs = json.loads(path.read_text())
-    return theirs, hf.model_fields(theirs)
-  except KeyError as error:
-    raise ValueError(f'{path} has no field {error}.') from error
-  except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
-    raise ValueError(f'{path}: {error}') from error
-
-
 def metadata(directory: epath.Path) -> dict[str, Any]:
-  """What a run of ours saved besides a checkpoint's arrays."""
+  """Reads what a run saved in addition to the arrays of a checkpoint.
+
+  Args:
+    directory: Directory of the arrays, from `locate.detect`.
+
+  Returns:
+    'vocabulary', a name of the run's vocabulary; 'lora', see
+    `manager.adapted`. Empty for other formats.
+
+  Raises:
+    ValueError: The metadata is damaged.
+  """
   path = directory.parent / '_CHECKPOINT_METADATA'
   if not path.exists():
     return {}
@@ -139,7 +145,7 @@ def _open_adapted(
   config: Any,
   fresh: Sequence[str],
 ) -> tuple[arrays.Checkpoint, Mapping[str, Any]]:
-  """The whole policy of a run with LoRA, merged as its layers are read."""
+  """Opens the adapters of a run with LoRA, merged with their reference."""
   try:
     reference, flat = open_checkpoint(
       lora['reference'],
@@ -151,7 +157,7 @@ def _open_adapted(
   except ValueError as error:
     error.add_note(
       'If the reference has moved, gin/runs/export_lora.gin writes the whole '
-      'policy: it takes the new place as REFERENCE_CHECKPOINT_PATH.'
+      'policy. Its REFERENCE_CHECKPOINT_PATH is the new place.'
     )
     raise
   shapes = {}
@@ -171,7 +177,7 @@ def _open_adapted(
 def _check_config(what: str, fields: Mapping[str, Any], config: Any) -> None:
   ours = {key: getattr(config, key, None) for key in fields}
   differing = [
-    f'{key}: {value} there, {ours[key]} in the model'
+    f'{key}: {value} in the checkpoint, {ours[key]} in the model'
     for key, value in fields.items()
     if ours[key] != value
   ]

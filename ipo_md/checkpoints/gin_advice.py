@@ -1,4 +1,4 @@
-"""Which of our gin files has the shape of a checkpoint."""
+"""Names the gin files whose model has the shape of a checkpoint."""
 
 from collections.abc import Mapping
 import pathlib
@@ -9,11 +9,15 @@ from ipo_md.checkpoints import arrays
 
 _GIN = pathlib.Path(__file__).parents[2] / 'gin' / 'models'
 _BINDING = re.compile(r'^\w+\.(?:T5|DecoderOnly)\.(\w+) = ([^%#\n]+)', re.M)
-_INCLUDE = re.compile(r"^include '.*/([^/]+)'", re.M)
+_INCLUDE = re.compile(r"^include '.*/([^/'\n]+)'", re.M)
 
 
 def fields(stored: Mapping[str, arrays.Stored]) -> dict[str, Any]:
-  """What the shapes of a T5X checkpoint, or of one of ours, say."""
+  """Infers fields of `Model.config` from a checkpoint's shapes.
+
+  Args:
+    stored: Arrays of a T5X checkpoint or of a MODEL_DIR, by name.
+  """
   found = {}
   for name, array in stored.items():
     if name.endswith('token_embedder/embedding'):
@@ -26,15 +30,15 @@ def fields(stored: Mapping[str, arrays.Stored]) -> dict[str, Any]:
 
 
 def advice(found: Mapping[str, Any]) -> str:
-  """A sentence that names the gin files which agree with all of `found`."""
-  fitting = [
+  """Returns a sentence that names the gin files with these fields."""
+  matching = [
     file.name
     for file in sorted(_GIN.glob('*.gin'))
     if not file.name.startswith('judge_') and _agrees(_bindings(file), found)
   ]
-  if not found or not fitting:
-    return 'No file of gin/models fits it.'
-  return 'It fits ' + ', '.join(f'gin/models/{name}' for name in fitting) + '.'
+  if not found or not matching:
+    return 'No file in gin/models matches it.'
+  return 'It matches ' + ', '.join(f'gin/models/{f}' for f in matching) + '.'
 
 
 def _agrees(ours: Mapping[str, str], found: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Which checkpoint of a MODEL_DIR is read, and whether it is what was saved."""
+"""Finds the checkpoint that a path means, and its format."""
 
 import os
 from typing import Literal
@@ -10,65 +10,23 @@ from ipo_md.checkpoints import safetensors_io
 from ipo_md.checkpoints import t5x
 from ipo_md.core import metrics as metrics_lib
 
-
-def without_best(path: str, name: str) -> str:
-  """A path; for MODEL_DIR:best, that of the checkpoint."""
-  path, best, _ = path.partition(':best')
-  return _best(path, name) if best else path
-
-
-def _best(path: str, name: str) -> str:
-  """The checkpoint of a MODEL_DIR whose measured win rate is highest."""
-  folder = epath.Path(path) / 'checkpoints'
-  if not folder.exists():
-    raise ValueError(f'{name} {path}:best is not a MODEL_DIR: no {folder}.')
-  steps = checksums.numbered(folder)
-  metrics = metrics_lib.read_metrics(path)
-  rates = {
-    step: metrics[step]['win_rate']
-    for step in steps
-    if 'win_rate' in metrics.get(step, {})
-  }
-  if not rates:
-    raise ValueError(
-      f'{name} {path}:best: no win rate was measured at the steps '
-      f'{steps} of its checkpoints (EVAL_PERIOD).'
-    )
-  return str(folder / str(max(rates, key=rates.get)))
-
-
-def check_whole(checkpoint: epath.Path, name: str) -> None:
-  """Another checkpoint would be another model, so none is taken in its place.
-
-  What was copied without its checksums is taken as it is.
-  """
-  if not (checkpoint / checksums.FILE).exists():
-    return
-  if files := checksums.damaged_files(checkpoint):
-    others = [
-      step
-      for step in checksums.numbered(checkpoint.parent)
-      if str(step) != checkpoint.name
-    ]
-    raise ValueError(
-      f'{name} {checkpoint} is damaged: {", ".join(files[:3])}'
-      + (f' and {len(files) - 3} more files' if len(files) > 3 else '')
-      + (f'. Others there are of the steps {others}.' if others else '.')
-    )
-
-
-Format = Literal['orbax', 't5x', 't5x_orbax', 'hf']
+Format = Literal['orbax', 't5x', 't5x_orbax', 'hf']  # see `formats`
 
 
 def detect(path: str, name: str) -> tuple[Format, epath.Path]:
-  """The format of a checkpoint and the folder of its arrays.
+  """Returns the format of a checkpoint and the directory of its arrays.
 
   Args:
-    path: of the checkpoint or of the directory that holds numbered ones, the
-      latest of which is taken; MODEL_DIR:best, the one of the highest win rate.
-    name: of the gin parameter that holds the path, for messages.
+    path: Path of a checkpoint, or of a directory of numbered ones, of which the
+      latest is taken; or MODEL_DIR:best, for the one with the highest win rate.
+    name: Name of the gin parameter with the path, for error messages.
+
+  Raises:
+    ValueError: There is no checkpoint.
   """
-  path = without_best(path, name)
+  path, best, _ = path.partition(':best')
+  if best:
+    path = _best(path, name)
   directory = epath.Path(path)
   if not directory.is_dir():
     raise ValueError(
@@ -85,14 +43,77 @@ def detect(path: str, name: str) -> tuple[Format, epath.Path]:
     if (candidate / 'default' / 'manifest.ocdbt').exists():
       return 'orbax', candidate / 'default'
   raise ValueError(
-    f'{name} {path} is no checkpoint: there is no config.json (Hugging Face), '
-    'no checkpoint or state (T5X), and no checkpoints/N (a MODEL_DIR).'
+    f'{name} {path} is no checkpoint: it has no config.json (Hugging Face), no '
+    'checkpoint or state (T5X) and no checkpoints/N (a MODEL_DIR).'
     + safetensors_io.about_pickles(directory)
   )
 
 
+def resolve(path: str, name: str) -> str:
+  """Returns the absolute path of the checkpoint that a path means.
+
+  Arguments and errors are those of `detect`.
+  """
+  kind, directory = detect(path, name)
+  found = str(directory.parent if kind in ('orbax', 't5x_orbax') else directory)
+  return found if '://' in found else os.path.abspath(found)
+
+
+def check_whole(checkpoint: epath.Path, name: str) -> None:
+  """Checks that no file of a run's checkpoint is damaged.
+
+  No other checkpoint replaces a damaged one, since it would be another model.
+  A checkpoint without checksums is accepted as it is.
+
+  Args:
+    checkpoint: MODEL_DIR/checkpoints/N.
+    name: Name of the gin parameter with the path, for the error message.
+
+  Raises:
+    ValueError: A file is missing or has changed.
+  """
+  if not (checkpoint / checksums.FILE).exists():
+    return
+  if files := checksums.damaged_files(checkpoint):
+    others = [
+      step
+      for step in checksums.numbered(checkpoint.parent)
+      if str(step) != checkpoint.name
+    ]
+    raise ValueError(
+      f'{name} {checkpoint} is damaged: {", ".join(files[:3])}'
+      + (f' and {len(files) - 3} more files' if len(files) > 3 else '')
+      + (f'. There are others, of the steps {others}.' if others else '.')
+    )
+
+
+def _best(path: str, name: str) -> str:
+  """Returns the checkpoint of a MODEL_DIR with the highest win rate."""
+  folder = epath.Path(path) / 'checkpoints'
+  if not folder.exists():
+    raise ValueError(
+      f'{name} {path}:best: {path} is not a MODEL_DIR, it has no checkpoints.'
+    )
+  steps = checksums.numbered(folder)
+  metrics = metrics_lib.read_metrics(path)
+  rates = {
+    step: metrics[step]['win_rate']
+    for step in steps
+    if 'win_rate' in metrics.get(step, {})
+  }
+  if not rates:
+    raise ValueError(
+      f'{name} {path}:best: no win rate was measured at the steps '
+      f'{steps} of its checkpoints (EVAL_PERIOD).'
+    )
+  return str(folder / str(max(rates, key=rates.get)))
+
+
 def _numbered(directory: epath.Path) -> list[epath.Path]:
-  """Checkpoints in a MODEL_DIR or in one of T5X, the latest first."""
+  """Returns the checkpoints in a MODEL_DIR of this project or of T5X.
+
+  The latest comes first.
+  """
   found = []
   for folder in (directory / 'checkpoints', directory):
     if folder.exists():
@@ -102,10 +123,3 @@ def _numbered(directory: epath.Path) -> list[epath.Path]:
         if (number := child.name.removeprefix('checkpoint_')).isdigit()
       ]
   return [child for _, child in sorted(found, reverse=True)]
-
-
-def resolve(path: str, name: str) -> str:
-  """The absolute path of the checkpoint that is read of a folder's."""
-  kind, directory = detect(path, name)
-  found = str(directory.parent if kind in ('orbax', 't5x_orbax') else directory)
-  return found if '://' in found else os.path.abspath(found)

@@ -1,11 +1,11 @@
-"""Checkpoints of a run, thin over Orbax, and parameters out of any of them.
+"""Saves and restores the checkpoints of a run with Orbax.
 
-  MODEL_DIR/config.gin        the bindings of the run, which it must keep
+  MODEL_DIR/config.gin        bindings of the run, which must not change
   MODEL_DIR/checkpoints/N     types.TrainState after N updates
-  MODEL_DIR/COMPLETED         the run reached TRAIN_STEPS
+  MODEL_DIR/COMPLETED         exists once the run has reached TRAIN_STEPS
 
-Saves are asynchronous and atomic: a folder N is there whole or not at all. What
-happens to it later, its checksums tell (`checksums`).
+Saves are asynchronous and atomic: a directory N exists whole or not at all.
+Its checksums reveal later damage (see `checksums`).
 """
 
 from collections.abc import Iterator
@@ -18,28 +18,31 @@ from typing import Any
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
-import seqio
 
 from ipo_md import models
 from ipo_md.checkpoints import checksums
 from ipo_md.checkpoints import load
 from ipo_md.checkpoints import locate
+from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import types
 
-# Under MODEL_DIR/checkpoints: what is deleted goes here first, in one step, so
-# that no checkpoint is ever half there. Buckets have no such step.
+# A checkpoint to delete is first renamed into this directory under
+# MODEL_DIR/checkpoints, so that none is ever half deleted. Cloud Storage has no
+# such atomic rename.
 _DELETED = 'deleted'
 
 
+@model_dir_lib.may_change('last', 'period', 'best')
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Keep:
-  """Which checkpoints stay: those that any of these names.
+  """Selects the checkpoints to keep: all that match any of these rules.
 
   Attributes:
-    last: KEEP_CHECKPOINTS, the latest ones; None: all. With fewer than 2 there
-      is none to go back to if the latest one is damaged.
-    period: KEEP_PERIOD, those of steps that it divides; 0: none.
-    best: KEEP_BEST, those of the highest measured win rates; 0: none.
+    last: Number of latest checkpoints (KEEP_CHECKPOINTS); None keeps all. With
+      fewer than 2, a run cannot continue if its latest checkpoint is damaged.
+    period: Interval in steps (KEEP_PERIOD), whose multiples are kept; 0 for
+      none.
+    best: Number of checkpoints with the highest measured win rates (KEEP_BEST).
   """
 
   last: int | None = 2
@@ -56,6 +59,7 @@ class Keep:
         raise ValueError(f'{name} is {value}, less than {least}.')
 
   def policy(self) -> ocp.checkpoint_managers.PreservationPolicy:
+    """Returns Orbax's form of these rules."""
     managers = ocp.checkpoint_managers
     policies = [managers.LatestN(self.last)]
     if self.period:
@@ -79,13 +83,21 @@ def _win_rate(metrics: Mapping[str, float]) -> float:
 def open_manager(
   model_dir: str, *, keep: Keep
 ) -> Iterator[ocp.CheckpointManager]:
-  """Orbax's manager of MODEL_DIR/checkpoints, of which the latest is whole.
+  """Opens Orbax's manager of MODEL_DIR/checkpoints.
 
-  Closed at the end, but not by one of several processes after an error: closing
-  waits for the others to save, and those wait for this one to go on.
+    with checkpoints.open_manager(model_dir, keep=checkpoints.Keep()) as saved:
+      checkpoints.save(saved, state, vocabulary)
+
+  Damaged checkpoints are moved away first, so that the latest one is whole. The
+  manager is closed at the end, except by one of several processes after an
+  error: closing waits for the others to save, and they wait for this one.
+
+  Args:
+    model_dir: MODEL_DIR of the run.
+    keep: Selection of the checkpoints to keep.
 
   Raises:
-    ValueError: there are checkpoints, but all are damaged.
+    ValueError: There are checkpoints, but all of them are damaged.
   """
   checksums.set_damaged_aside(model_dir)
   directory = epath.Path(model_dir) / 'checkpoints'
@@ -94,13 +106,13 @@ def open_manager(
     directory,
     options=ocp.CheckpointManagerOptions(
       preservation_policy=keep.policy(),
-      best_fn=_win_rate,  # else no metrics are saved
+      best_fn=_win_rate,  # without it, no metrics are saved
       cleanup_tmp_directories=True,
       todelete_subdir=_DELETED,
       create=True,
       save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
       async_options=ocp.AsyncOptions(
-        # Before the commit, in process 0 alone.
+        # Runs before the commit, in process 0 only.
         post_finalization_callback=functools.partial(checksums.seal, directory)
       ),
     ),
@@ -117,21 +129,21 @@ def open_manager(
 def save(
   checkpoints: ocp.CheckpointManager,
   state: types.TrainState,
-  vocabulary: seqio.Vocabulary,
+  vocabulary: types.Vocabulary,
   win_rate: float | None = None,
   adapts: Mapping[str, Any] | None = None,
 ) -> None:
-  """Starts to save a state, unless its step is saved already.
+  """Starts to save a state, unless its step has been saved already.
 
   Args:
-    checkpoints: of `manager`.
-    state: to be saved; may be donated afterwards.
-    vocabulary: of the run.
-    win_rate: of this state, if it was measured.
-    adapts: of `adapted`.
+    checkpoints: Manager, from `open_manager`.
+    state: State to save. It may be donated afterwards.
+    vocabulary: Vocabulary of the run.
+    win_rate: Win rate of this state, if it was measured.
+    adapts: Reference of the adapters, from `adapted`.
 
   Raises:
-    RuntimeError: this or an earlier save failed, as on a full disk.
+    RuntimeError: This or an earlier save failed, for instance on a full disk.
   """
   wait(checkpoints)
   step = int(state.step)
@@ -151,10 +163,18 @@ def save(
 def adapted(
   model: models.Model, reference_checkpoint_path: str | None
 ) -> dict[str, Any] | None:
-  """What makes a whole policy of adapters; None for a model without.
+  """Describes the reference that the adapters of a model belong to.
 
-  With it, every *_CHECKPOINT_PATH takes the MODEL_DIR of a run with LoRA, as
-  long as the reference stays where it is.
+  Saved with the adapters, it lets every *_CHECKPOINT_PATH accept the MODEL_DIR
+  of a run with LoRA as the whole policy, as long as the reference is not moved.
+
+  Args:
+    model: Model of the run.
+    reference_checkpoint_path: Path of the reference, if the run has one.
+
+  Returns:
+    'reference', its absolute path; 'rank' and 'scale' of the adapters. None for
+    a model without adapters.
   """
   if not isinstance(model, models.Lora) or reference_checkpoint_path is None:
     return None
@@ -164,7 +184,11 @@ def adapted(
 
 
 def wait(checkpoints: ocp.CheckpointManager) -> None:
-  """Waits until what was saved is on disk. Raises RuntimeError if it is not."""
+  """Waits until all saves are on disk.
+
+  Raises:
+    RuntimeError: A save failed.
+  """
   try:
     checkpoints.wait_until_finished()
   except (OSError, ValueError, RuntimeError) as error:
@@ -182,9 +206,7 @@ def _cannot_save(
 ) -> RuntimeError:
   steps = checksums.numbered(checkpoints.directory)
   last = (
-    f'the last one there is of step {steps[-1]:,}'
-    if steps
-    else 'there is none yet'
+    f'the last one is of step {steps[-1]:,}' if steps else 'there is none yet'
   )
   return RuntimeError(
     f'A checkpoint could not be saved under {checkpoints.directory} '
@@ -195,7 +217,12 @@ def _cannot_save(
 def restore(
   checkpoints: ocp.CheckpointManager, abstract: types.TrainState
 ) -> types.TrainState:
-  """The latest state. abstract: ShapeDtypeStructs with shardings."""
+  """Restores the latest state of a run.
+
+  Args:
+    checkpoints: Manager, from `open_manager`.
+    abstract: State of `jax.ShapeDtypeStruct`, with shardings.
+  """
   return checkpoints.restore(
     checkpoints.latest_step(), args=ocp.args.StandardRestore(abstract)
   )

@@ -1,4 +1,4 @@
-"""Orbax checkpoints, written with few arrays in memory at a time."""
+"""Writes Orbax checkpoints with few arrays in memory at a time."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from etils import epath
+from flax import traverse_util
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -15,13 +16,14 @@ from ipo_md.checkpoints import arrays
 from ipo_md.checkpoints import t5x
 from ipo_md.core import progress
 
-# Orbax holds a file in memory until it is this long, and so do we its arrays.
+# Orbax holds a file in memory until it has this size. As many arrays are made
+# at a time.
 _FILE_BYTES = 10**8
 
 
 @dataclasses.dataclass(frozen=True)
 class _Later:
-  """A leaf of a tree to save: an array that is made when its turn comes."""
+  """A leaf of a tree to save: an array that is made when it is written."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -37,7 +39,7 @@ class _Later:
 
 
 class _LaterHandler(ocp.type_handlers.NumpyHandler):
-  """Saves as `NumpyHandler` does, but a file's worth of arrays at a time."""
+  """Saves like `NumpyHandler`, but makes the arrays of one file at a time."""
 
   async def serialize(
     self,
@@ -56,7 +58,7 @@ class _LaterHandler(ocp.type_handlers.NumpyHandler):
         for saved in await super().serialize(made, infos[part], args[part]):
           try:
             saved.result()
-          except BaseException:  # SIGTERM: its thread would write on
+          except BaseException:  # on SIGTERM, its thread would go on writing
             saved.result()
             raise
         first, size = i, 0
@@ -79,7 +81,14 @@ def write(
   *,
   step: int,
 ) -> None:
-  """Writes checkpoints/`step` of ours into a directory."""
+  """Writes checkpoints/`step` into a directory, which becomes a MODEL_DIR.
+
+  Args:
+    directory: Directory that exists.
+    checkpoint: Parameters to write.
+    abstract: Shape and dtype of every parameter, by path.
+    step: Number of the checkpoint.
+  """
 
   def later(path, leaf):
     make = lambda: np.asarray(checkpoint.load({path: leaf})[path])
@@ -94,7 +103,7 @@ def write(
     manager.save(
       step,
       args=ocp.args.PyTreeSave(
-        {'params': arrays.unflatten(params)},
+        {'params': traverse_util.unflatten_dict(params, sep='/')},
         ocdbt_target_data_file_size=_FILE_BYTES,
       ),
       custom_metadata={},
@@ -108,13 +117,20 @@ def write_t5x(
   *,
   step: int,
 ) -> None:
-  """Writes T5X's checkpoint_`step` into a directory."""
+  """Writes checkpoint_`step` of T5X, in its Orbax format, into a directory.
+
+  Args:
+    directory: Directory that exists.
+    checkpoint: Parameters to write.
+    abstract: Shape and dtype of every parameter, by path.
+    step: Number of the checkpoint.
+  """
   directory = directory / f'checkpoint_{step}'
 
   def later(path, piece):
     stored = abstract[path]
     make = lambda: checkpoint.read(path, piece.index).astype(stored.dtype)
-    shape = tuple(stored.shape[len(piece.index) :])
+    shape = piece.stored_shape(stored.shape)
     return _Later(shape, np.dtype(stored.dtype), make)
 
   target = {
@@ -124,7 +140,7 @@ def write_t5x(
   }
   number = _Later((), np.dtype(np.int32), lambda: np.array(step, np.int32))
   tree = {
-    'target': arrays.unflatten(target),
+    'target': traverse_util.unflatten_dict(target, sep='/'),
     'state': {'step': number, 'param_states': {}},
   }
   with ocp.Checkpointer(_handler(use_zarr3=False)) as checkpointer:

@@ -1,18 +1,21 @@
-"""Reading and writing of safetensors, one array in memory at a time.
+"""Safetensors files, read and written with one array in memory at a time.
 
-https://huggingface.co/docs/safetensors: eight bytes with the length of the
-header, a JSON header of name -> dtype, shape and offsets, then the arrays.
-Files are read by seeking, not mapped, on any path that etils opens.
+The safetensors library reads them. It can write only arrays that are in memory
+together, a whole shard of 5 GB, so that the header is written here
+(https://huggingface.co/docs/safetensors): eight bytes with its length, then a
+JSON object of name -> dtype, shape and offsets. The arrays follow it.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
 import json
 import math
+import tempfile
 
 from etils import epath
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from ipo_md.checkpoints import arrays
 from ipo_md.core import progress
@@ -30,11 +33,14 @@ _INDEX = 'model.safetensors.index.json'
 
 
 def read(directory: epath.Path) -> dict[str, arrays.Stored]:
-  """The arrays of model.safetensors, or of the files that its index names.
+  """Opens the arrays of model.safetensors, or of the shards in its index.
+
+  A file in a bucket is first copied to the directory for temporary files
+  (TMPDIR), since the library reads local files alone.
 
   Raises:
-    ValueError: neither is there, a file is truncated, or the files hold other
-      arrays than the index says.
+    ValueError: There is no such file, a file is damaged, or the shards hold
+      other arrays than the index says.
   """
   index = directory / _INDEX
   if not index.exists():
@@ -51,7 +57,7 @@ def read(directory: epath.Path) -> dict[str, arrays.Stored]:
   stored: dict[str, arrays.Stored] = {}
   for file in sorted(set(weight_map.values())):
     if not (directory / file).exists():
-      raise ValueError(f'{directory / file} is not there; {index} names it.')
+      raise ValueError(f'{index} names {directory / file}, which is missing.')
     stored |= _read_file(directory / file)
   if stored.keys() != weight_map.keys():
     differing = sorted(stored.keys() ^ weight_map.keys())
@@ -60,55 +66,55 @@ def read(directory: epath.Path) -> dict[str, arrays.Stored]:
 
 
 def about_pickles(path: epath.Path) -> str:
-  """Why the pickle that a path is or holds, by its name, is not read."""
+  """Says why a pickle at a path is not read; '' if there is none.
+
+  Args:
+    path: Path of a file or of a directory of files. Pickles are recognised by
+      the suffixes of their names.
+  """
   files = path.iterdir() if path.is_dir() else [path]
   pickles = sorted(p.name for p in files if p.suffix in _PICKLES)
   if not pickles:
     return ''
   return (
-    f' {pickles[0]}: pickles can run code and are not read. Save the model as '
-    'safetensors.'
+    f' {pickles[0]}: pickles are not read, because they can run code. Save the '
+    'model as safetensors.'
   )
 
 
 def _read_file(path: epath.Path) -> dict[str, arrays.Stored]:
-  size = path.stat().length
-  with path.open('rb') as file:
-    length = int.from_bytes(file.read(8), 'little')
-    if size < 8 or 8 + length > size:
-      raise ValueError(f'{path} is truncated: {size} bytes.')
-    header = file.read(length)
   try:
-    entries = {
-      name: (entry['dtype'], tuple(entry['shape']), *entry['data_offsets'])
-      for name, entry in json.loads(header).items()
-      if name != '__metadata__'
-    }
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f'{path} has no header in JSON: {error!r}.') from error
-  return {
-    name: _stored(path, name, *entry, 8 + length, size)
-    for name, entry in entries.items()
-  }
-
-
-def _stored(path, name, code, shape, first, last, data, size) -> arrays.Stored:
-  if code not in _DTYPES:
-    raise ValueError(f'{path}: {name} has dtype {code}, which is not read.')
-  dtype = _DTYPES[code]
-  if data + last > size:
+    file = _open(path)
+  except safetensors.SafetensorError as error:
     raise ValueError(
-      f'{path} is truncated: {name} ends at byte {data + last} of {size}.'
+      f'{path} is truncated or not a safetensors file: {error}.'
+    ) from error
+  return {name: _stored(path, file, name) for name in file.offset_keys()}
+
+
+def _open(path: epath.Path) -> safetensors.safe_open:
+  # With `pread`, memory holds the array that is read. A mapping of the file
+  # would add up to all of it to the size of the process.
+  if '://' not in str(path):
+    return safetensors.safe_open(path, 'numpy', backend='pread')
+  # The file has no name any more once it is open, so that nothing is left
+  # behind, even if the process is killed.
+  with tempfile.NamedTemporaryFile() as local:
+    path.copy(local.name, overwrite=True)
+    return safetensors.safe_open(local.name, 'numpy', backend='pread')
+
+
+def _stored(path, file, name) -> arrays.Stored:
+  header = file.get_slice(name)
+  if header.get_dtype() not in _DTYPES:
+    raise ValueError(
+      f'{path}: {name} has dtype {header.get_dtype()}, which is not read.'
     )
-  if last - first != math.prod(shape) * dtype.itemsize:
-    raise ValueError(f'{path}: {name} {shape} has {last - first} bytes.')
-
-  def read_array() -> np.ndarray:
-    with path.open('rb') as file:
-      file.seek(data + first)
-      return np.frombuffer(file.read(last - first), dtype).reshape(shape)
-
-  return arrays.Stored(shape, dtype, read_array)
+  return arrays.Stored(
+    tuple(header.get_shape()),
+    _DTYPES[header.get_dtype()],
+    lambda: file.get_tensor(name),
+  )
 
 
 def write(
@@ -122,11 +128,12 @@ def write(
   """Writes model.safetensors, or shards of it with an index.
 
   Args:
-    directory: exists.
-    shapes: name -> shape and dtype.
-    array: name -> the array, called once each.
-    file_name: of a file that holds them all.
-    shard_bytes: at most this much in a file.
+    directory: Directory that exists.
+    shapes: Shape and dtype of every array, by name.
+    array: Function from a name to its array, called once for each.
+    file_name: Name of the file if it holds all arrays.
+    shard_bytes: Largest size of the arrays of a file, unless one array is
+      larger.
   """
   files, sizes = [[]], [0]
   for name, (shape, dtype) in shapes.items():

@@ -1,29 +1,34 @@
 """T5X's checkpoints: native (version 3: msgpack and zarr) and Orbax (OCDBT).
 
-  checkpoint_N/checkpoint                              msgpack index
-  checkpoint_N/target.encoder.layers_0.mlp.wo.kernel/  zarr, one a parameter
+  checkpoint_N/checkpoint                              index, in msgpack
+  checkpoint_N/target.encoder.layers_0.mlp.wo.kernel/  zarr array of a parameter
 
-Ours and T5X's parameters have the same names, but T5X has an array for each
-layer. Optimizer states are not converted.
+T5X's parameters have the same names as here, but every layer is an array of its
+own. Optimizer states are not converted.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-import ml_dtypes
-import msgpack
+from flax import serialization
+from flax import traverse_util
 import numpy as np
 import tensorstore as ts
 
 from ipo_md.checkpoints import arrays
 from ipo_md.core import progress
 
-_NDARRAY, _SCALAR = 1, 3  # msgpack extension types of flax
-
 
 def layout(abstract: Mapping[str, Any]) -> arrays.Layout:
-  """.../layers/... of shape [L, ...] is .../layers_0/... and so on."""
+  """Returns T5X's layout of parameters.
+
+  A parameter x/layers/y of shape [L, ...] is stored as x/layers_0/y to
+  x/layers_{L-1}/y of shape [...].
+
+  Args:
+    abstract: Shape of every parameter, by path.
+  """
   pieces = {}
   for path, leaf in abstract.items():
     if '/layers/' not in path:
@@ -37,58 +42,57 @@ def layout(abstract: Mapping[str, Any]) -> arrays.Layout:
 
 
 def is_native(directory: epath.Path) -> bool:
+  """Says whether a directory is a native checkpoint."""
   return (directory / 'checkpoint').exists()
 
 
 def is_orbax(directory: epath.Path) -> bool:
+  """Says whether a directory is an Orbax checkpoint of T5X."""
   return (directory / 'state' / 'manifest.ocdbt').exists()
 
 
 def read_native(directory: epath.Path) -> dict[str, arrays.Stored]:
-  """The arrays of `target`."""
+  """Opens the parameters of a native checkpoint.
+
+  Raises:
+    ValueError: The index or an array that it names is damaged.
+  """
   path = directory / 'checkpoint'
   try:
-    tree = msgpack.unpackb(
-      path.read_bytes(), ext_hook=_decode, strict_map_key=False
-    )
-  except (ValueError, msgpack.UnpackException) as error:
+    tree = serialization.msgpack_restore(path.read_bytes())
+  except (ValueError, TypeError) as error:
     raise ValueError(f'{path} is truncated or not msgpack: {error}.') from error
-  stored: dict[str, arrays.Stored] = {}
   try:
-    _collect(tree['optimizer']['target'], '', directory, stored)
+    target = traverse_util.flatten_dict(
+      dict(tree['optimizer']['target']),
+      is_leaf=lambda path, node: 'driver' in node,
+      sep='/',
+    )
+    return {name: _stored(directory, leaf) for name, leaf in target.items()}
   except (KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'{path} has no optimizer/target: {error!r}.') from error
-  return stored
 
 
-def _collect(node, path, directory, stored) -> None:
-  if isinstance(node, np.ndarray):
-    stored[path] = arrays.Stored(node.shape, node.dtype, lambda: node)
-  elif '__msgpack_chunked_array__' in node:
-    parts = [node['chunks'][str(i)] for i in range(len(node['chunks']))]
-    shape = tuple(node['shape'][str(i)] for i in range(len(node['shape'])))
-    _collect(np.concatenate(parts).reshape(shape), path, directory, stored)
-  elif 'driver' in node:
-    # The bucket of the spec may be a placeholder: the name alone counts.
-    place = node['kvstore'].get('path') or node.get('path', '')
-    folder = place.rstrip('/').split('/')[-1]
-    stored[path] = open_zarr({'path': f'{directory / folder}/'})
-  else:
-    for name, child in node.items():
-      _collect(child, f'{path}/{name}' if path else name, directory, stored)
-
-
-def _decode(code: int, data: bytes) -> Any:
-  if code not in (_NDARRAY, _SCALAR):
-    raise ValueError(f'extension type {code} of msgpack is not of flax')
-  shape, dtype, content = msgpack.unpackb(data, raw=True)
-  dtype = dtype.decode()
-  dtype = np.dtype(ml_dtypes.bfloat16 if dtype == 'bfloat16' else dtype)
-  return np.frombuffer(content, dtype).reshape(shape)
+def _stored(directory: epath.Path, leaf: Any) -> arrays.Stored:
+  """Opens a leaf of the index: an array, or the TensorStore spec of one."""
+  if isinstance(leaf, np.ndarray | np.generic):
+    return arrays.Stored(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
+  # The bucket in the spec may be a placeholder, so only the name is used.
+  place = leaf['kvstore'].get('path') or leaf.get('path', '')
+  return open_zarr({'path': f'{directory / place.rstrip("/").split("/")[-1]}/'})
 
 
 def read_ocdbt(directory: epath.Path, prefix: str) -> dict[str, arrays.Stored]:
-  """The arrays prefix.* of an Orbax checkpoint's folder."""
+  """Opens the arrays of an Orbax checkpoint whose names start with `prefix.`.
+
+  Args:
+    directory: Directory with manifest.ocdbt.
+    prefix: Top level of the saved tree, such as 'params'. It is left out of the
+      names that are returned.
+
+  Raises:
+    ValueError: The checkpoint is damaged.
+  """
   base = {'driver': 'ocdbt', 'base': _kvstore(f'{directory}/')}
   try:
     names = ts.KvStore.open(base).result().list().result()
@@ -107,7 +111,16 @@ def read_ocdbt(directory: epath.Path, prefix: str) -> dict[str, arrays.Stored]:
 def open_zarr(
   kvstore: Mapping[str, Any], driver: str = 'zarr'
 ) -> arrays.Stored:
-  """kvstore: tensorstore's, or {'path': a path}."""
+  """Opens a zarr array.
+
+  Args:
+    kvstore: Key-value store of TensorStore, or {'path': path} with the path of
+      a local directory or of one in Cloud Storage.
+    driver: 'zarr' or 'zarr3', TensorStore's driver.
+
+  Raises:
+    ValueError: There is no such array; or, when it is read, a chunk is missing.
+  """
   if 'driver' not in kvstore:
     kvstore = _kvstore(kvstore['path'])
   spec = {
@@ -143,42 +156,50 @@ def write_native(
   *,
   step: int,
 ) -> None:
-  """Writes checkpoint_`step` into a directory, one array at a time."""
+  """Writes checkpoint_`step` into a directory, one array at a time.
+
+  Args:
+    directory: Directory that exists.
+    checkpoint: Parameters to write.
+    abstract: Shape of every parameter, by path.
+    step: Number of the checkpoint.
+  """
   directory = directory / f'checkpoint_{step}'
   target = {}
   every = layout(abstract)
   rows = progress.progress(every.items(), len(every), 'converting')
   for path, pieces in rows:
     for piece in pieces:
-      folder = 'target.' + piece.name.replace('/', '.')
       array = checkpoint.read(path, piece.index)
-      metadata = {
-        'shape': list(array.shape),
-        'chunks': list(array.shape),
-        'compressor': {'id': 'zstd', 'level': 1},
-      }
-      spec = {
-        'driver': 'zarr',
-        'kvstore': _kvstore(f'{directory / folder}/'),
-        'metadata': metadata,
-        'dtype': array.dtype.name,
-      }
-      store = ts.open(spec, create=True, open=True).result()
-      store.write(array).result()
-      target[piece.name] = {
-        'driver': 'zarr',
-        'dtype': array.dtype.name,
-        'kvstore': {'driver': 'file', 'path': f'{folder}/'},
-        'metadata': metadata,
-      }
-  state = {'step': _encode(np.int32(step)), 'param_states': {}}
+      target[piece.name] = _write_zarr(directory, piece.name, array)
   index = {
     'version': 3,
-    'optimizer': {'target': arrays.unflatten(target), 'state': state},
+    'optimizer': {
+      'target': traverse_util.unflatten_dict(target, sep='/'),
+      'state': {'step': np.array(step, np.int32), 'param_states': {}},
+    },
   }
-  (directory / 'checkpoint').write_bytes(msgpack.packb(index))
+  (directory / 'checkpoint').write_bytes(
+    serialization.msgpack_serialize(index, in_place=True)
+  )
 
 
-def _encode(array: np.ndarray) -> msgpack.ExtType:
-  content = (array.shape, array.dtype.name, array.tobytes())
-  return msgpack.ExtType(_NDARRAY, msgpack.packb(content))
+def _write_zarr(
+  directory: epath.Path, name: str, array: np.ndarray
+) -> dict[str, Any]:
+  """Writes an array and returns its TensorStore spec for the index."""
+  folder = 'target.' + name.replace('/', '.')
+  spec = {
+    'driver': 'zarr',
+    'dtype': array.dtype.name,
+    'kvstore': {'driver': 'file', 'path': f'{folder}/'},
+    'metadata': {
+      'shape': list(array.shape),
+      'chunks': list(array.shape),
+      'compressor': {'id': 'zstd', 'level': 1},
+    },
+  }
+  place = {'kvstore': _kvstore(f'{directory / folder}/')}
+  store = ts.open(spec | place, create=True, open=True).result()
+  store.write(array).result()
+  return spec

@@ -2,28 +2,50 @@
 
 from collections.abc import Sequence
 import difflib
-import io
+import functools
 import pathlib
 import re
-import tokenize
 
 import gin
 
-# Of the checkout: 'gin/runs/online.gin' is found from any folder.
-ROOT = str(pathlib.Path(__file__).resolve().parents[2])
+from ipo_md.core import private_apis
 
 # Folders whose files set what run files leave open.
 _AXES = ('models', 'tasks', 'judges', 'algorithms')
 
+# A path: /a, ./a, ../a, ~/a, a/b or scheme://a, perhaps with :best behind it.
+_PATH = re.compile(
+  r'(?:~|/|\.{1,2}/|[A-Za-z_][\w.+-]*/|[a-z][a-z0-9]*://)[\w./+:=,~-]*'
+)
+_WORD = re.compile(r'[A-Za-z_][\w.+-]*')
 
-def rewrite_gin_args(args: list[str]) -> list[str]:
-  """--gin.NAME=VALUE -> --gin_bindings=NAME = VALUE, as in T5X.
+
+def root() -> pathlib.Path:
+  """Returns the folder that holds `gin` and `tasks`.
+
+  In a checkout it is the checkout itself, in an installed wheel a folder of the
+  package.
+  """
+  package = pathlib.Path(__file__).resolve().parents[1]
+  bundled = package / 'bundled'
+  return bundled if (bundled / 'gin').is_dir() else package.parent
+
+
+def rewrite_gin_args(args: Sequence[str]) -> list[str]:
+  """Turns --gin.NAME=VALUE into --gin_bindings=NAME = VALUE, as T5X does.
+
+  A path needs no quotes: VALUE is read as a text if it looks like a path (/a,
+  ./a, ~/a, a/b, gs://a). A single word is read as a text if the gin files set
+  NAME to a text, so a misspelt number stays an error.
+
+    rewrite_gin_args(['--gin.MODEL_DIR=/tmp/x'])
+    == ['--gin_bindings=MODEL_DIR = "/tmp/x"']
 
   Args:
-    args: of the command line.
+    args: Arguments of the command line.
 
   Raises:
-    SystemExit: there is no value; before absl could raise anything clearer.
+    SystemExit: A value is missing. absl would not say what to write instead.
   """
   out = []
   for arg in args:
@@ -32,23 +54,74 @@ def rewrite_gin_args(args: list[str]) -> list[str]:
         name, equals, value = arg[len(prefix) :].partition('=')
         if not equals:
           raise SystemExit(f'ipo_md: {arg}: write --gin.{name}=VALUE.')
+        if _PATH.fullmatch(value) or (
+          _WORD.fullmatch(value)
+          and value not in ('None', 'True', 'False')
+          and name in _texts()
+        ):
+          value = repr(value)
         arg = f'--gin_bindings={name} = {value}'
         break
     out.append(arg)
   return out
 
 
+@functools.cache
+def _texts() -> frozenset[str]:
+  """Returns the macros that a gin file sets to a text."""
+  return frozenset(
+    name
+    for path in (root() / 'gin').rglob('*.gin')
+    for name in re.findall(
+      r"""^([A-Z_0-9]+) = ['"]""", path.read_text(), re.MULTILINE
+    )
+  )
+
+
+def find(path: str) -> str:
+  """Returns a gin file's path; 'runs/x.gin' is looked for in `gin` as well."""
+  if not pathlib.Path(path).exists() and (root() / 'gin' / path).is_file():
+    return str(root() / 'gin' / path)
+  return path
+
+
+def run_files() -> list[str]:
+  """Returns the names of the run files that a user may give."""
+  texts = {
+    p: p.read_text() for p in sorted((root() / 'gin/runs').glob('*.gin'))
+  }
+  included = {
+    name
+    for text in texts.values()
+    for name in re.findall(r"^include 'gin/runs/(\w+)", text, re.MULTILINE)
+  }
+  return [
+    path.stem
+    for path, text in texts.items()
+    if path.stem not in included or re.search(r'^RUN = ', text, re.MULTILINE)
+  ]
+
+
 def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
-  """gin files, then bindings. A ValueError says what cannot be read."""
-  for binding in bindings:
-    check_keys(binding)
+  """Parses gin files, then bindings.
+
+  Args:
+    files: Paths of gin files; later ones override earlier ones.
+    bindings: Bindings of the command line, such as 'TAU = 0.1'.
+
+  Raises:
+    ValueError: Something cannot be read, is set and unused, or is not set.
+  """
   try:
-    gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
+    gin.parse_config_files_and_bindings(
+      [find(file) for file in files], list(bindings), finalize_config=False
+    )
   except SyntaxError as error:
     place = f'{error.filename or "bindings"}, line {error.lineno}'
     raise ValueError(
-      f'{place}: {error.msg} {(error.text or "").strip()}\n(A text needs '
-      'quotes: --gin.MODEL_DIR="\'/tmp/x\'".)'
+      f'{place}: {error.msg} {(error.text or "").strip()}\n(A value is a '
+      'Python literal, @reference or %MACRO, not an expression; a text needs '
+      'quotes unless it is a path: --gin.MODEL_DIR=/tmp/x.)'
     ) from error
   except (AttributeError, ImportError, NameError) as error:
     raise ValueError(str(error)) from error
@@ -56,54 +129,35 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
   gin.finalize()
 
 
-def check_keys(binding: str) -> None:
-  """Refuses a key that a dictionary has twice, of which gin drops the first.
-
-  Args:
-    binding: such as "POLICIES = {'ipo': 'a', 'ipo': 'b'}".
-  """
-  open_ = []  # the keys so far of each bracket that is open
-  last = ''
-  try:
-    for token in tokenize.generate_tokens(io.StringIO(binding).readline):
-      if token.string in ('{', '[', '('):
-        open_.append(set())
-      elif token.string in ('}', ']', ')') and open_:
-        open_.pop()
-      elif token.string == ':' and open_:
-        if last in open_[-1]:
-          raise ValueError(f'{binding}: the name {last} is there twice.')
-        open_[-1].add(last)
-      last = token.string
-  except (tokenize.TokenError, SyntaxError):
-    pass  # gin says what is wrong with it
-
-
 def check_macros(bindings: Sequence[str]) -> None:
-  """Refuses a macro that nothing refers to: most likely it is misspelt.
+  """Refuses a macro that nothing refers to, and a reference to an unset one.
 
-  gin accepts it in silence, and a sweep over it is N identical runs. A macro of
-  a gin file may be there for other runs, so any run file may refer to it. Then
-  refuses a reference to a macro that nothing sets.
+  gin accepts a misspelt macro in silence, and a sweep over it is N identical
+  runs. A macro of a gin file may be there for other runs, so any gin file may
+  refer to it.
 
   Args:
-    bindings: of the command line; what they set, this run must use.
+    bindings: Bindings of the command line. This run must use what they set.
+
+  Raises:
+    ValueError: Names the macro, and those with a similar name.
   """
-  config = gin.config._CONFIG  # pylint: disable=protected-access
-  bound = {scope for scope, selector in config if selector == 'gin.macro'}
+  bound = private_apis.bound_macros()
   given = {b.partition('=')[0].strip() for b in bindings}
-  macro = gin.get_configurable('gin.macro')
-  references = gin.config.iterate_references(config, to=macro)
-  used = {'/'.join(r.scopes) for r in references} | {'RUN'}
+  used = {'RUN'} | {
+    '/'.join(reference.scopes)
+    for reference in private_apis.references()
+    if reference.selector == 'gin.macro'
+  }
   known, setters = set(used), {}
-  for path in sorted(pathlib.Path(ROOT, 'gin').rglob('*.gin')):
+  for path in sorted((root() / 'gin').rglob('*.gin')):
     known |= set(re.findall(r'%(\w+)', path.read_text()))
     for name in re.findall(r'^([A-Z_]+) =', path.read_text(), re.MULTILINE):
       if path.parent.name in _AXES or name == 'RUN':
         setters[name] = f' (by a file of gin/{path.parent.name})'
   for name in sorted(bound - used):
     if name in given or name not in known:
-      near = difflib.get_close_matches(name, sorted(used), n=3)
+      near = difflib.get_close_matches(name.upper(), sorted(used), n=3)
       raise ValueError(
         f'{name} is set, but nothing in this run refers to it.'
         + (f' Did you mean {" or ".join(near)}?' if near else '')

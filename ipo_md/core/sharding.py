@@ -1,11 +1,12 @@
-"""The mesh, and where each axis of each array lives on it.
+"""The mesh, and how arrays are spread over it.
 
-Mesh axes: `data` (replicas of the model), `fsdp` (parameters and optimizer
-state split, gathered where they are used), `tensor` (heads, feed-forward and
-vocabulary split), `expert` (experts split).
+Mesh axes:
+  data    holds replicas of the model.
+  fsdp    splits parameters and optimizer state, which are gathered for use.
+  tensor  splits heads, feed-forward layers and the vocabulary.
+  expert  splits the experts of a mixture.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import math
@@ -22,7 +23,8 @@ from ipo_md.core import types
 MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
 BATCH_AXES = ('data', 'fsdp')
 
-# T5X's logical axis names -> mesh axis. An axis not named here is not split.
+# T5X's logical axis names and the mesh axes that split them. Other logical
+# axes are not split.
 RULES = {
   'embed': 'fsdp',
   'joined_kv': 'tensor',
@@ -36,41 +38,26 @@ RULES = {
 def make_mesh(
   mesh_shape: Sequence[int], devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-  """A mesh of all devices.
+  """Makes a mesh of all devices.
 
-  Between the slices of a multi-slice job, which the data centre's network
-  joins, lies the outer part of `data` alone.
+  The slices of a multi-slice job are joined by the data centre's network.
+  Only the outer part of the `data` axis crosses it.
 
   Args:
-    mesh_shape: MESH_SHAPE, sizes of (data, fsdp, tensor) or (data, fsdp,
-      tensor, expert); one of them may be -1, what remains.
-    devices: to make it of; None: those there are.
+    mesh_shape: MESH_SHAPE, the sizes of (data, fsdp, tensor) or (data, fsdp,
+      tensor, expert). One size may be -1 and takes the remaining devices.
+    devices: Devices of the mesh. None means all devices of the process.
+
+  Returns:
+    The mesh, with all four axes.
 
   Raises:
-    ValueError: these are no sizes, they do not multiply to the number of
-      devices, or the slices do not divide `data`.
+    ValueError: If the sizes are not valid or do not multiply to the number of
+      devices, or if the number of slices does not divide `data`.
   """
-  if not isinstance(mesh_shape, Sequence) or not all(
-    isinstance(size, int) and (size > 0 or size == -1) for size in mesh_shape
-  ):
-    raise ValueError(
-      f'MESH_SHAPE = {mesh_shape}: sizes of {MESH_AXES[:3]} are needed, one of '
-      'them may be -1.'
-    )
   devices = jax.devices() if devices is None else devices
-  shape = tuple(mesh_shape) + (1,) * (len(MESH_AXES) - len(mesh_shape))
-  if len(shape) == len(MESH_AXES) and shape.count(-1) == 1:
-    rest = math.prod(size for size in shape if size != -1)
-    if rest > 0 and len(devices) % rest == 0:
-      shape = tuple(len(devices) // rest if s == -1 else s for s in shape)
-  if len(shape) != len(MESH_AXES) or math.prod(shape) != len(devices):
-    known = math.prod(size for size in mesh_shape if size != -1)
-    raise ValueError(
-      f'MESH_SHAPE = {tuple(mesh_shape)}, sizes of {MESH_AXES[:3]} and '
-      f'perhaps {MESH_AXES[3]}, multiplies to {known} and does not make the '
-      f'{len(devices)} devices there are.'
-    )
-  # Devices of one slice, and those without slices, have no slice_index.
+  shape = _mesh_sizes(mesh_shape, len(devices))
+  # Devices of a single slice, and devices without slices, have no slice_index.
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if shape[0] % slices:
     raise ValueError(
@@ -92,12 +79,36 @@ def make_mesh(
   )
 
 
+def _mesh_sizes(mesh_shape: Sequence[int], devices: int) -> tuple[int, ...]:
+  """The sizes of the four axes for a number of devices."""
+  if not isinstance(mesh_shape, Sequence) or not all(
+    isinstance(size, int) and (size > 0 or size == -1) for size in mesh_shape
+  ):
+    raise ValueError(
+      f'MESH_SHAPE = {mesh_shape}: sizes of {MESH_AXES[:3]} are needed, one of '
+      'them may be -1.'
+    )
+  shape = tuple(mesh_shape) + (1,) * (len(MESH_AXES) - len(mesh_shape))
+  known = math.prod(size for size in shape if size != -1)
+  free = len(shape) == len(MESH_AXES) and shape.count(-1) == 1
+  if free and devices % known == 0:
+    shape = tuple(devices // known if s == -1 else s for s in shape)
+  if len(shape) != len(MESH_AXES) or math.prod(shape) != devices:
+    raise ValueError(
+      f'MESH_SHAPE = {tuple(mesh_shape)}, the sizes of {MESH_AXES[:3]} and '
+      f'optionally {MESH_AXES[3]}, multiplies to {known} and does not match '
+      f'the {devices} devices there are.'
+    )
+  return shape
+
+
 def batch(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """The sharding of axis 0 of a batch."""
+  """The sharding of a batch along axis 0."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """The sharding of an array that every device holds in full."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -107,28 +118,28 @@ def params(
   logical_axes: Any,
   rules: Mapping[str, str] = RULES,
 ) -> Any:
-  """The sharding of each parameter.
+  """Returns the sharding of each parameter.
 
   Args:
-    mesh: of all devices.
-    abstract: parameters or their `jax.ShapeDtypeStruct`s.
-    logical_axes: `Model.logical_axes`: for each parameter its axes' names.
-    rules: logical axis name -> mesh axis.
+    mesh: Mesh of all devices.
+    abstract: Parameters or their `jax.ShapeDtypeStruct`s.
+    logical_axes: Axis names of each parameter, from `Model.logical_axes`.
+    rules: Mesh axis of each logical axis that is split.
 
   Returns:
-    A tree like `abstract` of NamedSharding.
+    A tree of NamedShardings with the structure of `abstract`.
 
   Raises:
-    ValueError: a mesh axis does not divide a dimension that it splits, or
-      a rule is of no axis.
+    ValueError: If a mesh axis does not divide a dimension that it splits, or
+      if a rule names an unknown axis.
   """
   named = jax.tree.leaves(logical_axes)
   for name, axis in rules.items():
     if axis not in MESH_AXES or name not in {*RULES, *named}:
       raise ValueError(
-        f'Sharding rule {name!r}: {axis!r} (REFERENCE_SHARDING, '
-        f'JUDGE_SHARDING): parameters have axes {sorted({*named})}, the mesh '
-        f'{MESH_AXES}.'
+        f'The sharding rule {name!r}: {axis!r} (REFERENCE_SHARDING, '
+        f'JUDGE_SHARDING) is not valid: parameters have axes '
+        f'{sorted({*named})}, the mesh {MESH_AXES}.'
       )
 
   def one(path, leaf, axes):
@@ -150,7 +161,7 @@ def _spec(
   axes: Sequence[str],
   rules: Mapping[str, str],
 ) -> PartitionSpec:
-  """Each logical axis on its mesh axis, which splits the first one alone."""
+  """Maps logical axes to mesh axes; a mesh axis splits only its first match."""
   spec = []
   for name in axes:
     axis = rules.get(name)
@@ -159,113 +170,26 @@ def _spec(
   return PartitionSpec(*spec)
 
 
-def on_tpu() -> bool:
-  """Whether what is traced is for TPUs, as the mesh that is set says."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device is not None and device.platform == 'tpu'
-
-
-def on_one_cpu() -> bool:
-  """Whether what is traced is for a CPU, and the mesh, if any, is of one."""
-  mesh = jax.sharding.get_abstract_mesh()
-  device = mesh.abstract_device
-  platform = device.platform if device else jax.default_backend()
-  return platform == 'cpu' and (mesh.empty or mesh.size == 1)
-
-
-def _batch_parts() -> int:
-  """Into how many parts the mesh that is set splits a batch."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else math.prod(mesh.shape[a] for a in BATCH_AXES)
-
-
-def activation_parts() -> int:
-  """Among how many devices activations are split: all but for experts."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else mesh.size // mesh.shape.get('expert', 1)
-
-
-def split_batch(tree: Any) -> Any:
-  """Constrains axis 0 of activations to the batch axes of the mesh.
-
-  Left alone, the partitioner may split them as the weights are, and then sends
-  activations from chip to chip where it should gather weights. Arrays of
-  another size (a batch that the mesh does not divide) are left as they are.
-  """
-  parts = _batch_parts()
-
-  def one(x):
-    if x.ndim < 2 or parts == 1 or x.shape[0] % parts:
-      return x
-    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
-
-  return jax.tree.map(one, tree)
-
-
-def map_batch(
-  f: Callable[..., jax.Array], params: Any, arrays: Sequence[jax.Array]
-) -> jax.Array:
-  """f(params, *arrays), for each device's part of the batch apart.
-
-  For what the partitioner cannot know to be one example's business, such as
-  sorting rows. Arrays of another size (a batch that the mesh does not divide)
-  are taken whole.
-
-  Args:
-    f: (params, *arrays) -> array whose axis 0 is that of the arrays.
-    params: gathered off the batch axes; other axes stay as they are.
-    arrays: [B, ...] each.
-  """
-  parts = _batch_parts()
-  if parts == 1 or arrays[0].shape[0] % parts:
-    return f(params, *arrays)
-  split = PartitionSpec(BATCH_AXES)
-  mapped = jax.shard_map(
-    f,
-    axis_names=set(BATCH_AXES),
-    in_specs=(PartitionSpec(), *(split for _ in arrays)),
-    out_specs=split,
-    check_vma=False,
-  )
-  return mapped(params, *arrays)
-
-
-# For a product whose weight lies on several chips XLA sends the weight's parts
-# around the ring and multiplies with one at a time ("windowed einsum"). A step
-# has few rows, and each of those products reads all of them. Gathering the
-# weight first, beside other work, takes less than half of the cycles.
-_TPU_OPTIONS = {'xla_jf_spmd_threshold_for_windowed_einsum_mib': 1_000_000}
-
-
-def jit_update(step: Callable[..., Any], state_sharding: Any) -> Any:
-  """`jax.jit` of (state, ...) -> (state, metrics), the state donated.
-
-  Args:
-    step: to be compiled for the mesh that is set.
-    state_sharding: of the state, before and after.
-  """
-  return jax.jit(
-    step,
-    donate_argnums=0,
-    out_shardings=(state_sharding, None),
-    compiler_options=_TPU_OPTIONS if on_tpu() else None,
-  )
-
-
 def abstract_params(
   mesh: jax.sharding.Mesh,
   abstract: types.Params,
   logical_axes: Any,
   rules: Mapping[str, str] | None = None,
 ) -> types.Params:
-  """ShapeDtypeStructs with the shardings of `params`; rules None: RULES."""
+  """Returns `jax.ShapeDtypeStruct`s that carry the shardings of `params`.
+
+  Args:
+    mesh: Mesh of all devices.
+    abstract: Parameters or their `jax.ShapeDtypeStruct`s.
+    logical_axes: Axis names of each parameter, from `Model.logical_axes`.
+    rules: Mesh axis of each logical axis that is split. None means `RULES`.
+  """
   rules = RULES if rules is None else rules
   return with_shardings(abstract, params(mesh, abstract, logical_axes, rules))
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
-  """A tree of ShapeDtypeStructs with a tree of shardings in them."""
+  """Adds a tree of shardings to a tree of `jax.ShapeDtypeStruct`s."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract,
@@ -274,10 +198,13 @@ def with_shardings(abstract: Any, shardings: Any) -> Any:
 
 
 def table(tree: Any) -> str:
-  """A line for each array: name, shape, type, spec, bytes on one device.
+  """Renders a table of arrays: name, shape, type, spec, bytes per device.
 
   Args:
-    tree: of arrays or of `jax.ShapeDtypeStruct`s with shardings.
+    tree: Arrays, or `jax.ShapeDtypeStruct`s with shardings.
+
+  Returns:
+    A header, one line per array and a line with the total.
   """
   rows = [('name', 'shape', 'type', 'spec', 'bytes per device')]
   total = 0
@@ -303,7 +230,7 @@ def table(tree: Any) -> str:
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Of all arrays of a tree with shardings."""
+  """Total size on one device of a tree of arrays with shardings."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
@@ -313,16 +240,19 @@ def bytes_per_device(tree: Any) -> int:
 def like_params(
   mesh: jax.sharding.Mesh, abstract: Any, param_shardings: Any
 ) -> Any:
-  """Shardings of a tree that holds arrays shaped like the parameters.
+  """Returns shardings for a tree that holds arrays shaped like parameters.
 
-  An optimizer keeps moments under the parameters' own paths: a leaf whose path
-  ends as a parameter's does, and whose rank is the same, is split as it is. The
-  rest (counters, factored moments) is replicated.
+  An optimizer stores its moments under the paths of the parameters. A leaf is
+  split like the parameter whose path ends its own path, provided that their
+  ranks agree. All other leaves (counters, factored moments) are replicated.
 
   Args:
-    mesh: of all devices.
-    abstract: the tree, of `jax.ShapeDtypeStruct`s.
-    param_shardings: as from `params`.
+    mesh: Mesh of all devices.
+    abstract: Tree of `jax.ShapeDtypeStruct`s.
+    param_shardings: Shardings of the parameters, from `params`.
+
+  Returns:
+    A tree of NamedShardings with the structure of `abstract`.
   """
   known = dict(jax.tree_util.tree_leaves_with_path(param_shardings))
 
@@ -339,6 +269,7 @@ def like_params(
 def _where_it_divides(
   sharding: NamedSharding, shape: Sequence[int]
 ) -> NamedSharding:
+  """Drops the mesh axes that do not divide the shape."""
   spec = [
     axis if axis is None or size % sharding.mesh.shape[axis] == 0 else None
     for axis, size in zip(sharding.spec, shape, strict=True)

@@ -5,13 +5,45 @@ Axis letters, used in every docstring of the package:
   V vocabulary, L layers, H heads, D head size, E model size.
 """
 
+from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
+from typing import Protocol
 
 import flax.struct
 import jax
 
 Params = Any  # a tree of arrays, as `Model.init` makes it
 OptState = Any
+
+
+class Vocabulary(Protocol):
+  """What the package needs of a vocabulary.
+
+  Every `seqio.Vocabulary` satisfies this protocol.
+  """
+
+  @property
+  def vocab_size(self) -> int:
+    """Number of ids, extra ids included."""
+    ...
+
+  @property
+  def eos_id(self) -> int | None: ...
+
+  @property
+  def bos_id(self) -> int | None: ...
+
+  @property
+  def pad_id(self) -> int: ...
+
+  def encode(self, text: str, /) -> Sequence[int]:
+    """Tokenises a text without adding BOS or EOS."""
+    ...
+
+  def decode(self, ids: Iterable[int], /) -> str:
+    """Returns the text of token ids up to the first EOS."""
+    ...
 
 
 @flax.struct.dataclass

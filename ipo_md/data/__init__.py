@@ -1,4 +1,8 @@
-"""Data sets, prompt formats, vocabularies and batches."""
+"""Data sets, prompt formats, vocabularies and batches.
+
+Importing this package does not import TensorFlow or seqio. The functions that
+read a task import them when they are called.
+"""
 
 from ipo_md.data.batches import Batches
 from ipo_md.data.batches import check_size
@@ -11,10 +15,10 @@ from ipo_md.data.dataset import load
 from ipo_md.data.examples import Examples
 from ipo_md.data.examples import Ragged
 from ipo_md.data.examples import chunks
-from ipo_md.data.examples import find
 from ipo_md.data.examples import tokenise
-from ipo_md.data.hf_vocabulary import TokenizerVocabulary
 from ipo_md.data.prompt_format import PromptFormat
+from ipo_md.data.registry import find
+from ipo_md.data.vocabularies import tokenizer_vocabulary
 from ipo_md.data.vocabularies import vocabulary
 
 __all__ = [
@@ -23,7 +27,6 @@ __all__ = [
   'Examples',
   'PromptFormat',
   'Ragged',
-  'TokenizerVocabulary',
   'check_size',
   'check_vocabulary',
   'chunks',
@@ -33,5 +36,6 @@ __all__ = [
   'load',
   'prefetch',
   'tokenise',
+  'tokenizer_vocabulary',
   'vocabulary',
 ]

@@ -1,9 +1,12 @@
-"""From a data set to the global arrays of a step.
+"""Turns a data set into the global batches of a run.
 
-The batch of a step is a function of (seed, step): an indexable global shuffle
-of each epoch, no iterator and no state to save. Each host makes the rows that
-its devices hold, so any number of hosts reads the same global batch.
+The batch of a step is a function of (seed, step). Each epoch is an indexable
+global shuffle, so there is no iterator and no state to save. Each host makes
+the rows that its devices hold, so any number of hosts reads the same global
+batch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -24,17 +27,20 @@ T = TypeVar('T')
 
 
 class Batches:
-  """The global batch of every step, a function of (seed, step).
+  """Maps a step to its global batch.
+
+    make = Batches(dataset, batch_size=32, seed=0, sharding=sharding)
+    batch = make(step)
 
   Args:
-    dataset: at least one batch of examples.
-    batch_size: B over all hosts.
-    seed: of the order; each epoch has another one.
-    sharding: of axis 0, the batch axes of the mesh.
+    dataset: A data set with at least one batch of examples.
+    batch_size: B, the number of examples over all hosts.
+    seed: Seed of the order of the examples, which differs between epochs.
+    sharding: Sharding of axis 0 over the batch axes of the mesh.
 
   Raises:
-    ValueError: the mesh does not divide the batch, or the data set is smaller
-      than it.
+    ValueError: The mesh does not divide the batch, or the data set is smaller
+      than one batch.
   """
 
   def __init__(
@@ -57,14 +63,19 @@ class Batches:
     self._order = order(dataset, seed)
 
   def __call__(self, step: int) -> types.Labelled | types.Tokens:
-    """Tokens [B, P] or Labelled of B, in the sharding."""
+    """Returns the sharded batch of a step.
+
+    Returns:
+      Tokens [B, P] if the data set has bare prompts, otherwise Labelled with B
+      rows.
+    """
     first = step * self._batch_size
     rows = self._dataset.rows([self._order[first + i] for i in self._local])
     return _to_global(rows, self._batch_size, self._sharding)
 
 
 def order(dataset: dataset_lib.Dataset, seed: int) -> grain.MapDataset:
-  """An endless, indexable sequence of (number of the task, row)."""
+  """Returns an endless, indexable sequence of (task index, row)."""
   shuffled = []
   for task, examples in enumerate(dataset.examples):
     key = np.random.SeedSequence([seed, task]).generate_state(1)[0]
@@ -81,17 +92,17 @@ def in_order(
   sharding: jax.sharding.NamedSharding,
   limit: int | None = None,
 ) -> Iterator[tuple[types.Labelled | types.Tokens, jax.Array]]:
-  """Each example once, in the task's order, for evaluation.
+  """Yields every example once in the order of the task, for evaluation.
 
   Args:
-    dataset: what is evaluated.
-    batch_size: B over all hosts.
-    sharding: of axis 0.
-    limit: the first so many examples alone.
+    dataset: The data set to read.
+    batch_size: B, the number of examples over all hosts.
+    sharding: Sharding of axis 0.
+    limit: Number of examples to read. None reads all of them.
 
   Yields:
-    a batch, and [B] bool: False where the last batch repeats its first row for
-    want of examples.
+    A batch and a [B] mask, which is False on the rows that fill up the last
+    batch. These rows repeat the first row of the batch.
   """
   local = _local_rows(batch_size, sharding)
   rows = [(t, r) for t, e in enumerate(dataset.examples) for r in range(len(e))]
@@ -110,12 +121,12 @@ def in_order(
 def check_size(
   batch_size: int, sharding: jax.sharding.NamedSharding, name: str
 ) -> None:
-  """Raises ValueError if the batch axes of the mesh do not divide a batch.
+  """Raises a ValueError if the batch axes of the mesh do not divide a batch.
 
   Args:
-    batch_size: B over all hosts.
-    sharding: of axis 0.
-    name: of the gin parameter that holds batch_size.
+    batch_size: B, the number of examples over all hosts.
+    sharding: Sharding of axis 0.
+    name: Name of the gin macro that sets batch_size, for the error message.
   """
   axes = sharding.spec[0] if len(sharding.spec) else None
   axes = (axes,) if isinstance(axes, str) else axes or ()
@@ -130,7 +141,7 @@ def check_size(
 def _local_rows(
   batch_size: int, sharding: jax.sharding.NamedSharding
 ) -> np.ndarray:
-  """Rows of the global batch that this host's devices hold."""
+  """Returns the rows of the global batch that this host's devices hold."""
   check_size(batch_size, sharding, 'BATCH_SIZE')
   held = sharding.addressable_devices_indices_map((batch_size,)).values()
   rows = [np.arange(batch_size)[index] for index in held]
@@ -149,10 +160,14 @@ def _to_global(
 
 
 def prefetch(make: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
-  """make(step) for each step, the next one made in a thread meanwhile.
+  """Yields make(step) for each step and makes the next one in a thread.
 
-  An error in `make` is raised where its result is asked for. Nothing runs on
-  after the iterator is closed, but for the one batch that is being made.
+  An error in `make` is raised when its result is requested. When the iterator
+  is closed, the batch that is being made is finished and no other is started.
+
+  Args:
+    make: A function of a step, such as `Batches`.
+    steps: The steps, in order.
   """
   with concurrent.futures.ThreadPoolExecutor(1, 'data') as thread:
     pending = None

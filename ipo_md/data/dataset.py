@@ -1,22 +1,29 @@
-"""Tokenised examples in the form that a run asks for: prompt format, lengths.
+"""A data set: the examples of a task with the prompt format of a model.
 
-`batches` makes the global arrays of a step of them.
+`batches` turns it into the global arrays of a step.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
 
+from etils import epy
 import jax
 import numpy as np
-import seqio
 
+from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import types
 from ipo_md.data import examples as examples_lib
 from ipo_md.data import prompt_format as prompt_format_lib
+from ipo_md.data import registry
 from ipo_md.data import token_cache
 from ipo_md.data import vocabularies
+
+with epy.lazy_imports():
+  import seqio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +31,15 @@ class Dataset:
   """Examples with the lengths and the prompt format of a run.
 
   Attributes:
-    examples: of one task, or of each task of a mixture.
-    rates: of the mixture, one for each task.
-    lengths: {'inputs': P, 'targets': T}; T is not needed for bare prompts.
-    prompt_format: of the model.
-    prompts_only: `rows` gives Tokens [B, P], not Labelled.
-    vocabulary: of the tokens.
-    counts: examples, prompts_cut and targets_cut, completions_missing.
+    examples: Examples of the task, or of each task of a mixture.
+    rates: Mixing rates, one per task.
+    lengths: {'inputs': P, 'targets': T}. Bare prompts need no T.
+    prompt_format: Prompt format of the model.
+    prompts_only: Whether `rows` returns Tokens [B, P] instead of Labelled.
+    vocabulary: Vocabulary of the tokens.
+    counts: Numbers of `examples`, of truncated prompts (`prompts_cut`) and,
+      unless `prompts_only`, of truncated targets (`targets_cut`) and absent
+      completions (`completions_missing`).
   """
 
   examples: tuple[examples_lib.Examples, ...]
@@ -38,7 +47,7 @@ class Dataset:
   lengths: Mapping[str, int]
   prompt_format: prompt_format_lib.PromptFormat
   prompts_only: bool
-  vocabulary: seqio.Vocabulary
+  vocabulary: types.Vocabulary
   counts: Mapping[str, int]
 
   def __len__(self) -> int:
@@ -47,11 +56,17 @@ class Dataset:
   def rows(
     self, indices: Sequence[tuple[int, int]]
   ) -> types.Labelled | types.Tokens:
-    """The examples (number of the task, row) as numpy arrays.
+    """Returns examples as numpy arrays.
 
-    Targets that are too long lose their end. A lone target, which supervised
-    training imitates, still ends as it did, with EOS; one of several stops
-    without EOS, as a sampled completion does at its last token.
+    Targets longer than T are truncated at the end. A single target, which
+    supervised training imitates, keeps its last token, EOS. One of several
+    targets ends without EOS, as a sampled completion of T tokens does.
+
+    Args:
+      indices: B pairs of (task index, row).
+
+    Returns:
+      Tokens [B, P] if `prompts_only`, otherwise Labelled with B rows.
     """
     prompts = self.prompt_format.tokens(
       [self.examples[task].prompts.row(row) for task, row in indices],
@@ -88,6 +103,7 @@ class Dataset:
     )
 
 
+@model_dir_lib.may_change('cache_dir')
 def load(
   *,
   mixture_or_task_name: str,
@@ -95,27 +111,31 @@ def load(
   split: str,
   prompt_format: prompt_format_lib.PromptFormat,
   prompts_only: bool = False,
-  vocabulary: seqio.Vocabulary | None = None,
+  vocabulary: types.Vocabulary | None = None,
   cache_dir: str | None = None,
+  module: str | Sequence[str] | None = None,
 ) -> Dataset:
   """Tokenises a task, or each task of a mixture.
 
   Args:
-    mixture_or_task_name: MIXTURE_OR_TASK_NAME, registered with seqio.
-    task_feature_lengths: TASK_FEATURE_LENGTHS, {'inputs': P, 'targets': T}.
-      P counts the prompt format's prefix and suffix, T counts EOS.
-    split: of the task.
-    prompt_format: of the model.
-    prompts_only: the run samples its own completions; the task's are ignored.
-    vocabulary: VOCABULARY, the model's; None: the task's own.
-    cache_dir: CACHE_DIR, a local directory that keeps the tokens; None: they
-      are made again at every start.
+    mixture_or_task_name: MIXTURE_OR_TASK_NAME, a name registered with seqio.
+    task_feature_lengths: TASK_FEATURE_LENGTHS, {'inputs': P, 'targets': T}. P
+      includes the prefix and the suffix of the prompt format, T includes EOS.
+    split: Name of the split.
+    prompt_format: Prompt format of the model.
+    prompts_only: Whether the run samples its own completions and ignores those
+      of the task.
+    vocabulary: VOCABULARY, the vocabulary of the model. None uses the
+      vocabulary of the task.
+    cache_dir: CACHE_DIR, a local directory for the tokens. None tokenises the
+      task at every start.
+    module: MIXTURE_OR_TASK_MODULE, imported before the task is looked up.
 
   Raises:
-    ValueError: a name or length that does not fit the task, an example that
-      cannot be used.
+    ValueError: The module cannot be imported, a name or a length does not fit
+      the task, or an example cannot be used.
   """
-  task_or_mixture = examples_lib.find(mixture_or_task_name)
+  task_or_mixture = registry.find(mixture_or_task_name, module=module)
   if isinstance(task_or_mixture, seqio.Mixture):
     tasks = task_or_mixture.tasks
     rates = tuple(float(task_or_mixture.get_rate(t)) for t in tasks)
@@ -126,10 +146,13 @@ def load(
   room = prompt_format.room(task_feature_lengths['inputs'])
   if vocabulary is not None:
     tasks = [vocabularies.with_vocabulary(task, vocabulary) for task in tasks]
-  vocabularies.check_readable(tasks[0].output_features['inputs'].vocabulary)
+  vocabulary = tasks[0].output_features['inputs'].vocabulary
+  vocabularies.check_readable(vocabulary)
   read = examples_lib.tokenise
   if cache_dir is not None:
-    read = functools.partial(token_cache.load, cache_dir=cache_dir)
+    read = functools.partial(
+      token_cache.load, cache_dir=cache_dir, module=module
+    )
   examples = tuple(
     read(task, split=split, feature_lengths=task_feature_lengths)
     for task in tasks
@@ -140,35 +163,48 @@ def load(
       f'The tasks of mixture {mixture_or_task_name} differ in the number of '
       f'completions or in their scores: {sorted(kinds)}.'
     )
-  counts = {
-    'examples': sum(len(e) for e in examples),
-    'prompts_cut': sum(int((e.prompts.lengths > room).sum()) for e in examples),
-  }
-  if not prompts_only:
-    lengths = np.concatenate([e.targets.lengths for e in examples])
-    limit = task_feature_lengths['targets']
-    counts['targets_cut'] = int((lengths > limit).sum())
-    counts['completions_missing'] = int((lengths == 0).sum())
+  limit = None if prompts_only else task_feature_lengths['targets']
   return Dataset(
     examples=examples,
     rates=rates,
     lengths=dict(task_feature_lengths),
     prompt_format=prompt_format,
     prompts_only=prompts_only,
-    vocabulary=tasks[0].output_features['inputs'].vocabulary,
-    counts=counts,
+    vocabulary=vocabulary,
+    counts=_counts(examples, room, limit),
   )
+
+
+def _counts(
+  examples: Sequence[examples_lib.Examples], room: int, limit: int | None
+) -> dict[str, int]:
+  """Counts examples and what is truncated or absent.
+
+  Args:
+    examples: Examples of each task.
+    room: Number of prompt tokens that fit.
+    limit: Number of target tokens that fit. None ignores the targets.
+  """
+  counts = {
+    'examples': sum(len(e) for e in examples),
+    'prompts_cut': sum(int((e.prompts.lengths > room).sum()) for e in examples),
+  }
+  if limit is not None:
+    lengths = np.concatenate([e.targets.lengths for e in examples])
+    counts['targets_cut'] = int((lengths > limit).sum())
+    counts['completions_missing'] = int((lengths == 0).sum())
+  return counts
 
 
 def _check_lengths(
   task: seqio.Task, lengths: Mapping[str, int], prompts_only: bool
-):
+) -> None:
   needed = ['inputs'] if prompts_only else ['inputs', 'targets']
   for feature in needed:
     if feature not in task.output_features:
       raise ValueError(
-        f'Task {task.name} has no feature {feature!r}, but '
-        f'{sorted(task.output_features)}: it holds bare prompts, for on-line '
+        f'Task {task.name} has no feature {feature!r}, only '
+        f'{sorted(task.output_features)}. It holds bare prompts for online '
         'runs (MIXTURE_OR_TASK_NAME).'
       )
     if lengths.get(feature, 0) < 1:
@@ -179,31 +215,35 @@ def _check_lengths(
   for feature in lengths:
     if feature not in ('inputs', 'targets'):
       raise ValueError(
-        f'TASK_FEATURE_LENGTHS names {feature!r}; the features with a length '
-        "are 'inputs' and 'targets'."
+        f'TASK_FEATURE_LENGTHS names {feature!r}, but only '
+        "'inputs' and 'targets' have a length."
       )
 
 
-def check_vocabulary(dataset: Dataset, vocab_size: int):
-  """Raises a ValueError if the model has no embedding for some token.
+def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
+  """Raises a ValueError if the data set does not fit the model.
+
+  The vocabulary of the data set must not exceed the embedding of the model and
+  must end texts with the token at which the model stops. The ids of the prompt
+  format must be in the vocabulary.
 
   Args:
-    dataset: of the run.
-    vocab_size: the model's.
+    dataset: Data set of the run.
+    vocab_size: Size of the model's embedding.
   """
   size = dataset.vocabulary.vocab_size
   if size > vocab_size:
     raise ValueError(
       f'The vocabulary of the task, {dataset.vocabulary}, has {size} ids and '
-      f'the model {vocab_size} (its vocab_size); they do not go together: '
-      'change MIXTURE_OR_TASK_NAME or VOCABULARY.'
+      f'the model {vocab_size} (its vocab_size). Change MIXTURE_OR_TASK_NAME '
+      'or VOCABULARY so that they match.'
     )
   ours, theirs = dataset.prompt_format.eos_id, dataset.vocabulary.eos_id
   if ours is not None and ours != theirs:
     raise ValueError(
       f'The model stops at EOS_ID {ours}, but the vocabulary of the task, '
-      f'{dataset.vocabulary}, ends texts with {theirs}: set VOCABULARY to that '
-      'of the model, or take another MIXTURE_OR_TASK_NAME.'
+      f'{dataset.vocabulary}, ends texts with {theirs}. Set VOCABULARY to the '
+      'vocabulary of the model, or choose another MIXTURE_OR_TASK_NAME.'
     )
   ids = (*dataset.prompt_format.opening, *dataset.prompt_format.ending)
   if ids and not 0 <= min(ids) <= max(ids) < size:
@@ -213,6 +253,6 @@ def check_vocabulary(dataset: Dataset, vocab_size: int):
 
 
 def first_rows(dataset: Dataset, count: int) -> list[tuple[int, int]]:
-  """The first `count` of (number of the task, row), in the task's order."""
+  """Returns the first `count` pairs of (task index, row), in task order."""
   rows = [(t, r) for t, e in enumerate(dataset.examples) for r in range(len(e))]
   return rows[:count]

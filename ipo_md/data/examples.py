@@ -1,38 +1,43 @@
-"""A seqio task, tokenised once: examples as indexable rows of tokens.
+"""The tokenised examples of a seqio task, as indexable rows of tokens.
 
 A task yields bare token segments under fixed names:
 
-  inputs              [*] the prompt: no prefix, no EOS
-  targets             [*] a completion with EOS, or [K, *] K completions, each
-                      padded at its right with 0; all 0: there is none
+  inputs              [*] tokens of the prompt, without prefix and EOS
+  targets             [*] tokens of a completion with EOS, or [K, *] tokens of K
+                      completions, each padded at its right with 0. A row of
+                      zeros is an absent completion.
   preference          [] P(y_1 > y_2 | x), optional, K = 2
   rewards             [K] optional
   reference_log_prob  [K] optional
 
-Any other feature is ignored. Prompt formats and cuts to a length come later
-(`data`), so that rows stay what the task says.
+Other features are ignored. Rows are stored as the task yields them: `Dataset`
+adds the prompt format and truncates.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import difflib
 import re
 from typing import Any
 
+from etils import epy
 import numpy as np
-import seqio
-import tensorflow as tf
+
+with epy.lazy_imports():
+  import seqio
+  import tensorflow as tf
 
 SCORES = ('preference', 'rewards', 'reference_log_prob')
 
-_CHUNK = 1024  # examples that are converted at a time
+_CHUNK = 1024  # examples that are converted together
 
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-  """Token sequences of any length, laid end to end.
+  """Token sequences of any length in one array.
 
   ids     17 42  5 |  8  1 | |  3 ...   row i is ids[starts[i]:starts[i + 1]]
   starts   0          3     5 5
@@ -46,9 +51,11 @@ class Ragged:
 
   @property
   def lengths(self) -> np.ndarray:
+    """[rows] number of tokens of each row."""
     return np.diff(self.starts)
 
   def row(self, index: int) -> np.ndarray:
+    """Returns the tokens of a row."""
     return self.ids[self.starts[index] : self.starts[index + 1]]
 
 
@@ -57,13 +64,13 @@ class Examples:
   """The N examples of one split of a task.
 
   Attributes:
-    name: of the task.
-    prompts: N rows.
-    targets: N * K rows, row i * K + k is completion k of prompt i; a row
-      without tokens is a completion that is not there. None: bare prompts.
-    k: K, 0 without targets.
-    scores: those of `SCORES` that the task has: preference [N], the others
-      [N, K], float32.
+    name: Name of the task.
+    prompts: N rows of prompt tokens.
+    targets: N * K rows, of which row i * K + k is completion k of prompt i. An
+      empty row is an absent completion. None if the task has bare prompts.
+    k: K, or 0 if there are no targets.
+    scores: The `SCORES` that the task has, float32. `preference` is [N], the
+      others are [N, K].
   """
 
   name: str
@@ -76,49 +83,32 @@ class Examples:
     return len(self.prompts)
 
 
-def find(mixture_or_task_name: str) -> seqio.Task | seqio.Mixture:
-  """The task or mixture of this name.
-
-  Raises:
-    ValueError: there is none; it offers the nearest names.
-  """
-  names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
-  if mixture_or_task_name in names:
-    return seqio.get_mixture_or_task(mixture_or_task_name)
-  nearest = difflib.get_close_matches(mixture_or_task_name, names, cutoff=0.4)
-  raise ValueError(
-    f'MIXTURE_OR_TASK_NAME {mixture_or_task_name!r} is not a task or mixture. '
-    f'Nearest: {", ".join(nearest) or "none"}. Known: '
-    f'{", ".join(names) or "none"}. A gin file has to import the module that '
-    'defines it.'
-  )
-
-
 def tokenise(
   task: seqio.Task, *, split: str, feature_lengths: Mapping[str, int]
 ) -> Examples:
   """Reads a whole split into memory.
 
   Args:
-    task: with the features of this module's docstring.
-    split: of the task.
-    feature_lengths: handed to the task's preprocessors; nothing is cut here.
+    task: A task with the features that this module describes.
+    split: Name of the split.
+    feature_lengths: Lengths that are passed to the task's preprocessors.
+      Nothing is truncated here.
 
   Raises:
-    ValueError: the task has no such split, or a row is empty or has scores
-      that are not numbers; the message names the row.
+    ValueError: The task has no such split, or a row is empty or has scores
+      that are not numbers. The message names the row.
   """
   return join(task.name, list(chunks(task, split, feature_lengths)))
 
 
 def join(name: str, parts: Sequence[Mapping[str, Any]]) -> Examples:
-  """Concatenates what `chunks` yields."""
+  """Concatenates the column chunks that `chunks` yields."""
   columns = {c: np.concatenate([p[c] for p in parts]) for c in parts[0]}
   return from_columns(name, columns)
 
 
 def from_columns(name: str, columns: Mapping[str, np.ndarray]) -> Examples:
-  """Examples of flat columns: tokens, their lengths, scores."""
+  """Builds examples from flat columns of tokens, lengths and scores."""
 
   def ragged(feature: str) -> Ragged:
     starts = np.zeros(len(columns[f'{feature}_lengths']) + 1, np.int64)
@@ -139,29 +129,37 @@ def from_columns(name: str, columns: Mapping[str, np.ndarray]) -> Examples:
 def chunks(
   task: seqio.Task, split: str, feature_lengths: Mapping[str, int]
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Tokenises a split, `_CHUNK` examples at a time, in the task's order.
+  """Tokenises a split in chunks, in the order of the task.
+
+  Args:
+    task: A task with the features that this module describes.
+    split: Name of the split.
+    feature_lengths: Lengths that are passed to the task's preprocessors.
 
   Yields:
-    inputs and targets [tokens] int32, inputs_lengths [n] and targets_lengths
-    [n * K] int64, and the task's `SCORES`.
+    Columns of n examples: inputs and targets [tokens] int32, inputs_lengths [n]
+    and targets_lengths [n * K] int64, and the `SCORES` that the task has.
+
+  Raises:
+    ValueError: As for `tokenise`.
   """
   if split not in task.splits:
     raise ValueError(
-      f'Task {task.name} has no split {split!r}, but {sorted(task.splits)}.'
+      f'Task {task.name} has no split {split!r}, only {sorted(task.splits)}.'
     )
   tf.config.set_visible_devices([], 'GPU')
   dataset = task.get_dataset(
     sequence_length=dict(feature_lengths),
     split=split,
     shuffle=False,
-    seed=0,  # of preprocessors that draw: the data set is one, whatever SEED
+    seed=0,  # of random preprocessors: the data set does not depend on SEED
     num_epochs=1,
     trim_output_features=False,
   )
   dataset = dataset.map(_flatten, num_parallel_calls=tf.data.AUTOTUNE)
   dataset = dataset.ragged_batch(_CHUNK).prefetch(2)
   options = tf.data.Options()
-  # Each map costs every example a call of its own.
+  # Fusing maps saves a call per example and map.
   options.experimental_optimization.map_fusion = True
   first, k = 0, None
   place = f'task {task.name}, split {split}'
@@ -177,7 +175,7 @@ def chunks(
 
 
 def _next(batches: Iterator[Any], place: str) -> Any:
-  """The next batch or None; a task's error without TensorFlow's frames."""
+  """Returns the next batch or None, and shortens the errors of a task."""
   try:
     return next(batches, None)
   except tf.errors.OpError as error:
@@ -187,7 +185,7 @@ def _next(batches: Iterator[Any], place: str) -> Any:
 
 
 def _flatten(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-  """Removes the padding of [K, *] targets and notes their lengths."""
+  """Removes the padding of [K, *] targets and adds their lengths."""
   out = {'inputs': tf.cast(example['inputs'], tf.int32)}
   if 'targets' in example:
     out['targets'] = targets = tf.cast(example['targets'], tf.int32)
@@ -229,7 +227,7 @@ def _values(batched: tf.Tensor | tf.RaggedTensor) -> np.ndarray:
 def _check_k(
   batch: Mapping[str, Any], k: int | None, place: str, first: int
 ) -> int:
-  """K of these examples, which is the same for every row."""
+  """Returns K and raises a ValueError if a row has another number."""
   if 'targets' not in batch:
     return 0
   if 'targets_lengths' not in batch:
@@ -243,17 +241,17 @@ def _check_k(
   for row in np.flatnonzero(sizes != k)[:1]:
     raise ValueError(
       f'Row {first + row} of {place} has {sizes[row]} targets where others '
-      f'have {k}; pad with rows of 0.'
+      f'have {k}. Pad with rows of 0.'
     )
   return k
 
 
 def _check_rows(
   chunk: Mapping[str, np.ndarray], k: int, place: str, first: int
-):
-  """Raises a ValueError at the first row that no run could use."""
+) -> None:
+  """Raises a ValueError at the first row that no run can use."""
 
-  def refuse(bad: np.ndarray, problem: str):
+  def refuse(bad: np.ndarray, problem: str) -> None:
     for row in np.flatnonzero(bad)[:1]:
       raise ValueError(f'Row {first + row} of {place} {problem}')
 
@@ -261,8 +259,8 @@ def _check_rows(
   refuse(chunk['inputs_lengths'] == 0, 'has an empty prompt (`inputs`).')
   if 'targets' not in chunk:
     return
-  there = chunk['targets_lengths'].reshape(rows, k) > 0
-  refuse(~there.any(axis=1), 'has no completion (`targets`).')
+  present = chunk['targets_lengths'].reshape(rows, k) > 0
+  refuse(~present.any(axis=1), 'has no completion (`targets`).')
   for score in SCORES:
     if score not in chunk:
       continue
@@ -273,22 +271,22 @@ def _check_rows(
         'has a `preference` outside of 0 to 1.',
       )
       refuse(
-        ~there.all(axis=1),
-        'has a `preference` and not all of its completions (`targets`).',
+        ~present.all(axis=1),
+        'has a `preference` but not all of its completions (`targets`).',
       )
-    elif score == 'rewards' and (there.sum(axis=1) < 2).any():
+    elif score == 'rewards' and (present.sum(axis=1) < 2).any():
       refuse(
-        there.sum(axis=1) < 2,
-        'has `rewards` and one completion (`targets`): a score compares to '
-        'nothing there. Leave the row out.',
+        present.sum(axis=1) < 2,
+        'has `rewards` and one completion (`targets`), so no other score to '
+        'compare with. Leave the row out.',
       )
-    elif values.shape != there.shape:
+    elif values.shape != present.shape:
       raise ValueError(
         f'`{score}` of {place} has {values.shape[1]} values a row for {k} '
         'completions.'
       )
     else:
       refuse(
-        (~np.isfinite(values) & there).any(axis=1),
+        (~np.isfinite(values) & present).any(axis=1),
         f'has a `{score}` that is not a number.',
       )

@@ -1,4 +1,4 @@
-"""Hugging Face's tokenizer.json as a vocabulary of seqio."""
+"""A Hugging Face tokenizer.json as a seqio vocabulary."""
 
 from collections.abc import Sequence
 import functools
@@ -12,23 +12,13 @@ import tokenizers
 
 
 class TokenizerVocabulary(seqio.Vocabulary):
-  """A tokenizer of bytes, such as Llama 3's, or with bytes to fall back on.
+  """A byte-level tokenizer such as Llama 3's, or one with a byte fallback.
 
-  Texts become their tokens alone: no BOS, no EOS, which the model's prompt
-  format and the task add. Llama 3 has no padding token; id 0 pads, as
-  everywhere here, and masks tell it from the token of that id.
+  Texts are encoded without BOS and EOS, which the prompt format of the model
+  and the task add. Llama 3 has no padding token. Padding is id 0 throughout
+  the package, and masks distinguish it from the token with that id.
 
-  Args:
-    path: TOKENIZER_PATH, of tokenizer.json.
-    eos_id: EOS_ID.
-    bos_id: BOS_ID, or None.
-    prefix_space: whether the file decides if a text starts with a space that it
-      does not have, as Mistral's does; False: none does, so that the parts of
-      a chat template join as they are written.
-
-  Raises:
-    ValueError: there is no such file, it is no tokenizer, or it does not have
-      these ids.
+  `data.tokenizer_vocabulary` makes one and describes its arguments.
   """
 
   def __init__(
@@ -47,7 +37,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
       if value is not None and self._tokenizer.id_to_token(value) is None:
         raise ValueError(
           f'{name} = {value} is no token of {path} (TOKENIZER_PATH), which has '
-          f'{self.vocab_size}.'
+          f'{self.vocab_size} tokens.'
         )
 
   @property
@@ -56,7 +46,11 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
   @property
   def sp_model(self) -> bytes:
-    """What tells this vocabulary from others, under SentencePiece's name."""
+    """The content that identifies this vocabulary.
+
+    The name is that of `seqio.SentencePieceVocabulary`, so that checkpoints
+    compare both kinds in one way.
+    """
     return _load(self.path, self._prefix_space)[0]
 
   @property
@@ -79,11 +73,11 @@ class TokenizerVocabulary(seqio.Vocabulary):
     return self._tokenizer.encode(s, add_special_tokens=False).ids
 
   def _decode(self, ids: Sequence[int]) -> str:
-    """Special tokens, such as EOS, leave no trace."""
+    """Decodes ids and drops special tokens such as EOS."""
     return self._tokenizer.decode([int(i) for i in ids])
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    """A string -> [*] ids; [n] strings -> ragged [n, *]."""
+    """Encodes a string to [*] ids, or [n] strings to ragged [n, *] ids."""
     if s.shape.rank == 0:
       ids = tf.py_function(
         lambda text: tf.constant(self._encode(text.numpy().decode()), tf.int32),
@@ -98,7 +92,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
     )
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    """[T] ids -> a string."""
+    """Decodes [T] ids to a string."""
     text = tf.py_function(
       lambda row: tf.constant(self._decode(row.numpy().tolist())),
       [ids],
@@ -120,7 +114,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
 @functools.cache
 def _load(path: str, prefix_space: bool) -> tuple[bytes, tokenizers.Tokenizer]:
-  """The file, perhaps changed, and what it makes."""
+  """Reads a tokenizer and returns it after the content that defines it."""
   file = epath.Path(path)
   if not file.exists():
     raise ValueError(f'There is no file {path} (TOKENIZER_PATH).')
@@ -136,7 +130,7 @@ def _load(path: str, prefix_space: bool) -> tuple[bytes, tokenizers.Tokenizer]:
 
 
 def _without_prefix_space(content: bytes) -> bytes:
-  """tokenizer.json without what puts a space before a text, or takes it off."""
+  """Removes the steps that add or strip a space before a text."""
 
   def edit(node):
     if isinstance(node, list):

@@ -1,11 +1,12 @@
-"""Prints what a run reads: examples as text and as tokens, lengths, cuts."""
+"""Prints examples of a run's data, their lengths and what is truncated."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import itertools
 
 import numpy as np
-import seqio
 
 from ipo_md.core import types
 from ipo_md.data import dataset as dataset_lib
@@ -17,11 +18,12 @@ _BAR = 40  # characters
 def preview(
   *, dataset: Callable[[], dataset_lib.Dataset], examples: int = 3
 ) -> None:
-  """Prints the first examples of each task, and histograms of lengths.
+  """Prints the first examples of each task and histograms of lengths.
 
   Args:
-    dataset: `data.load` of the run.
-    examples: how many of each task.
+    dataset: A function that loads the data set, `data.load` with its arguments
+      bound.
+    examples: Number of examples of each task.
   """
   loaded = dataset()
   for name, count in loaded.counts.items():
@@ -33,7 +35,7 @@ def preview(
   if not loaded.prompts_only:
     lengths = np.concatenate([e.targets.lengths for e in loaded.examples])
     limit = loaded.lengths['targets']
-    print(f'\nTokens of the completions, EOS included; {limit} fit:')
+    print(f'\nTokens of the completions with EOS; {limit} fit:')
     print(histogram(lengths[lengths > 0], limit))
   for task, rows in enumerate(loaded.examples):
     for row in range(min(examples, len(rows))):
@@ -42,11 +44,14 @@ def preview(
 
 
 def histogram(lengths: np.ndarray, limit: int) -> str:
-  """Lines of a histogram; what exceeds the limit is marked as cut.
+  """Draws a histogram in which lengths over the limit are marked as cut.
 
   Args:
-    lengths: [N] at least one.
-    limit: tokens that fit.
+    lengths: [N] numbers of tokens, N at least 1.
+    limit: Number of tokens that fit.
+
+  Returns:
+    The lines of the histogram and a line with the mean and the maximum.
   """
   width = max(1, -(-limit // _BINS))
   edges = [*range(0, limit, width), limit]
@@ -66,9 +71,9 @@ def histogram(lengths: np.ndarray, limit: int) -> str:
 
 
 def example(
-  batch: types.Labelled | types.Tokens, vocabulary: seqio.Vocabulary
+  batch: types.Labelled | types.Tokens, vocabulary: types.Vocabulary
 ) -> str:
-  """Text and tokens of a batch of one."""
+  """Describes a batch of one example as text and tokens."""
   if isinstance(batch, types.Tokens):
     return _segment('prompt', batch.ids[0][batch.mask[0]], vocabulary)
   prompts = batch.completions.prompts
@@ -76,20 +81,20 @@ def example(
   if batch.preference is not None:
     parts.append(f'P(completion 1 is better) = {batch.preference[0]:g}')
   tokens = batch.completions.completions
-  for k, there in enumerate(batch.completion_mask[0]):
+  for k, present in enumerate(batch.completion_mask[0]):
     name = f'completion {k + 1}'
     if batch.rewards is not None:
       name += f', reward {batch.rewards[0, k]:g}'
-    if there:
+    if present:
       ids = tokens.ids[0, k][tokens.mask[0, k]]
       parts.append(_segment(name, ids, vocabulary))
     else:
-      parts.append(f'completion {k + 1}: there is none')
+      parts.append(f'completion {k + 1}: absent')
   return '\n'.join(parts)
 
 
 def _segment(
-  name: str, ids: Sequence[int], vocabulary: seqio.Vocabulary
+  name: str, ids: Sequence[int], vocabulary: types.Vocabulary
 ) -> str:
   ids = [int(i) for i in ids]
   text = vocabulary.decode(ids)

@@ -1,4 +1,6 @@
-"""What a model reads around the bare prompt of a task."""
+"""The tokens that a model reads around the bare prompt of a task."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
@@ -6,41 +8,44 @@ import functools
 from typing import Literal
 
 import numpy as np
-import seqio
 
 from ipo_md.core import types
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptFormat:
-  """What a model reads around a task's bare prompt.
+  """The tokens that a model reads around the bare prompt of a task.
 
     prefix | prompt | closing | suffix | padding
 
-  The prompt alone is cut where all four exceed the length.
+  If the four parts together are too long, only the prompt is truncated.
 
   Attributes:
-    prefix: token ids and texts; (BOS,) for Llama. Set by the model's gin file.
-    suffix: token ids and texts; (EOS,) for T5. Set by the model's gin file.
-    closing: text that asks for the completion, such as 'TL;DR:'. Set by the
-      task's gin file.
-    vocabulary: of the texts, not needed without them.
-    cut_prompts: the end that long prompts lose. Set by the task's gin file.
-    eos_id: EOS_ID, at which the model stops; None: not checked.
+    prefix: Token ids and texts before the prompt, such as (BOS,) for Llama. The
+      gin file of the model sets it.
+    suffix: Token ids and texts at the end, such as (EOS,) for T5. The gin file
+      of the model sets it.
+    closing: Text that asks for the completion, such as 'TL;DR:'. The gin file
+      of the task sets it.
+    vocabulary: Vocabulary of the texts. It is not needed if there are none.
+    cut_prompts: The end at which a long prompt is truncated. The gin file of
+      the task sets it.
+    eos_id: EOS_ID, the token at which the model stops. None skips the check
+      against the vocabulary of the data set.
   """
 
   prefix: tuple[int | str, ...] = ()
   suffix: tuple[int | str, ...] = ()
   closing: str = ''
-  vocabulary: seqio.Vocabulary | None = None
+  vocabulary: types.Vocabulary | None = None
   cut_prompts: Literal['front', 'end'] = 'end'
   eos_id: int | None = None
 
   def __post_init__(self):
     if self.cut_prompts not in ('front', 'end'):
       raise ValueError(
-        f"PromptFormat.cut_prompts is {self.cut_prompts!r}, not 'front' or "
-        "'end'."
+        f"PromptFormat.cut_prompts is {self.cut_prompts!r}. It must be 'front' "
+        "or 'end'."
       )
     texts = [part for part in self._parts if isinstance(part, str)]
     if texts and self.vocabulary is None:
@@ -61,7 +66,7 @@ class PromptFormat:
 
   @functools.cached_property
   def ending(self) -> tuple[int, ...]:
-    """Token ids of closing and suffix."""
+    """Token ids of the closing and the suffix."""
     return self._encode(self._parts[len(self.prefix) :])
 
   def _encode(self, parts: Sequence[int | str]) -> tuple[int, ...]:
@@ -71,7 +76,11 @@ class PromptFormat:
     return tuple(ids)
 
   def room(self, length: int) -> int:
-    """Tokens of a prompt that fit into `length`."""
+    """Returns the number of prompt tokens that fit into `length` tokens.
+
+    Raises:
+      ValueError: There is no room for a prompt.
+    """
     room = length - len(self.opening) - len(self.ending)
     if room < 1:
       raise ValueError(
@@ -82,16 +91,31 @@ class PromptFormat:
     return room
 
   def tokens(self, prompts: Sequence[np.ndarray], length: int) -> types.Tokens:
-    """B bare prompts of any length -> [B, length], cut and padded."""
+    """Formats, truncates and pads prompts.
+
+    Args:
+      prompts: B bare prompts of any length.
+      length: P, the length of the result.
+
+    Returns:
+      [B, P] tokens.
+    """
     room = self.room(length)
     rows = []
     for prompt in prompts:
-      kept = prompt[-room:] if self.cut_prompts == 'front' else prompt[:room]
-      rows.append(np.concatenate([self.opening, kept, self.ending]))
+      cut = prompt[-room:] if self.cut_prompts == 'front' else prompt[:room]
+      rows.append(np.concatenate([self.opening, cut, self.ending]))
     return pad(rows, length)
 
   def bare(self, prompts: types.Tokens) -> types.Tokens:
-    """[..., P] formatted prompts, the prompt alone unmasked; on the device."""
+    """Masks everything but the bare prompts. Can be traced by JAX.
+
+    Args:
+      prompts: [..., P] formatted prompts.
+
+    Returns:
+      [..., P] the same ids, with a mask that is True on the bare prompt.
+    """
     position = np.arange(prompts.mask.shape[-1])
     end = prompts.mask.sum(axis=-1, keepdims=True) - len(self.ending)
     within = (position >= len(self.opening)) & (position < end)
@@ -99,6 +123,7 @@ class PromptFormat:
 
 
 def pad(rows: Sequence[np.ndarray], length: int) -> types.Tokens:
+  """Pads N rows of token ids at the right to [N, length] tokens."""
   ids = np.zeros((len(rows), length), np.int32)
   sizes = np.array([len(row) for row in rows])
   for i, row in enumerate(rows):

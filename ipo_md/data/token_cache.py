@@ -1,23 +1,28 @@
-"""Tokenised examples on disk: made at first use, mapped into memory after.
+"""A cache of tokenised examples on disk, mapped into memory.
 
   CACHE_DIR/TASK-SPLIT-FINGERPRINT/
-    info.json               what the fingerprint is of; dtypes and shapes
+    info.json               the content of the fingerprint, dtypes and shapes
     inputs.bin ...          the columns of `data.chunks`, as raw arrays
 
-A cache appears under its name only when it is whole. Another vocabulary, other
-lengths, other files or other code of the task have another fingerprint, hence
-another cache. Each host keeps its own, on a local disk.
+A directory appears under its name only when it is complete. Each host has its
+own cache on a local disk.
+
+The fingerprint changes, and a new cache is made, with the task's name, split,
+lengths, vocabularies and plain preprocessor arguments, MAX_BAD_ROWS, seqio's
+version, the name, size and mtime of each source file, and the text of every
+loaded module that shares a top-level package with the task's code (`describe`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import fcntl
 import functools
 import hashlib
-import inspect
 import json
 import os
 import pathlib
@@ -26,11 +31,15 @@ import sys
 import tempfile
 from typing import Any
 
+from etils import epy
 import numpy as np
-import seqio
 
 from ipo_md.core import progress
+from ipo_md.core import types
 from ipo_md.data import examples
+
+with epy.lazy_imports():
+  import seqio
 
 
 def load(
@@ -39,24 +48,26 @@ def load(
   split: str,
   feature_lengths: Mapping[str, int],
   cache_dir: str,
+  module: str | Sequence[str] | None = None,
 ) -> examples.Examples:
-  """The examples of a task, from its cache if there is one.
+  """Returns the examples of a task and makes their cache if there is none.
 
   Args:
-    task: as for `data.tokenise`.
-    split: of the task.
-    feature_lengths: as for `data.tokenise`.
+    task: A task as for `data.tokenise`.
+    split: Name of the split.
+    feature_lengths: Lengths as for `data.tokenise`.
     cache_dir: CACHE_DIR, a local directory.
+    module: MIXTURE_OR_TASK_MODULE, whose package is part of the fingerprint.
 
   Raises:
-    ValueError: it is not local, or `data.tokenise` refuses a row.
+    ValueError: The directory is not local, or `data.tokenise` rejects a row.
   """
   if '://' in cache_dir:
     raise ValueError(
-      f'CACHE_DIR {cache_dir} is not a local directory: its files are mapped '
-      'into memory, and each host keeps its own.'
+      f'CACHE_DIR {cache_dir} is not a local directory. Its files are mapped '
+      'into memory, so each host needs its own.'
     )
-  source = describe(task, split, feature_lengths)
+  source = describe(task, split, feature_lengths, module)
   text = json.dumps(source, sort_keys=True)
   fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
   path = os.path.join(cache_dir, f'{task.name}-{split}-{fingerprint}')
@@ -74,10 +85,11 @@ def load(
 
 @contextlib.contextmanager
 def _unfinished(cache_dir: str) -> Iterator[str]:
-  """A new directory to write into; removes those of processes that are gone.
+  """Makes a directory to write into and removes those of dead processes.
 
-  A writer holds a lock in its directory, which the system takes away with the
-  process, however it ends. A directory has its last name once it is locked.
+  A writer holds a lock in its directory, which the system releases when the
+  process ends, however it ends. A directory gets its final name only after it
+  is locked.
   """
   for old in pathlib.Path(cache_dir).glob('unfinished-*'):
     with contextlib.suppress(OSError), _locked(old):  # in use, or removed
@@ -94,22 +106,32 @@ def _unfinished(cache_dir: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[None]:
-  """Holds the lock in a directory; raises BlockingIOError if another does."""
+  """Holds the lock of a directory. Raises BlockingIOError if it is taken."""
   with open(folder / 'lock', 'r+') as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     yield
 
 
 def describe(
-  task: seqio.Task, split: str, feature_lengths: Mapping[str, int]
+  task: seqio.Task,
+  split: str,
+  feature_lengths: Mapping[str, int],
+  module: str | Sequence[str] | None = None,
 ) -> dict[str, Any]:
-  """What the tokens of a task depend on, as JSON."""
-  modules = {examples.__name__: examples}
-  functions = [*task.preprocessors, *vars(task.source).values()]
-  for function in _with_closures(functions):
-    module = inspect.getmodule(function)
-    if module is not None and not module.__name__.startswith('seqio.'):
-      modules |= _reached(module)
+  """Returns everything that the fingerprint of a task covers, as JSON.
+
+  The code of a task is the files of all loaded modules in the top-level
+  packages of MIXTURE_OR_TASK_MODULE, of the preprocessors, of the source's
+  class and functions, and of functions that `functools.partial` binds to one
+  of these, such as all loaded `tasks.*`; and `ipo_md.data.examples`. The code
+  of seqio and TensorFlow is covered by seqio's version alone.
+
+  Args:
+    task: A task as for `data.tokenise`.
+    split: Name of the split.
+    feature_lengths: Lengths as for `data.tokenise`.
+    module: MIXTURE_OR_TASK_MODULE.
+  """
   return {
     'task': task.name,
     'split': split,
@@ -121,62 +143,58 @@ def describe(
       for name, feature in task.output_features.items()
     },
     'files': _files(task.source, split),
-    # Rows that one run may leave out are an error of another.
+    # Rows that one run may leave out are an error in another.
     'MAX_BAD_ROWS': os.environ.get('MAX_BAD_ROWS', '0'),
-    'code': {
-      name: _digest(pathlib.Path(module.__file__).read_bytes())
-      for name, module in sorted(modules.items())
-      if getattr(module, '__file__', None)
-    },
+    'code': _code(task, module),
   }
 
 
-def _with_closures(values: Iterable[Any]) -> Iterator[Callable]:
-  """The functions among some values, and those that they are made of."""
-  pending, seen = list(values), set()
-  while pending:
-    function = pending.pop()
-    if isinstance(function, functools.partial):
-      function = function.func
-    function = inspect.unwrap(function) if callable(function) else None
-    if not inspect.isfunction(function) or function in seen:
-      continue
-    seen.add(function)
-    yield function
-    pending += [cell.cell_contents for cell in function.__closure__ or ()]
+def _code(
+  task: seqio.Task, module: str | Sequence[str] | None
+) -> dict[str, str]:
+  """Returns the digests of the source files of a task, by module."""
+  named = [module] if isinstance(module, str) else list(module or ())
+  source = [type(task.source), *vars(task.source).values()]
+  for function in _functions([*task.preprocessors, *source]):
+    named.append(getattr(function, '__module__', None) or '')
+  packages = {name.partition('.')[0] for name in named}
+  packages -= {'', 'seqio', 'tensorflow'}
+  loaded = {
+    name: getattr(found, '__file__', None)
+    for name, found in sorted(sys.modules.items())
+    if name.partition('.')[0] in packages or name == examples.__name__
+  }
+  return {
+    name: _digest(pathlib.Path(path).read_bytes())
+    for name, path in loaded.items()
+    if path is not None
+  }
+
+
+def _functions(values: Sequence[Any]) -> Iterator[Callable]:
+  """Yields the functions among some values and those that partials bind."""
+  for value in values:
+    if isinstance(value, functools.partial):
+      bound = [value.func, *value.args, *value.keywords.values()]
+      yield from _functions(bound)
+    elif callable(value):
+      yield value
 
 
 def _bound(function: Any) -> Any:
-  """The arguments of a partial, for a fingerprint: plain values alone."""
+  """Describes a preprocessor and the plain arguments that a partial binds."""
   if not isinstance(function, functools.partial):
     return getattr(function, '__qualname__', type(function).__name__)
   return [_bound(function.func), _plain(function.keywords)]
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Those whose text is the same in every process."""
+  """Returns the values whose `repr` is the same in every process."""
   plain = (str, int, float, bool, bytes, tuple, type(None))
   return {k: v for k, v in sorted(values.items()) if type(v) in plain}
 
 
-def _reached(module: Any) -> dict[str, Any]:
-  """A module and those of its package that its globals name."""
-  package = module.__name__.split('.')[0]
-  found, pending = {}, [module]
-  while pending:
-    module = pending.pop()
-    if module.__name__ in found:
-      continue
-    found[module.__name__] = module
-    pending += [
-      m
-      for m in vars(module).values()
-      if inspect.ismodule(m) and m.__name__.split('.')[0] == package
-    ]
-  return found
-
-
-def _vocabulary(vocabulary: seqio.Vocabulary) -> list[Any]:
+def _vocabulary(vocabulary: types.Vocabulary) -> list[Any]:
   kind = type(vocabulary).__name__
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
     return [kind, vocabulary.vocab_size, _digest(vocabulary.sp_model)]
@@ -184,7 +202,7 @@ def _vocabulary(vocabulary: seqio.Vocabulary) -> list[Any]:
 
 
 def _files(source: seqio.DataSource, split: str) -> list[list[Any]]:
-  """Name, size and time of change of the source's files."""
+  """Returns the name, size and modification time of the source's files."""
   out = []
   for name in source.list_shards(split):
     stat = os.stat(name) if os.path.exists(name) else None
@@ -196,8 +214,10 @@ def _digest(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()
 
 
-def _write(path: str, task: seqio.Task, split: str, source: Mapping[str, Any]):
-  """Tokenises into the directory `path`, a chunk at a time."""
+def _write(
+  path: str, task: seqio.Task, split: str, source: Mapping[str, Any]
+) -> None:
+  """Tokenises into the new directory `path`, a chunk at a time."""
   os.mkdir(path)
   columns, files = {}, {}
   with contextlib.ExitStack() as stack:
@@ -223,11 +243,11 @@ def _write(path: str, task: seqio.Task, split: str, source: Mapping[str, Any]):
     json.dump({'source': source, 'columns': columns}, file, indent=1)
 
 
-def _publish(made: str, path: str):
+def _publish(made: str, path: str) -> None:
   try:
     os.replace(made, path)
   except OSError:
-    # Another process was faster, or what lies there is broken.
+    # Another process was faster, or the existing cache is broken.
     if _read(path) is not None:
       return
     os.replace(path, os.path.join(os.path.dirname(made), 'broken'))
@@ -235,7 +255,7 @@ def _publish(made: str, path: str):
 
 
 def _read(path: str) -> dict[str, np.ndarray] | None:
-  """The columns of a cache; None if it is not there or not whole."""
+  """Returns the columns of a cache, or None if it is absent or damaged."""
   info_path = os.path.join(path, 'info.json')
   if not os.path.exists(info_path):
     return None
@@ -244,7 +264,7 @@ def _read(path: str) -> dict[str, np.ndarray] | None:
   try:
     described = json.loads(text)['columns']
   except (ValueError, KeyError, TypeError):
-    print(f'{info_path} is damaged; the cache is made again.', file=sys.stderr)
+    print(f'{info_path} is damaged. The cache is made again.', file=sys.stderr)
     return None
   columns = {}
   for name, column in described.items():
@@ -254,7 +274,7 @@ def _read(path: str) -> dict[str, np.ndarray] | None:
     found = os.path.getsize(column_path) if os.path.exists(column_path) else -1
     if found != size:
       print(
-        f'{column_path} has {found} bytes, not {size}; the cache is made '
+        f'{column_path} has {found} bytes, not {size}. The cache is made '
         'again.',
         file=sys.stderr,
       )

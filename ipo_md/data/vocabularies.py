@@ -1,17 +1,84 @@
 """The vocabulary of a run."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 import dataclasses
 
-import seqio
-import tensorflow as tf
+from etils import epy
 
-from ipo_md.data import examples as examples_lib
+from ipo_md.core import types
+from ipo_md.data import registry
+
+with epy.lazy_imports():
+  import seqio
+  import tensorflow as tf
+
+  from ipo_md.data import hf_vocabulary
+
+
+def vocabulary(
+  *,
+  mixture_or_task_name: str,
+  vocabulary: types.Vocabulary | None = None,
+  module: str | Sequence[str] | None = None,
+) -> types.Vocabulary:
+  """Returns the vocabulary of a run's prompts.
+
+  Judge templates and the texts of a prompt format are tokenised with it.
+
+  Args:
+    mixture_or_task_name: Name of a task or mixture of the run.
+    vocabulary: VOCABULARY, the vocabulary of the model. None uses the
+      vocabulary of the task.
+    module: MIXTURE_OR_TASK_MODULE, imported before the task is looked up.
+
+  Raises:
+    ValueError: The module cannot be imported, or there is no such task.
+  """
+  if vocabulary is not None:
+    return vocabulary
+  task = registry.find(mixture_or_task_name, module=module)
+  return task.output_features['inputs'].vocabulary
+
+
+def tokenizer_vocabulary(
+  *,
+  path: str,
+  eos_id: int,
+  bos_id: int | None = None,
+  prefix_space: bool = True,
+) -> types.Vocabulary:
+  """Returns the vocabulary of a Hugging Face tokenizer.json.
+
+    VOCABULARY = @data.tokenizer_vocabulary()
+    data.tokenizer_vocabulary.path = %TOKENIZER_PATH
+
+  Args:
+    path: TOKENIZER_PATH, the path of tokenizer.json.
+    eos_id: EOS_ID, the token at which the model stops.
+    bos_id: BOS_ID, or None.
+    prefix_space: Whether the file decides if a space is put before a text, as
+      Mistral's does. False puts none, so that the parts of a chat template are
+      joined as they are written.
+
+  Raises:
+    ValueError: The file does not exist, is not a tokenizer, or lacks one of
+      the ids.
+  """
+  return hf_vocabulary.TokenizerVocabulary(
+    path, eos_id=eos_id, bos_id=bos_id, prefix_space=prefix_space
+  )
 
 
 def with_vocabulary(
-  task: seqio.Task, vocabulary: seqio.Vocabulary
+  task: seqio.Task, vocabulary: types.Vocabulary
 ) -> seqio.Task:
-  """The task with another vocabulary, which its preprocessors have to heed."""
+  """Returns the task with another vocabulary for inputs and targets.
+
+  The preprocessors of the task must read the vocabulary from their
+  `output_features`.
+  """
   features = {
     name: dataclasses.replace(feature, vocabulary=vocabulary)
     if name in ('inputs', 'targets')
@@ -21,7 +88,8 @@ def with_vocabulary(
   return task.replace(output_features=features)
 
 
-def check_readable(vocabulary: seqio.Vocabulary):
+def check_readable(vocabulary: types.Vocabulary) -> None:
+  """Raises a ValueError if a SentencePiece model cannot be read."""
   if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
     return
   try:
@@ -29,23 +97,6 @@ def check_readable(vocabulary: seqio.Vocabulary):
   except (OSError, tf.errors.OpError) as error:
     reason = (str(error).splitlines() or [''])[0]
     raise ValueError(
-      f'The {type(vocabulary).__name__} cannot be read ({reason}); VOCABULARY '
-      'may name a copy of it.'
+      f'The {type(vocabulary).__name__} cannot be read ({reason}). Set '
+      'VOCABULARY to a copy of it.'
     ) from None
-
-
-def vocabulary(
-  *,
-  mixture_or_task_name: str,
-  vocabulary: seqio.Vocabulary | None = None,
-) -> seqio.Vocabulary:
-  """What a run's prompts are made of, for judges' templates and closings.
-
-  Args:
-    mixture_or_task_name: a task of the run.
-    vocabulary: VOCABULARY, the model's; None: the task's own.
-  """
-  if vocabulary is not None:
-    return vocabulary
-  features = examples_lib.find(mixture_or_task_name).output_features
-  return features['inputs'].vocabulary

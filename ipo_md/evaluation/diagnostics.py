@@ -1,4 +1,4 @@
-"""What win rates leave out: variety of texts, reliability of judges, seeds."""
+"""Diagnostics beside win rates: diversity, reliability of judges, seeds."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -12,9 +12,17 @@ from ipo_md.evaluation import statistics
 
 
 def distinct(texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-  """`distinct_n`: the share of a policy's n-grams of words that are unique.
+  """Computes the share of distinct n-grams of words in a policy's completions.
 
-  It falls with the number of prompts, so it compares policies of one file.
+  The share falls with the number of prompts, so it compares policies on the
+  same prompts only.
+
+  Args:
+    texts: Completions by policy.
+
+  Returns:
+    `distinct_1`, `distinct_2` and `distinct_3`: policy -> share, or None if the
+    completions have no such n-gram.
   """
   shares = {}
   for n in (1, 2, 3):
@@ -32,24 +40,27 @@ def distinct(texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 def reliability(
   preference: Mapping[str, np.ndarray], judged: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-  """How far judges agree with themselves and with one another.
+  """Measures how far judges agree with themselves and with one another.
+
+  Intervals are over prompts.
 
   Args:
-    preference: judge -> [N, J].
-    judged: judge -> [N, J, 2] the same in each order, NaN for no winner.
+    preference: Judge -> [N, J] preference.
+    judged: Judge -> [N, J, 2] preference in each order, NaN for no winner.
 
   Returns:
     `compared_order_consistency`: judge -> [share, low, high, number] of
-    judgements that name the same winner in both orders, 1 of a judge that sees
-    no order; `judge_agreement`: judge -> judge -> [share, low, high] of
-    judgements with the same winner; `neither`: judge -> answers that name no
-    winner.
-    Intervals are over prompts.
+      judgements that name the same winner in both orders. The share is 1 for a
+      judge that does not see the order.
+    `judge_agreement`: judge -> judge -> [share, low, high] of judgements that
+      name the same winner.
+    `neither`: judge -> number of answers that name no winner.
   """
   orders = {
-    # A tie in one order counts 1/2, but the same in both is consistent.
+    # A tie in one order counts 1/2, but a judge that does not see the order is
+    # consistent even in its ties.
     name: np.nan_to_num(both, nan=0.5)
-    if see_order(both)
+    if sees_order(both)
     else np.ones_like(both)
     for name, both in judged.items()
     if both.size
@@ -77,8 +88,8 @@ def reliability(
   }
 
 
-def see_order(judged: np.ndarray) -> bool:
-  """Whether a judge minds which completion is shown first."""
+def sees_order(judged: np.ndarray) -> bool:
+  """Returns whether a judge's answers [..., 2] depend on the order shown."""
   first, second = np.moveaxis(judged, -1, 0)
   return not np.allclose(first, second, atol=1e-5, equal_nan=True)
 
@@ -86,9 +97,14 @@ def see_order(judged: np.ndarray) -> bool:
 def nash_averaging(
   policies: Sequence[str], win_rate: Mapping[str, Sequence[Sequence[Any]]]
 ) -> dict[str, Any]:
-  """`games.nash_averaging` of the win rates, judge -> weights and skills.
+  """Ranks the policies by `games.nash_averaging` of their win rates.
 
-  Nothing where not all pairs were judged.
+  Args:
+    policies: M names.
+    win_rate: Judge -> [M, M] win rates, None for pairs that were not judged.
+
+  Returns:
+    Judge -> `weights` and `skills` by policy, for judges of all pairs.
   """
   out = {}
   for judge, matrix in win_rate.items():
@@ -107,17 +123,17 @@ def seeds(
   groups: Mapping[str, Sequence[str]],
   win_rate: Mapping[str, Sequence[Sequence[Any]]],
 ) -> dict[str, list[dict[str, Any]]]:
-  """Win rates of policies of several seeds, each apart and their mean.
+  """Averages the win rates of policies that were trained with several seeds.
 
   Args:
-    policies: the rows.
-    groups: name -> the rows that are its seeds.
-    win_rate: judge -> matrix of the rows.
+    policies: M names of the rows.
+    groups: Policy -> the rows that are its seeds.
+    win_rate: Judge -> [M, M] win rates, None for pairs that were not judged.
 
   Returns:
-    judge -> for each two groups `policy`, `over`, `win_rates` [seeds of one,
-    seeds of the other], `mean` and `t_interval_over_seed_means`
-    (`statistics.seed_means`).
+    Judge -> a list with an entry for each ordered pair of groups: `policy`,
+    `over`, `win_rates` [seeds of the one, seeds of the other], `mean` and
+    `t_interval_over_seed_means` (`statistics.seed_means`).
   """
   out = {judge: [] for judge in win_rate}
   for judge, matrix in win_rate.items():

@@ -1,12 +1,9 @@
-"""Completions of held-out prompts by any policy, brought to the host."""
+"""Draws completions of held-out prompts and brings them to the host."""
 
 from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import functools
 import math
-from typing import Any
 import zlib
 
 import jax
@@ -16,23 +13,23 @@ import numpy as np
 
 from ipo_md import checkpoints
 from ipo_md import data
-from ipo_md import judges
 from ipo_md import models
 from ipo_md import sampling
 from ipo_md.core import part_store
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.core import types
+from ipo_md.evaluation import drawn_samples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-  """Held-out prompts.
+  """The held-out prompts of a comparison.
 
   Attributes:
-    dataset: of bare prompts.
-    examples: EVAL_EXAMPLES, how many of them, from the first on.
-    batch_size: EVAL_BATCH_SIZE.
+    dataset: Function that loads a data set of prompts without targets.
+    examples: EVAL_EXAMPLES, the number of prompts, counted from the first.
+    batch_size: EVAL_BATCH_SIZE, the number of prompts at a time.
   """
 
   dataset: Callable[[], data.Dataset]
@@ -40,43 +37,25 @@ class Prompts:
   batch_size: int
 
   def load(self) -> data.Dataset:
-    """Raises ValueError: there are not as many prompts, or none are wanted."""
+    """Loads the data set.
+
+    Raises:
+      ValueError: EVAL_EXAMPLES is 0, or more than the data set has.
+    """
     dataset = self.dataset()
     if not 0 < self.examples <= len(dataset):
       raise ValueError(
-        f'EVAL_EXAMPLES {self.examples}: the evaluation split has '
-        f'{len(dataset)} prompts, and at least one is needed.'
+        f'EVAL_EXAMPLES {self.examples} is not between 1 and the '
+        f'{len(dataset)} prompts of the evaluation split.'
       )
     return dataset
 
 
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-  """K completions of each prompt by one policy, on the host."""
-
-  samples: judges.Samples
-  length: np.ndarray  # [N, K] tokens without EOS
-  ended: np.ndarray  # [N, K] has EOS
-  log_prob: np.ndarray  # [N, K] log pi(y | x), nats
-  log_ratio: np.ndarray  # [N, K] log pi(y | x) - log pi_ref(y | x), nats
-
-  def take(self, columns: np.ndarray) -> 'Drawn':
-    """Completion columns[n] of each prompt n."""
-    pick = lambda x: np.take_along_axis(x, columns[:, None], axis=1)
-    return Drawn(
-      samples=self.samples.take(columns[:, None]),
-      length=pick(self.length),
-      ended=pick(self.ended),
-      log_prob=pick(self.log_prob),
-      log_ratio=pick(self.log_ratio),
-    )
-
-
 def _key(seed: int, name: str) -> jax.Array:
-  """A key of its own for each name, whatever else is compared.
+  """Returns a key that depends on the name of the policy alone.
 
-  With one key for all, two policies would draw dependent samples, and the win
-  rate would not be that of independent ones.
+  If policies shared a key, their samples would be dependent, and the win rate
+  would not be that of independent samples.
   """
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
@@ -92,16 +71,19 @@ def _sample(
   sampler: sampling.Sampler,
   k: int,
 ) -> tuple[types.Completions, jax.Array, jax.Array]:
-  """Completions, log pi and log pi - log pi_ref of each [B, K]."""
+  """Samples K completions of each prompt.
+
+  Returns:
+    Completions, log pi [B, K], and log pi - log pi_ref [B, K].
+  """
   policy = model.policy(params, types.FrozenParams(reference=reference))
-  drawn = sampling.sample(
+  drawn = sampling.complete(
     model,
     policy,
-    None,
-    (model.encode(policy, prompts), None),
+    prompts,
     rng,
+    sampler=sampler,
     mixture_coefs=(0.0,) * k,
-    **dataclasses.asdict(sampler),
   )
   completions = types.Completions(prompts=prompts, completions=drawn.tokens)
   theirs, _ = sampling.log_probs(model, reference, completions)
@@ -116,16 +98,19 @@ def drawer(
   reference_checkpoint_path: str,
   seed: int,
   parts: part_store.Folder,
-) -> Callable[..., Drawn]:
-  """Makes draw(name, checkpoint path, sampler, *, k) -> Drawn.
+) -> Callable[..., drawn_samples.Drawn]:
+  """Makes a function that draws the completions of a policy.
 
   Args:
-    model: network of policies and reference.
-    prompts: the held-out prompts.
-    dataset: `prompts.load()`.
-    reference_checkpoint_path: of the reference in `Drawn.log_ratio`.
-    seed: of the samples; each name has keys of its own.
-    parts: where samples are kept, and found again.
+    model: Network of the policies and of the reference.
+    prompts: Held-out prompts.
+    dataset: Data set of the prompts, `prompts.load()`.
+    reference_checkpoint_path: Checkpoint of the reference in `Drawn.log_ratio`.
+    seed: Seed of the samples. Each name has keys of its own.
+    parts: Store in which samples are saved and found again.
+
+  Returns:
+    draw(name, checkpoint_path, sampler, *, k) -> Drawn.
   """
   mesh = jax.sharding.get_mesh()
   tokens = dataset.rows(data.first_rows(dataset, prompts.examples))
@@ -172,7 +157,7 @@ def drawer(
       except ValueError as error:
         error.add_note(
           'A policy of another model or vocabulary is compared as text: run '
-          'gin/runs/infer.gin on it and give the MODEL_DIR of that.'
+          'gin/runs/infer.gin with it and give the MODEL_DIR of that run.'
         )
         raise
       rng = _key(seed, name)
@@ -186,15 +171,17 @@ def drawer(
       found = jax.tree.map(
         lambda *x: np.concatenate(x)[: prompts.examples], *found
       )
-      rows = _to_rows(*found, dataset, sampler.eos_id)
+      rows = drawn_samples.to_rows(*found, dataset, sampler.eos_id)
       parts.put('samples', name, recipe, rows)
-    return of_rows(rows, tokens, dataset, sampler.max_new_tokens)
+    return drawn_samples.from_rows(
+      rows, tokens, dataset, sampler.max_new_tokens
+    )
 
   return draw
 
 
 def _progress(dataset, prompts, mesh, name):
-  """(number, tokens) of each batch of prompts, with a progress line."""
+  """Yields the number and the tokens of each batch, with a progress line."""
   rows = data.in_order(
     dataset,
     batch_size=prompts.batch_size,
@@ -204,63 +191,3 @@ def _progress(dataset, prompts, mesh, name):
   count = math.ceil(prompts.examples / prompts.batch_size)
   rows = progress.progress(rows, count, f'sampling {name}')
   return ((i, batch) for i, (batch, _) in enumerate(rows))
-
-
-def _to_rows(
-  tokens: types.Completions,
-  log_prob: np.ndarray,
-  log_ratio: np.ndarray,
-  dataset: data.Dataset,
-  eos_id: int,
-) -> list[dict[str, Any]]:
-  """A line for each prompt, of which `of_rows` makes the same again."""
-  samples = judges.Samples.of(tokens, dataset)
-  ids, mask = tokens.completions.ids, tokens.completions.mask
-  return [
-    {
-      'prompt': prompt,
-      'completions': [
-        {
-          'text': text,
-          'ids': ids[n, k][mask[n, k]].tolist(),
-          'ended': bool(np.any(ids[n, k][mask[n, k]] == eos_id)),
-          'log_prob': float(log_prob[n, k]),
-          'log_ratio': float(log_ratio[n, k]),
-        }
-        for k, text in enumerate(samples.texts[n])
-      ],
-    }
-    for n, prompt in enumerate(samples.prompts)
-  ]
-
-
-def of_rows(
-  rows: Sequence[Mapping[str, Any]],
-  prompts: types.Tokens,
-  dataset: data.Dataset,
-  length: int,
-) -> Drawn:
-  """Completions of T = length out of their lines."""
-  completions = [row['completions'] for row in rows]
-  column = lambda name: np.array(
-    [[c[name] for c in row] for row in completions]
-  )
-  sizes = np.array([[len(c['ids']) for c in row] for row in completions])
-  ids = np.zeros((*sizes.shape, length), np.int32)
-  for n, row in enumerate(completions):
-    for k, completion in enumerate(row):
-      ids[n, k, : sizes[n, k]] = completion['ids']
-  tokens = types.Tokens(ids=ids, mask=np.arange(length) < sizes[..., None])
-  ended = column('ended')
-  return Drawn(
-    samples=judges.Samples(
-      tokens=types.Completions(prompts=prompts, completions=tokens),
-      vocabulary=dataset.vocabulary,
-      prompts=[row['prompt'] for row in rows],
-      texts=[[c['text'] for c in row] for row in completions],
-    ),
-    length=sizes - ended,
-    ended=ended,
-    log_prob=column('log_prob'),
-    log_ratio=column('log_ratio'),
-  )

@@ -1,13 +1,11 @@
-"""A checkpoint and prompts -> completions with log-probabilities.
+"""Samples completions of prompts from a checkpoint.
 
-  MODEL_DIR/completions.jsonl   a line for each prompt, in their order:
-    {"index": 0, "prompt": "...", "completions": [
-      {"text": "...", "tokens": 17, "ended": true, "log_prob": -21.3,
-       "reference_log_prob": -22.8}, ...]}
+  MODEL_DIR/completions.jsonl  completions with their log-probabilities, a line
+                               for each prompt (see `completions_file`)
+  MODEL_DIR/inputs.json        the checkpoints and prompts that they came from
 
-Log-probabilities are sums in nats at temperature 1. A run that was killed goes
-on after its last whole line and writes what it would have written; inputs.json
-says of which checkpoints and prompts its lines are.
+A run that was killed continues after its last whole line, and writes the lines
+that it would have written otherwise.
 """
 
 from collections.abc import Callable
@@ -20,7 +18,6 @@ import hashlib
 import itertools
 import json
 import math
-from typing import Any
 
 from etils import epath
 import gin
@@ -28,7 +25,6 @@ import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
-import seqio
 
 from ipo_md import checkpoints
 from ipo_md import data
@@ -38,32 +34,37 @@ from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.core import types
+from ipo_md.evaluation import completions_file
 
-COMPLETIONS_FILE = 'completions.jsonl'
 INPUTS_FILE = 'inputs.json'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-  """Where prompts come from.
+  """The source of the prompts: a file, or else a task.
 
   Attributes:
-    prompts_file: PROMPTS_FILE, a prompt a line, or JSON lines with a field
-      "prompt" if its name ends in .jsonl; None: the task's.
-    task: `data.load` of a task with bare prompts.
-    vocabulary: `data.vocabulary`, of the file's prompts.
-    prompt_format: of the model.
-    task_feature_lengths: TASK_FEATURE_LENGTHS, of which 'inputs' counts.
+    prompts_file: PROMPTS_FILE, with a prompt on each line, or JSON lines with a
+      field "prompt" if its name ends in .jsonl. None for the prompts of a task.
+    task: Function that loads a task of prompts without targets (`data.load`).
+    vocabulary: Function that returns the vocabulary for the prompts of a file
+      (`data.vocabulary`).
+    prompt_format: Prompt format of the model.
+    task_feature_lengths: TASK_FEATURE_LENGTHS. Only 'inputs' is read.
   """
 
   prompts_file: str | None
   task: Callable[[], data.Dataset]
-  vocabulary: Callable[[], seqio.Vocabulary]
+  vocabulary: Callable[[], types.Vocabulary]
   prompt_format: data.PromptFormat
   task_feature_lengths: Mapping[str, int]
 
   def load(self) -> data.Dataset:
-    """Raises ValueError: the file, or a row of it, is not there or empty."""
+    """Loads the prompts.
+
+    Raises:
+      ValueError: The file does not exist, or it or a row of it is empty.
+    """
     if self.prompts_file is None:
       return self.task()
     vocabulary = self.vocabulary()
@@ -97,6 +98,7 @@ class Prompts:
 
 
 def _read(prompts_file: str) -> Iterator[str]:
+  """Yields the prompts of a file."""
   path = epath.Path(prompts_file)
   if not path.exists():
     raise ValueError(f'There is no file {prompts_file} (PROMPTS_FILE).')
@@ -106,17 +108,18 @@ def _read(prompts_file: str) -> Iterator[str]:
         line = json.loads(line)['prompt']
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-          f'PROMPTS_FILE {prompts_file}, row {number}: no JSON object with a '
-          f'field "prompt" ({error!r}).'
+          f'PROMPTS_FILE {prompts_file}, row {number} is not a JSON object '
+          f'with a field "prompt" ({error!r}).'
         ) from error
     if not isinstance(line, str) or not line.strip():
       raise ValueError(
-        f'PROMPTS_FILE {prompts_file}, row {number}: the prompt is empty or no '
-        'text.'
+        f'PROMPTS_FILE {prompts_file}, row {number}: the prompt is empty or '
+        'not a text.'
       )
     yield line
 
 
+@model_dir_lib.may_change('model_dir', 'mesh_shape', 'batch_size')
 def infer(
   *,
   model_dir: str,
@@ -133,42 +136,41 @@ def infer(
   """Writes K completions of every prompt.
 
   The key of a prompt is fold_in(SEED's key, its index), so BATCH_SIZE changes
-  rounding alone.
+  nothing but rounding.
 
   Args:
-    model_dir: MODEL_DIR, for the completions.
+    model_dir: MODEL_DIR, the folder of the completions.
     seed: SEED of the samples.
     mesh_shape: MESH_SHAPE.
-    model: network of policy and reference.
-    checkpoint_path: CHECKPOINT_PATH, of the policy, in any format.
-    prompts: what is completed.
-    batch_size: BATCH_SIZE, prompts at a time.
-    sampler: how completions are drawn.
-    mixture_coefs: MIXTURE_COEFS, K weights of the reference; zeros draw from
+    model: Network of the policy and of the reference.
+    checkpoint_path: CHECKPOINT_PATH of the policy, in any format.
+    prompts: Prompts that are completed.
+    batch_size: BATCH_SIZE, the number of prompts at a time.
+    sampler: Sampler of the completions.
+    mixture_coefs: MIXTURE_COEFS, K weights of the reference. Zeros sample from
       the policy alone.
-    reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH; None: no reference.
+    reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH, or None to write no
+      log-probabilities of a reference.
 
   Raises:
-    ValueError: the configuration does not fit together.
+    ValueError: The configuration contradicts itself, or MODEL_DIR has lines of
+      other checkpoints or prompts.
   """
-  controls = dataclasses.asdict(sampler) | {'mixture_coefs': mixture_coefs}
-  sampling.validate(
-    mixture_coefs, **{k: controls[k] for k in ('temperature', 'top_k', 'top_p')}
-  )
+  sampling.validate(mixture_coefs)
   if any(mixture_coefs) and reference_checkpoint_path is None:
     raise ValueError(
       f'MIXTURE_COEFS = {tuple(mixture_coefs)} needs a reference policy '
       '(REFERENCE_CHECKPOINT_PATH).'
     )
-  model_dir_lib.claim(model_dir, gin.config_str(), may_change=('BATCH_SIZE',))
+  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
   if model_dir_lib.is_completed(model_dir, 0):
     progress.say(f'{model_dir} is complete.')
     return
   mesh = sharding.make_mesh(mesh_shape)
   dataset = prompts.load()
   data.check_vocabulary(dataset, model.config.vocab_size)
-  output = epath.Path(model_dir) / COMPLETIONS_FILE
-  done = _whole_lines(output)
+  output = epath.Path(model_dir) / completions_file.NAME
+  done = completions_file.count_whole_lines(output)
   bare = [e.prompts.row(i) for e in dataset.examples for i in range(len(e))]
   inputs = {'prompts': hashlib.sha256(b'|'.join(map(bytes, bare))).hexdigest()}
   for name, path in (
@@ -177,7 +179,7 @@ def infer(
   ):
     if path is not None:
       inputs[name] = checkpoints.identity(path, name)
-  _keep_inputs(epath.Path(model_dir) / INPUTS_FILE, inputs, done)
+  _record_inputs(epath.Path(model_dir) / INPUTS_FILE, inputs, done)
   with jax.set_mesh(mesh):
     load = functools.partial(
       checkpoints.load_params, mesh=mesh, vocabulary=dataset.vocabulary
@@ -188,7 +190,11 @@ def infer(
         reference_checkpoint_path, model.base, name='REFERENCE_CHECKPOINT_PATH'
       )
     params = load(checkpoint_path, model, name='CHECKPOINT_PATH')
-    draw = jax.jit(functools.partial(_draw, model=model, **controls))
+    draw = jax.jit(
+      functools.partial(
+        _draw, model=model, sampler=sampler, mixture_coefs=mixture_coefs
+      )
+    )
     rows = data.in_order(
       dataset, batch_size=batch_size, sharding=sharding.batch(mesh)
     )
@@ -201,7 +207,7 @@ def infer(
       )
       drawn = draw(params, reference, batch, keys)
       drawn = multihost_utils.process_allgather(drawn, tiled=True)
-      lines = _lines(
+      lines = completions_file.lines(
         drawn, bare, i * batch_size, dataset.vocabulary, sampler.eos_id
       )
       if jax.process_index() == 0:
@@ -210,12 +216,21 @@ def infer(
   model_dir_lib.complete(model_dir, 0)
 
 
-def _keep_inputs(
+def _record_inputs(
   path: epath.Path, inputs: Mapping[str, str], done: int
 ) -> None:
-  """Writes down what is read, or refuses to add to lines made of another.
+  """Records the inputs of a run, or checks them against those of its lines.
 
-  Bindings do not tell: a MODEL_DIR gets newer checkpoints, a file new rows.
+  Equal bindings do not guarantee equal inputs: a MODEL_DIR may have received
+  newer checkpoints since, and a file new rows.
+
+  Args:
+    path: inputs.json.
+    inputs: Identity of each input.
+    done: Number of lines that MODEL_DIR already has.
+
+  Raises:
+    ValueError: The lines came from other inputs.
   """
   if not (done and path.exists()):
     if jax.process_index() == 0:
@@ -229,8 +244,8 @@ def _keep_inputs(
       if before.get(name) != inputs.get(name)
     ]
     raise ValueError(
-      f'{path.parent} (MODEL_DIR) has {done} lines made of something else; '
-      'choose another one:\n  ' + '\n  '.join(changes)
+      f'{path.parent} (MODEL_DIR) has {done} lines from other inputs; choose '
+      'another MODEL_DIR:\n  ' + '\n  '.join(changes)
     )
 
 
@@ -241,23 +256,23 @@ def _draw(
   rng: jax.Array,
   *,
   model: models.Model,
+  sampler: sampling.Sampler,
   mixture_coefs: Sequence[float],
-  **controls: Any,
 ) -> tuple[types.Tokens, jax.Array, jax.Array | None]:
-  """Completions [B, K, T], log pi and log pi_ref of each [B, K]."""
+  """Samples K completions of each prompt.
+
+  Returns:
+    Completions [B, K, T], log pi [B, K], and log pi_ref [B, K] or None.
+  """
   policy = model.policy(params, types.FrozenParams(reference=reference))
-  mixed = any(mixture_coefs)
-  drawn = sampling.sample(
+  drawn = sampling.complete(
     model,
     policy,
-    reference if mixed else None,
-    (
-      model.encode(policy, prompts),
-      model.encode(reference, prompts) if mixed else None,
-    ),
+    prompts,
     rng,
+    sampler=sampler,
     mixture_coefs=mixture_coefs,
-    **controls,
+    player=reference,
   )
   theirs = drawn.reference_log_probs
   if theirs is None and reference is not None:
@@ -269,47 +284,3 @@ def _draw(
   total = functools.partial(jnp.sum, axis=-1)
   ours = total(drawn.policy_log_probs)
   return drawn.tokens, ours, None if theirs is None else total(theirs)
-
-
-def _lines(
-  drawn: tuple[types.Tokens, np.ndarray, np.ndarray | None],
-  bare: Sequence[np.ndarray],
-  first: int,
-  vocabulary: seqio.Vocabulary,
-  eos_id: int,
-) -> list[str]:
-  """The lines of what `_draw` made of the prompts from number `first` on."""
-  tokens, log_prob, reference_log_prob = drawn
-  decode = lambda ids: vocabulary.decode(ids.tolist())
-  lines = []
-  for row, prompt in enumerate(bare[first : first + len(log_prob)]):
-    completions = []
-    for k, mask in enumerate(tokens.mask[row]):
-      ids = tokens.ids[row, k][mask]
-      completion = {
-        'text': decode(ids[ids != eos_id]),
-        'tokens': len(ids),
-        'ended': bool(np.any(ids == eos_id)),
-        'log_prob': float(log_prob[row, k]),
-      }
-      if reference_log_prob is not None:
-        completion['reference_log_prob'] = float(reference_log_prob[row, k])
-      completions.append(completion)
-    line = {
-      'index': first + row,
-      'prompt': decode(prompt),
-      'completions': completions,
-    }
-    lines.append(json.dumps(line, ensure_ascii=False) + '\n')
-  return lines
-
-
-def _whole_lines(path: epath.Path) -> int:
-  """How many lines a killed run left; half a line after them is cut off."""
-  if not path.exists():
-    return 0
-  content = path.read_bytes()
-  whole = content[: content.rfind(b'\n') + 1]
-  if whole != content and jax.process_index() == 0:
-    path.write_bytes(whole)
-  return whole.count(b'\n')

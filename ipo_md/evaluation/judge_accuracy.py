@@ -1,9 +1,9 @@
-"""A judge alone on labelled pairs: accuracy, calibration, order, length.
+"""Measures judges on labelled pairs: accuracy, calibration, order and length.
 
   MODEL_DIR/results.json   agreement, calibration, by_length, order_consistency,
-                           each pairs -> judge -> ..., as in `agreement`
+                           each pairs -> judge -> ..., as `judge_agreement` says
 
-The same numbers on a policy's own samples are part of `side_by_side`.
+`side_by_side` reports the same numbers on a policy's own samples.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from ipo_md.evaluation import judge_agreement
 from ipo_md.evaluation import results
 
 
+@model_dir_lib.may_change('model_dir', 'mesh_shape')
 def judge_accuracy(
   *,
   model_dir: str,
@@ -32,23 +33,26 @@ def judge_accuracy(
   dataset: Callable[[], data.Dataset],
   examples: int,
 ) -> None:
-  """Measures judges on a split of labelled pairs, prints and writes it.
+  """Measures judges on labelled pairs; prints the numbers and writes them.
 
   Args:
-    model_dir: MODEL_DIR, for results.json.
+    model_dir: MODEL_DIR, the folder of results.json.
     mesh_shape: MESH_SHAPE.
     judges: JUDGES, name -> judge.
-    dataset: pairs with their preference.
-    examples: EVAL_EXAMPLES, so many of the pairs, from the first on.
+    dataset: Function that loads pairs with their preference.
+    examples: EVAL_EXAMPLES, the number of pairs, counted from the first.
+
+  Raises:
+    ValueError: There are no judges or no pairs, or pairs have no preference.
   """
-  model_dir_lib.claim(model_dir, gin.config_str())
+  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
   if model_dir_lib.is_completed(model_dir, 0):
     print(f'{model_dir} is complete.', flush=True)
     return
   if examples < 1 or not judges:
     raise ValueError(
-      f'EVAL_EXAMPLES is {examples} and JUDGES has {len(judges)} names; each '
-      'has to be 1 at least.'
+      f'EVAL_EXAMPLES is {examples} and JUDGES has {len(judges)} names, but '
+      'both must be at least 1.'
     )
   with jax.set_mesh(sharding.make_mesh(mesh_shape)):
     samples, truth = judge_agreement.labelled_pairs(dataset(), examples)
@@ -63,7 +67,7 @@ def judge_accuracy(
 
 
 def describe(found: Mapping[str, Mapping[str, Any]]) -> str:
-  """`judge_agreement.compared` as lines of text."""
+  """Formats the result of `judge_measures.compared` as lines of text."""
   lines = []
   for judge, (share, low, high, count) in found['agreement'].items():
     calibration = found['calibration'][judge]

@@ -1,4 +1,4 @@
-"""From judgements to results.json and completions.jsonl: numbers alone."""
+"""Turns judgements into results.json and completions.jsonl."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -19,23 +19,26 @@ _DECIMALS = 6
 
 
 def pairs(count: int) -> list[tuple[int, int]]:
-  """(i, k) for i < k, row by row: the order of what `completions` writes."""
+  """Lists the pairs (i, k), i < k, row by row, as completions.jsonl does.
+
+  pairs(3)  # [(0, 1), (0, 2), (1, 2)]
+  """
   return [(i, k) for i in range(count) for k in range(i + 1, count)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-  """M policies on N prompts, and what J of their pairs were judged.
+  """Completions of N prompts by M policies, J of whose pairs were judged.
 
   Attributes:
     prompts: N texts.
-    texts: policy -> N completions. The first one is the baseline.
-    scores: policy -> N measures by name, numbers or booleans, of which
-      'length' is tokens without EOS.
-    pairs: (i, k), i < k, of the J pairs that were judged.
-    judged: judge -> [N, J, 2] P(y_i > y_k | x) with y_i shown first and second,
+    texts: Policy -> N completions. The first policy is the baseline.
+    scores: Policy -> N measures by name, numbers or booleans. 'length' is the
+      number of tokens without EOS.
+    pairs: J pairs (i, k), i < k, that were judged.
+    judged: Judge -> [N, J, 2] P(y_i > y_k | x) with y_i shown first and second,
       NaN for an answer that names no winner.
-    one_vocabulary: whether all lengths are tokens of one vocabulary.
+    one_vocabulary: Whether all lengths are tokens of one vocabulary.
   """
 
   prompts: Sequence[str]
@@ -47,18 +50,20 @@ class Comparison:
 
   @property
   def policies(self) -> list[str]:
+    """The names of the M policies."""
     return list(self.texts)
 
   @functools.cached_property
   def preference(self) -> dict[str, np.ndarray]:
-    """judge -> [N, J] P(y_i > y_k | x)."""
+    """Judge -> [N, J] P(y_i > y_k | x), averaged over both orders."""
     return {
-      name: judges.both_orders(judged) for name, judged in self.judged.items()
+      name: judges.mean_over_orders(judged)
+      for name, judged in self.judged.items()
     }
 
   @functools.cached_property
   def lengths(self) -> dict[str, np.ndarray]:
-    """policy -> [N] tokens, or words where vocabularies differ."""
+    """Policy -> [N] lengths in tokens, or in words if vocabularies differ."""
     if self.one_vocabulary:
       return {
         name: np.array([row['length'] for row in rows])
@@ -71,22 +76,25 @@ class Comparison:
 
   @functools.cached_property
   def ordered(self) -> dict[str, np.ndarray]:
-    """`judged` of the judges that see which completion is shown first."""
+    """The part of `judged` by judges that see which completion comes first."""
     return {
       name: judged
       for name, judged in self.judged.items()
-      if diagnostics.see_order(judged)
+      if diagnostics.sees_order(judged)
     }
 
 
 def found(
   comparison: Comparison, groups: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-  """What results.json says of completions and judgements.
+  """Computes what results.json says about completions and judgements.
 
   Args:
-    comparison: of the policies.
+    comparison: Completions and judgements.
     groups: POLICIES, name -> the policies that are its seeds.
+
+  Returns:
+    Contents of results.json by key.
   """
   policies = comparison.policies
   compared = matrices(
@@ -114,19 +122,20 @@ def matrices(
   judged: Mapping[str, np.ndarray],
   lengths: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-  """Everything that compares two policies, by judge.
+  """Computes every estimate that compares two policies, by judge.
 
   Args:
     policies: M names.
-    judged_pairs: J pairs (i, k) of them.
-    judged: judge -> [N, J] P(y_i > y_k | x).
-    lengths: policy -> [N] tokens of its completions, without EOS.
+    judged_pairs: J pairs (i, k) of policies.
+    judged: Judge -> [N, J] P(y_i > y_k | x).
+    lengths: Policy -> [N] lengths of its completions.
 
   Returns:
     `win_rate[judge][i][k]` of row i over column k with `interval`,
     `mean_preference` with `mean_preference_interval`, and
-    `length_controlled_win_rate` with its interval. None where a pair was not
-    judged, or length cannot be told from the rest. The diagonal is 1/2.
+    `length_controlled_win_rate` with `length_controlled_interval`. An entry is
+    None if the pair was not judged, or if the effect of length cannot be told
+    from the rest. The diagonal is 1/2.
   """
   kinds = {
     'win_rate': ('win_rate', 'interval'),
@@ -157,7 +166,7 @@ def matrices(
 def _matrix(
   estimates: Mapping[tuple[int, int], statistics.Estimate | None], count: int
 ) -> tuple[list, list]:
-  """Values and intervals of some pairs -> both whole matrices."""
+  """Fills matrices of values and of intervals from the estimates of pairs."""
   values = [[None] * count for _ in range(count)]
   intervals = [[[None, None]] * count for _ in range(count)]
   for i in range(count):
@@ -174,15 +183,15 @@ def measures(
   policies: Sequence[str],
   scores: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
-  """Means of what is measured of each completion.
+  """Averages the measures of the completions.
 
   Args:
-    policies: names; the first is the baseline.
-    scores: policy -> N measures by name, numbers or booleans.
+    policies: M names; the first is the baseline.
+    scores: Policy -> N measures by name, numbers or booleans.
 
   Returns:
-    measure -> policy -> mean, and `paired_difference`: measure -> policy ->
-    mean difference from the baseline on the same prompts, with its interval.
+    Measure -> policy -> mean; and under `paired_difference`, measure -> policy
+    -> mean difference from the baseline on the same prompts, with its interval.
   """
   names = scores[policies[0]][0].keys()
   columns = {
@@ -211,14 +220,16 @@ def measures(
 def write(
   folder: epath.Path, results: Mapping[str, Any], comparison: Comparison
 ) -> None:
-  """Writes results.json and completions.jsonl; numbers to six decimals.
+  """Writes results.json and completions.jsonl, with numbers to six decimals.
+
+  A line of completions.jsonl holds the `prompt`, the `completions`, and the
+  `preference` of each pair of `pairs`, null if it was not judged. For judges
+  that see the order, `orders` holds the preference in each order.
 
   Args:
     folder: MODEL_DIR.
-    results: all of results.json.
-    comparison: what completions.jsonl says of each prompt: `completions`,
-      `preference` of the pairs of `pairs`, null where a pair was not judged,
-      and of judges that see it `orders`, the same with each order apart.
+    results: Contents of results.json.
+    comparison: Contents of completions.jsonl.
   """
   content = json.dumps(rounded(results), indent=1, sort_keys=True)
   (folder / 'results.json').write_text(content + '\n')
@@ -249,7 +260,13 @@ def write(
 
 
 def rounded(value: Any) -> Any:
-  """Numbers to six decimals, never -0; numpy's as Python's."""
+  """Rounds all numbers in a value to six decimals, as Python's own types.
+
+  -0 becomes 0; NaN and infinity become None.
+
+  Args:
+    value: Mappings, lists and scalars, nested in any way.
+  """
   if isinstance(value, Mapping):
     return {key: rounded(item) for key, item in value.items()}
   if isinstance(value, list | tuple):

@@ -1,12 +1,12 @@
-"""Policies side by side: the same held-out prompts, pairs of them judged.
+"""Compares policies on the same held-out prompts.
 
   MODEL_DIR/results.json       win rates with intervals, measures of each policy
-  MODEL_DIR/completions.jsonl  what was compared and judged, a line per prompt
-  MODEL_DIR/index.html         both, to look at (`report`)
-  MODEL_DIR/samples/           every completion that was drawn
-  MODEL_DIR/judgements/        every judgement of a pair, in both orders
+  MODEL_DIR/completions.jsonl  completions and judgements, a line per prompt
+  MODEL_DIR/index.html         the report on both (`report`)
+  MODEL_DIR/samples/           all completions that were drawn
+  MODEL_DIR/judgements/        all judgements of a pair, in both orders
 
-An interrupted run finds its samples and judgements again, and two runs of one
+An interrupted run reuses its samples and judgements. Two runs of the same
 configuration write the same bytes.
 """
 
@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
-import pathlib
 from typing import Any
 from typing import Literal
 
@@ -34,19 +33,21 @@ from ipo_md.core import part_store
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.evaluation import drawing
+from ipo_md.evaluation import drawn_samples
 from ipo_md.evaluation import judge_agreement
 from ipo_md.evaluation import results
+from ipo_md.evaluation import rows as rows_lib
 from ipo_md.evaluation import text_policies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BestOf:
-  """A row without training: the best of n samples of a policy.
+  """A row that needs no training: the best of n samples of a policy.
 
   Attributes:
-    n: samples of each prompt.
-    policy: a name of POLICIES.
-    judge: a name of JUDGES, which chooses.
+    n: Number of samples of each prompt.
+    policy: Name in POLICIES.
+    judge: Name in JUDGES of the judge that selects the best sample.
   """
 
   n: int
@@ -55,14 +56,19 @@ class BestOf:
 
   @property
   def name(self) -> str:
+    """The name of the row."""
     return f'best_of_{self.n}'
 
   @property
   def kl_bound(self) -> float:
-    """log n - (n - 1) / n >= KL from the policy (arXiv 2401.01879), nats."""
+    """The bound log n - (n - 1) / n on the KL from the policy, in nats.
+
+    See https://arxiv.org/abs/2401.01879.
+    """
     return math.log(self.n) - (self.n - 1) / self.n
 
 
+@model_dir_lib.may_change('model_dir', 'mesh_shape')
 def side_by_side(
   *,
   model_dir: str,
@@ -80,42 +86,44 @@ def side_by_side(
   best_of: BestOf | None = None,
   agreement: judge_agreement.Agreement | None = None,
 ) -> None:
-  """Samples, judges, writes results and report.
+  """Samples and judges completions, and writes the results and the report.
 
-  Each policy draws two completions of every prompt with keys of its own; the
-  first one is compared, both tell how far the judges agree on its samples.
+  Each policy draws two completions of every prompt with keys of its own. The
+  first one is compared. Both serve to measure how far the judges agree.
 
   Args:
-    model_dir: MODEL_DIR, for the results.
+    model_dir: MODEL_DIR, the folder of the results.
     seed: SEED of the samples.
     mesh_shape: MESH_SHAPE.
-    model: network of the policies that are checkpoints.
-    policies: POLICIES, name -> checkpoint path, or paths of several seeds, rows
-      'name[0]', 'name[1]', ...; or the MODEL_DIR of an `infer` run on these
-      prompts, of any model. The first is the baseline.
-    reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH, of KL.
-    prompts: the held-out prompts.
-    sampler: how completions are drawn.
+    model: Network of the policies that are checkpoints.
+    policies: POLICIES, name -> path of a checkpoint, or paths of several seeds,
+      which give rows 'name[0]', 'name[1]', .... A path may also be the
+      MODEL_DIR of an `infer` run of any model on these prompts. The first
+      policy is the baseline.
+    reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH, for KL.
+    prompts: Held-out prompts.
+    sampler: Sampler of the completions.
     judges: JUDGES, name -> judge.
     compared: COMPARED, 'all' pairs or those with the 'baseline'.
-    measure: of completions, as texts; None for length and EOS alone.
-    task_metrics: `task_metrics.of_task`; None: not those of the task.
-    best_of: None for no such row.
-    agreement: None for no such table.
+    measure: Measures of completions as texts, beside length and EOS; or None.
+    task_metrics: `task_metrics.of_task` to add the metrics of the task, or
+      None.
+    best_of: Best-of-n row, or None.
+    agreement: Pairs on which the judges are compared, or None.
 
   Raises:
-    ValueError: the configuration does not fit together.
+    ValueError: The configuration contradicts itself.
   """
-  groups = _groups(policies)
+  groups = rows_lib.by_policy(policies)
   paths = {n: path for rows in groups.values() for n, path in rows.items()}
   _check(groups, judges, compared, best_of, agreement)
-  foreign = _foreign(paths, judges)
-  model_dir_lib.claim(model_dir, gin.config_str())
+  texts = rows_lib.given_as_text(paths, judges)
+  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
   if model_dir_lib.is_completed(model_dir, 0):
     progress.say(f'{model_dir} is complete.')
     return
   parts = part_store.Folder(model_dir)
-  runs = _runs(paths, judges)
+  runs = rows_lib.model_dirs(paths, judges)
   judges = {n: _kept(n, judge, parts) for n, judge in judges.items()}
   dataset = prompts.load()
   with jax.set_mesh(sharding.make_mesh(mesh_shape)):
@@ -126,13 +134,13 @@ def side_by_side(
       name: text_policies.read(
         name, paths[name], prompts.examples, dataset, sampler.max_new_tokens
       )
-      for name in foreign
+      for name in texts
     }
     drawn, rows, found = _draw(paths, read, draw, sampler, judges, best_of)
-    samples = judges_lib.Samples.beside([d.samples for d in rows.values()])
-    pairs = _pairs(list(rows), groups, compared)
+    samples = judges_lib.Samples.concatenate([d.samples for d in rows.values()])
+    pairs = rows_lib.pairs(list(rows), groups, compared)
     judged = {
-      name: judges_lib.orders(judge, samples, pairs)
+      name: judges_lib.in_both_orders(judge, samples, pairs)
       for name, judge in judges.items()
     }
     if agreement is not None:
@@ -145,7 +153,7 @@ def side_by_side(
       scores={n: _scores(d, [measure, of_task]) for n, d in rows.items()},
       pairs=pairs,
       judged=judged,
-      one_vocabulary=not foreign,
+      one_vocabulary=not texts,
     )
     found |= results.found(comparison, {n: list(g) for n, g in groups.items()})
     results.write(epath.Path(model_dir), found, comparison)
@@ -155,30 +163,32 @@ def side_by_side(
 
 def _draw(
   paths: Mapping[str, str],
-  foreign: Mapping[str, drawing.Drawn],
-  draw: Callable[..., drawing.Drawn],
+  texts: Mapping[str, drawn_samples.Drawn],
+  draw: Callable[..., drawn_samples.Drawn],
   sampler: sampling.Sampler,
   judges: Mapping[str, judges_lib.HostJudge],
   best_of: BestOf | None,
-) -> tuple[dict[str, drawing.Drawn], dict[str, drawing.Drawn], dict[str, Any]]:
-  """Samples of each policy, and the rows of the comparison: one completion.
+) -> tuple[
+  dict[str, drawn_samples.Drawn], dict[str, drawn_samples.Drawn], dict[str, Any]
+]:
+  """Draws the samples of each policy and the completions that are compared.
 
   Args:
-    paths: of the policies, by name.
-    foreign: those that are texts.
-    draw: `drawing.drawer`.
-    sampler: how completions are drawn.
-    judges: by name, for best_of.
-    best_of: a row after its policy; or None.
+    paths: Row -> path.
+    texts: Completions of the rows that are given as text.
+    draw: Function that `drawing.drawer` makes.
+    sampler: Sampler of the completions.
+    judges: Judges by name, for `best_of`.
+    best_of: Row that is added after its policy, or None.
 
   Returns:
-    Policy -> two completions of each prompt; row -> one; and their measures
-    that texts do not have, `kl` and `entropy` by row.
+    Policy -> two completions of each prompt; row -> one completion of each
+    prompt; and `kl` and `entropy` by row, for rows that are not texts.
   """
   drawn, rows, kl, entropy = {}, {}, {}, {}
   for name, path in paths.items():
-    if name in foreign:
-      rows[name] = foreign[name]
+    if name in texts:
+      rows[name] = texts[name]
       continue
     drawn[name] = plain = draw(name, path, sampler, k=2)
     rows[name] = plain.take(np.zeros(len(plain.ended), int))
@@ -194,27 +204,16 @@ def _draw(
   return drawn, rows, {'kl': kl, 'entropy': entropy}
 
 
-def _groups(
-  policies: Mapping[str, str | Sequence[str]],
-) -> dict[str, dict[str, str]]:
-  """Rows of each policy, one for each seed: name -> row's name -> path."""
-  return {
-    name: {name: paths}
-    if isinstance(paths, str)
-    else {f'{name}[{seed}]': path for seed, path in enumerate(paths)}
-    for name, paths in policies.items()
-  }
-
-
 def _check(groups, judges, compared, best_of, agreement) -> None:
+  """Raises ValueError if names are missing, unknown or used twice."""
   rows = [name for group in groups.values() for name in group]
   if not judges or not rows or not all(groups.values()):
     raise ValueError('POLICIES and JUDGES need at least one name each.')
   if best_of is not None:
     if best_of.policy not in rows or best_of.judge not in judges:
       raise ValueError(
-        f'BestOf: policy {best_of.policy!r} is to be one of POLICIES {rows}, '
-        f'judge {best_of.judge!r} one of JUDGES {list(judges)}.'
+        f'BestOf.policy {best_of.policy!r} must be one of POLICIES {rows}, and '
+        f'BestOf.judge {best_of.judge!r} one of JUDGES {list(judges)}.'
       )
     rows.append(best_of.name)
   for name in rows:
@@ -231,55 +230,30 @@ def _check(groups, judges, compared, best_of, agreement) -> None:
     )
 
 
-def _foreign(
-  paths: Mapping[str, str], judges: Mapping[str, judges_lib.HostJudge]
-) -> list[str]:
-  """The policies that are texts, which judges of tokens cannot read."""
-  foreign = [
-    name for name, path in paths.items() if text_policies.is_texts(path)
-  ]
-  of_tokens = [
-    name
-    for name, judge in judges.items()
-    if isinstance(judge, judges_lib.LearnedJudge)
-  ]
-  if foreign and of_tokens:
-    raise ValueError(
-      f'JUDGES {of_tokens} read tokens, and POLICIES {foreign} are texts of '
-      'infer runs, whose vocabulary may be another one: leave out the ones or '
-      'the others.'
-    )
-  return foreign
-
-
-def _pairs(
-  rows: Sequence[str], groups: Mapping[str, Mapping[str, str]], compared: str
-) -> list[tuple[int, int]]:
-  """The pairs of rows that are judged."""
-  baseline = next(iter(groups.values()))
-  return [
-    (i, k)
-    for i, k in results.pairs(len(rows))
-    if compared == 'all' or rows[i] in baseline or rows[k] in baseline
-  ]
-
-
 def _kept(
   name: str, judge: judges_lib.HostJudge, parts: part_store.Folder
-) -> judges_lib.Kept:
-  """The judge, with judgements that an interrupted run finds again."""
+) -> judges_lib.CachedJudge:
+  """Wraps a judge so that an interrupted run finds its judgements again."""
   recipe = {'bindings': model_dir_lib.bindings(gin.config_str())}
   if isinstance(judge, judges_lib.LearnedJudge):
     recipe['checkpoint'] = checkpoints.identity(
       judge.checkpoint_path, f'the checkpoint path of JUDGES[{name!r}]'
     )
-  return judges_lib.Kept(judge, name, parts, recipe)
+  return judges_lib.CachedJudge(judge, name, parts, recipe)
 
 
 def _scores(
-  drawn: drawing.Drawn, measures: Sequence[judges_lib.Measure | None]
+  drawn: drawn_samples.Drawn, measures: Sequence[judges_lib.Measure | None]
 ) -> list[dict[str, Any]]:
-  """Measures of each completion of K = 1."""
+  """Measures each completion of K = 1.
+
+  Args:
+    drawn: One completion of each of N prompts.
+    measures: Measures of the texts. None entries are ignored.
+
+  Returns:
+    N measures by name, with `length` and `eos_rate`.
+  """
   completions = [row[0] for row in drawn.samples.texts]
   measured = [m(drawn.samples.prompts, completions) for m in measures if m]
   return [
@@ -290,22 +264,3 @@ def _scores(
     }
     for n in range(len(completions))
   ]
-
-
-def _runs(
-  paths: Mapping[str, str], judges: Mapping[str, judges_lib.HostJudge]
-) -> dict[str, str]:
-  """The MODEL_DIRs behind the checkpoints, for curves and gin."""
-  paths = dict(paths)
-  for name, judge in judges.items():
-    if isinstance(judge, judges_lib.LearnedJudge):
-      paths[name] = judge.checkpoint_path
-  found = {}
-  for name, path in paths.items():
-    folder = pathlib.Path(path.removesuffix(':best'))
-    if folder.name.isdigit():
-      folder = folder.parent
-    if folder.name == 'checkpoints':
-      folder = folder.parent
-    found[name] = str(folder)
-  return found

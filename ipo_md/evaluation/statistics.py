@@ -1,8 +1,9 @@
 """Estimates from judgements, each with its 95 % interval.
 
 A judgement is a preference p = P(y_1 > y_2 | x) in [0, 1], averaged over both
-orders; p = 1/2 is a tie. Everything here is numpy in float64, deterministic,
-and symmetric: 1 - p in place of p mirrors the estimate and its interval at 1/2.
+orders; p = 1/2 is a tie. All estimates are computed in float64, deterministic
+and symmetric: replacing p by 1 - p mirrors the estimate and its interval at
+1/2.
 """
 
 from typing import NamedTuple
@@ -11,12 +12,11 @@ import numpy as np
 from scipy import special
 from scipy import stats
 
-CONFIDENCE = 0.95
-_Z = stats.norm.ppf((1 + CONFIDENCE) / 2)
+from ipo_md.core import intervals
 
 
 class Estimate(NamedTuple):
-  """A value and the ends of its 95 % interval."""
+  """An estimate and the ends of its 95 % interval."""
 
   value: float
   low: float
@@ -24,84 +24,36 @@ class Estimate(NamedTuple):
 
 
 def win_rate(preference: np.ndarray) -> Estimate:
-  """Mean over prompts of [p > 1/2] + 1/2 [p = 1/2].
+  """Estimates the win rate, the mean over prompts of [p > 1/2] + 1/2 [p = 1/2].
+
+    win_rate(np.array([0.9, 0.5, 0.51, 0.2])).value  # 0.625
 
   Args:
     preference: [N] P(y_1 > y_2 | x).
 
   Returns:
-    The win rate of y_1 with the interval of `score_interval`.
+    The win rate of y_1 with the interval of `intervals.score_interval`.
   """
   preference = _judgements(preference)
   wins = np.sum(preference > 0.5)
   ties = np.sum(preference == 0.5)
   count = preference.size
-  low, high = score_interval(wins, ties, count)
+  low, high = intervals.score_interval(wins, ties, count)
   return Estimate(float((wins + ties / 2) / count), float(low), float(high))
 
 
-def score_interval(
-  wins: np.ndarray, ties: np.ndarray, count: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Score interval of a win rate in which a tie counts 1/2.
-
-    (w - theta)^2 = z^2 (theta (1 - theta) - tau(theta) / 4) / n
-
-  solved for theta on both sides of w = (wins + ties / 2) / n; tau(theta) is
-  the maximum-likelihood rate of ties when the win rate is theta. It is the
-  interval of Tango (1998, Statistics in Medicine 17, 891) for the difference
-  of paired proportions, 2 theta - 1. Without ties it is Wilson's.
-
-  Args:
-    wins: number of judgements for y_1, any shape.
-    ties: number of ties, the same shape.
-    count: number of judgements, ties and defeats included.
-
-  Returns:
-    Lower and upper end, of the shape of wins.
-  """
-  wins, ties, count = np.broadcast_arrays(
-    *(np.asarray(x, np.float64) for x in (wins, ties, count))
-  )
-  losses = count - wins - ties
-  observed = (wins + ties / 2) / count
-
-  def rejected(theta):
-    # tau solves n t^2 - (2 ties + wins b + losses a) t + ties a b = 0, with
-    # a = 2 theta, b = 2 (1 - theta); its smaller root keeps the rates of wins
-    # and losses at or above 0.
-    a, b = 2 * theta, 2 * (1 - theta)
-    linear = 2 * ties + wins * b + losses * a
-    root = np.sqrt(np.maximum(linear**2 - 4 * count * ties * a * b, 0))
-    tau = 2 * ties * a * b / np.maximum(linear + root, 1e-300)
-    variance = np.maximum(theta * (1 - theta) - tau / 4, 0)
-    return (observed - theta) ** 2 > _Z**2 * variance / count
-
-  def bisect(outside, inside):
-    for _ in range(60):
-      middle = (outside + inside) / 2
-      reject = rejected(middle)
-      outside = np.where(reject, middle, outside)
-      inside = np.where(reject, inside, middle)
-    return (outside + inside) / 2
-
-  low = bisect(np.zeros_like(observed), observed)
-  high = bisect(np.ones_like(observed), observed)
-  return np.where(observed == 0, 0, low), np.where(observed == 1, 1, high)
-
-
 def mean_preference(preference: np.ndarray) -> Estimate:
-  """Mean of p over prompts.
+  """Estimates the mean of p over prompts.
 
-  The interval is BCa in its closed form for a mean (ABC: DiCiccio and Efron
-  1992, Biometrika 79, 231), so it follows the skew of the judgements and needs
-  no resampling:
+  The interval is the closed form of a BCa bootstrap of the mean (ABC: DiCiccio
+  and Efron 1992, Biometrika 79, 231). It follows the skew of the judgements and
+  needs no resampling:
 
     mean + se w / (1 - a w)^2,   w = a +- z,   a = skewness / (6 sqrt(n))
 
-  Where all are 0, 1/2 or 1 the mean is the win rate, and its interval that of
-  `win_rate`, which holds near 0 and 1 as well. Judgements that are all
-  the same and neither 0 nor 1 have an interval of width 0.
+  If all judgements are 0, 1/2 or 1, the mean is the win rate, and the interval
+  is that of `win_rate`, which is also valid near 0 and 1. If all judgements are
+  the same and neither 0 nor 1, the interval has width 0.
 
   Args:
     preference: [N] P(y_1 > y_2 | x).
@@ -110,31 +62,34 @@ def mean_preference(preference: np.ndarray) -> Estimate:
   if np.all(np.isin(preference, (0, 0.5, 1))) and np.any(preference != 0.5):
     return win_rate(preference)
   mean = preference.mean()
-  centred = preference - mean
-  spread = np.sqrt(np.mean(centred**2))
+  spread = preference.std()
   if spread < 1e-12:
     return Estimate(float(mean), float(mean), float(mean))
   standard_error = spread / np.sqrt(preference.size)
-  acceleration = np.sum(centred**3) / (6 * np.sum(centred**2) ** 1.5)
-  w = acceleration + np.array([-_Z, _Z])
+  acceleration = stats.skew(preference) / (6 * np.sqrt(preference.size))
+  w = acceleration + np.array([-intervals.Z, intervals.Z])
   ends = mean + standard_error * w / (1 - acceleration * w) ** 2
   low, high = np.clip(ends, 0, 1)
   return Estimate(float(mean), float(low), float(high))
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> Estimate:
-  """Mean of first - second on the same prompts, with its t interval.
+  """Estimates the mean of first - second on the same prompts.
 
-  The difference is significant (two-sided, 5 %) where 0 lies outside.
+  The interval is Student's. The difference is significant (two-sided, 5 %) if 0
+  lies outside it.
 
   Args:
-    first: [N] a measure of each completion of one policy.
-    second: [N] the same of another policy, in the same order.
+    first: [N] measure of the completions of one policy.
+    second: [N] measure of the completions of another policy, in the same order.
+
+  Raises:
+    ValueError: The two measures have different shapes.
   """
   if np.shape(first) != np.shape(second):
     raise ValueError(
-      f'Paired measures need the same prompts: {np.shape(first)} and '
-      f'{np.shape(second)}.'
+      f'Paired measures need the same prompts, but have shapes '
+      f'{np.shape(first)} and {np.shape(second)}.'
     )
   return t_interval(
     np.asarray(first, np.float64) - np.asarray(second, np.float64)
@@ -142,48 +97,53 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Estimate:
 
 
 def t_interval(values: np.ndarray) -> Estimate:
-  """Mean of independent values with Student's interval, as over seed means.
+  """Estimates the mean of independent values, with Student's interval.
 
-  With a single value the interval is infinite.
+  The interval of a single value is infinite.
 
   Args:
-    values: [N], at least one.
+    values: [N] values, at least one.
   """
   values = _not_empty(values)
   mean = float(values.mean())
   if values.size == 1:
     return Estimate(mean, -np.inf, np.inf)
-  half = stats.t.ppf((1 + CONFIDENCE) / 2, values.size - 1) * (
-    values.std(ddof=1) / np.sqrt(values.size)
-  )
+  half = _t_quantile(values.size - 1) * stats.sem(values)
   return Estimate(mean, float(mean - half), float(mean + half))
 
 
 def length_controlled_win_rate(
   preference: np.ndarray, length_difference: np.ndarray
 ) -> Estimate | None:
-  """The win rate that a logistic fit predicts for completions of equal length.
+  """Predicts the win rate for completions of equal length.
 
-    logit P(y_1 wins) = c_0 + c_1 d / rms(d),   read at d = 0: sigmoid(c_0)
+  A logistic regression on the difference d in length is evaluated at d = 0:
 
-  with d the difference in length; a tie is a label of 1/2. After the length
-  control of AlpacaEval 2 (arXiv 2404.04475), without its per-prompt terms. The
-  fit has Firth's penalty (1993, Biometrika 80, 27), finite when length or
-  nothing at all separates wins from defeats; the interval is Wald's on c_0.
+    logit P(y_1 wins) = c_0 + c_1 d / rms(d),   win rate = sigmoid(c_0)
+
+  A tie is a label of 1/2. This follows the length control of AlpacaEval 2
+  (https://arxiv.org/abs/2404.04475) without its terms per prompt. The fit has
+  Firth's penalty (1993, Biometrika 80, 27), so it is finite even if the length
+  separates wins from defeats, or if there are only wins. The interval is Wald's
+  on c_0.
 
   Args:
     preference: [N] P(y_1 > y_2 | x).
     length_difference: [N] length of y_1 minus length of y_2.
 
   Returns:
-    The estimate, or None where all differences are the same and not 0: then
-    length cannot be told from the rest.
+    The estimate, or None if all differences are the same and not 0: the effect
+    of length cannot then be told from the rest.
+
+  Raises:
+    ValueError: The arguments have different shapes.
   """
   preference = _judgements(preference)
   difference = np.asarray(length_difference, np.float64)
   if difference.shape != preference.shape:
     raise ValueError(
-      f'{preference.size} judgements but {difference.size} length differences.'
+      f'There are {preference.size} judgements but {difference.size} '
+      'differences in length.'
     )
   labels = (np.sign(preference - 0.5) + 1) / 2
   columns = [np.ones_like(labels)]
@@ -192,7 +152,7 @@ def length_controlled_win_rate(
   elif difference[0] != 0:
     return None
   coefs, covariance = firth_logistic(np.stack(columns, 1), labels)
-  half = _Z * np.sqrt(covariance[0, 0])
+  half = intervals.Z * np.sqrt(covariance[0, 0])
   value, low, high = special.expit(coefs[0] + np.array([0, -half, half]))
   return Estimate(float(value), float(low), float(high))
 
@@ -200,10 +160,17 @@ def length_controlled_win_rate(
 def firth_logistic(
   inputs: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Coefficients [M] of inputs [N, M] and their covariance [M, M].
+  """Fits a logistic regression with Firth's penalty.
 
-  Newton's method on the score X' (y - pi + leverage (1/2 - pi)), each step
-  at most 1 long in every coefficient.
+  The solver is Newton's method on the score X' (y - pi + leverage (1/2 - pi)).
+  Each step changes a coefficient by at most 1.
+
+  Args:
+    inputs: [N, M] inputs.
+    labels: [N] labels in [0, 1].
+
+  Returns:
+    [M] coefficients and their covariance [M, M].
   """
   coefs = np.zeros(inputs.shape[1])
   for _ in range(200):
@@ -221,32 +188,38 @@ def firth_logistic(
 
 
 def order_consistency(first: np.ndarray, second: np.ndarray) -> Estimate:
-  """How often a judge names the same winner whichever completion comes first.
+  """Estimates how often a judge names the same winner in both orders.
 
   Args:
     first: [N] or [N, J] P(y_1 > y_2 | x) with y_1 shown first.
-    second: the same with y_1 shown second.
+    second: [N] or [N, J] P(y_1 > y_2 | x) with y_1 shown second.
 
   Returns:
-    The share of pairs as in `agreement`.
+    The share of pairs, estimated as in `agreement`.
   """
   return agreement(first, second)
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> Estimate:
-  """How often two judges name the same winner; 1/2 where either sees a tie.
+  """Estimates how often two judges name the same winner.
+
+  A pair in which either judge sees a tie counts 1/2.
 
   Args:
-    first: [N] P(y_1 > y_2 | x) by one judge, or [N, J] of J pairs a prompt.
-    second: the same by another, in the same order.
+    first: [N] P(y_1 > y_2 | x) by one judge, or [N, J] for J pairs per prompt.
+    second: [N] or [N, J] P(y_1 > y_2 | x) of the same pairs by another judge.
 
   Returns:
-    The share, with an interval over prompts.
+    The share of pairs, with an interval over prompts.
+
+  Raises:
+    ValueError: The arguments have different shapes.
   """
   first, second = (np.asarray(x, np.float64) for x in (first, second))
   if first.shape != second.shape:
     raise ValueError(
-      f'Two judges of the same pairs: {first.shape} and {second.shape} given.'
+      f'Two judges must judge the same pairs, but their judgements have shapes '
+      f'{first.shape} and {second.shape}.'
     )
   shape = first.shape
   first, second = _judgements(first.ravel()), _judgements(second.ravel())
@@ -257,18 +230,18 @@ def agreement(first: np.ndarray, second: np.ndarray) -> Estimate:
 
 
 def seed_means(rates: np.ndarray) -> Estimate:
-  """Mean win rate of runs that differ in their seed, and its t interval.
+  """Estimates the mean win rate of runs that differ in their seed.
 
-    mean +- t(nu) sqrt(s_a^2 / A + s_b^2 / B)      cut to [0, 1]
+    mean +- t(nu) sqrt(s_a^2 / A + s_b^2 / B)      clipped to [0, 1]
 
-  s_a and s_b are the spreads of the means of each seed of the one side and of
-  the other, nu is Welch's. With one seed on a side its term is left out: the
-  interval is then for that very run. What it covers is the variation between
-  seeds; prompts are the same for all. Seeds that happen to agree give an
-  interval of no width, which two or three of them do not justify.
+  s_a and s_b are the standard deviations of the means of the seeds on either
+  side, and nu is Welch's number of degrees of freedom. If a side has one seed,
+  its term is left out, and the interval holds for that very run. The interval
+  covers the variation between seeds; the prompts are the same for all. If two
+  or three seeds happen to agree, the interval is narrower than they justify.
 
   Args:
-    rates: [A, B] win rate of seed a over the other side's seed b, A B > 1.
+    rates: [A, B] win rate of seed a over seed b of the other side, A B > 1.
   """
   rates = np.asarray(rates, np.float64)
   terms = [
@@ -280,27 +253,34 @@ def seed_means(rates: np.ndarray) -> Estimate:
   if not variance:
     return Estimate(mean, mean, mean)
   freedom = variance**2 / sum(term**2 / nu for term, nu in terms)
-  half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance)
+  half = _t_quantile(freedom) * np.sqrt(variance)
   low, high = np.clip([mean - half, mean + half], 0, 1)
   return Estimate(mean, float(low), float(high))
 
 
+def _t_quantile(freedom: float) -> float:
+  """Returns the half-width of Student's interval in standard errors."""
+  return stats.t.ppf((1 + intervals.CONFIDENCE) / 2, freedom)
+
+
 def _judgements(preference: np.ndarray) -> np.ndarray:
+  """Returns [N] preferences in float64; raises ValueError unless in [0, 1]."""
   preference = _not_empty(preference)
   wrong = preference[~((preference >= 0) & (preference <= 1))]
   if wrong.size:
     raise ValueError(
-      f'A preference is a probability; {wrong.size} of {preference.size} '
-      f'judgements are not, the first is {wrong[0]}.'
+      f'A preference is a probability, but {wrong.size} of {preference.size} '
+      f'judgements are not; the first of them is {wrong[0]}.'
     )
   return preference
 
 
 def _not_empty(values: np.ndarray) -> np.ndarray:
+  """Returns [N] values in float64, or raises ValueError if there are none."""
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not values.size:
     raise ValueError(
-      f'Expected a non-empty list of numbers, got shape {values.shape}: is the '
-      'set of evaluation prompts empty?'
+      f'Expected a non-empty list of numbers but got shape {values.shape}. Is '
+      'the set of evaluation prompts empty?'
     )
   return values

@@ -1,4 +1,4 @@
-"""The seqio metrics of a task, of completions against its targets."""
+"""Applies the seqio metrics of a task to completions of its prompts."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -14,17 +14,18 @@ from ipo_md import judges
 def of_task(
   dataset: data.Dataset, count: int, *, mixture_or_task_name: str
 ) -> judges.Measure | None:
-  """Measures a completion of each of the first prompts, in their order.
+  """Makes a measure of completions from the metrics of a task.
 
-  Metrics of targets and predictions that are means over examples, as ROUGE and
-  exact match are: each is called with one target and one prediction.
+  Each metric is called with one target and one prediction, so it should be a
+  mean over examples, as ROUGE and exact match are.
 
   Args:
-    dataset: of the task.
-    count: of its first prompts.
+    dataset: Data set of the task.
+    count: Number of prompts, counted from the first.
     mixture_or_task_name: PROMPT_TASK.
 
   Returns:
+    A measure of one completion of each of these prompts, in their order; or
     None for a mixture, and for a task without metrics or without targets.
   """
   task = data.find(mixture_or_task_name)
@@ -52,12 +53,13 @@ def of_task(
 
 @dataclasses.dataclass(frozen=True)
 class MetricJudge:
-  """A judge of `pairwise`: the completion of the higher metric is better.
+  """A judge that prefers the completion with the higher metric.
 
   Attributes:
-    dataset: of the held-out prompts.
+    dataset: Function that loads the held-out prompts.
     mixture_or_task_name: PROMPT_TASK.
-    metric: a name that its metrics give, such as 'exact_match'.
+    metric: Name of a value that the task's metrics return, such as
+      'exact_match'.
   """
 
   dataset: Callable[[], data.Dataset]
@@ -67,12 +69,18 @@ class MetricJudge:
   def __call__(
     self, samples: judges.Samples, pairs: judges.Pairs
   ) -> Iterator[np.ndarray]:
+    """Yields [N, 2] P(y_i > y_k | x) of each pair, alike in both orders.
+
+    Raises:
+      ValueError: The prompts are not the first ones of the data set, or the
+        task has no such metric.
+    """
     dataset, count = self.dataset(), len(samples.prompts)
     rows = dataset.rows(data.first_rows(dataset, count))
-    if judges.bare_texts(rows, dataset) != list(samples.prompts):
+    if judges.decode_prompts(rows, dataset) != list(samples.prompts):
       raise ValueError(
-        f'MetricJudge knows the targets of the first prompts of '
-        f'{self.mixture_or_task_name} alone, and is asked about others.'
+        f'MetricJudge knows the targets of the first {count} prompts of '
+        f'{self.mixture_or_task_name} alone, but is asked about others.'
       )
     measure = of_task(
       dataset, count, mixture_or_task_name=self.mixture_or_task_name
@@ -83,8 +91,8 @@ class MetricJudge:
     ]
     if self.metric not in columns[0][0]:
       raise ValueError(
-        f'MetricJudge.metric is {self.metric!r}; task '
-        f'{self.mixture_or_task_name} has {sorted(columns[0][0])}.'
+        f'MetricJudge.metric is {self.metric!r}, but the metrics of task '
+        f'{self.mixture_or_task_name} are {sorted(columns[0][0])}.'
       )
     scores = np.array([[row[self.metric] for row in c] for c in columns])
     for i, k in pairs:
@@ -93,5 +101,6 @@ class MetricJudge:
 
 
 def _without_eos(dataset: data.Dataset, task: int, row: int) -> list[int]:
+  """Returns the target of a row without EOS."""
   ids = dataset.examples[task].targets.row(row)
   return ids[ids != dataset.vocabulary.eos_id].tolist()

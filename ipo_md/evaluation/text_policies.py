@@ -1,7 +1,7 @@
-"""Policies of another model or vocabulary, as the texts that `infer` wrote.
+"""Reads policies of another model as the texts that `infer` wrote.
 
-Their tokens are of another vocabulary, so judges that read text compare them
-with policies of the run's own model, and judges that read tokens cannot.
+Their tokens may be of another vocabulary. Judges that read text can compare
+them with policies of the run's own model; judges that read tokens cannot.
 """
 
 import dataclasses
@@ -14,41 +14,44 @@ from etils import epath
 import numpy as np
 
 from ipo_md import data
-from ipo_md.evaluation import drawing
-from ipo_md.evaluation import infer
+from ipo_md.evaluation import completions_file
+from ipo_md.evaluation import drawn_samples
 
 
 def is_texts(path: str) -> bool:
-  """Whether a policy is given as the MODEL_DIR of an `infer` run."""
+  """Returns whether a path is the MODEL_DIR of an `infer` run."""
   folder = epath.Path(path)
-  return (folder / infer.COMPLETIONS_FILE).exists() and not (
+  return (folder / completions_file.NAME).exists() and not (
     folder / 'checkpoints'
   ).exists()
 
 
 def read(
   name: str, path: str, count: int, dataset: data.Dataset, width: int
-) -> drawing.Drawn:
-  """The first completion of each of the first `count` prompts, K = 1.
-
-  Log-probabilities are NaN, and there are no tokens but for their number.
+) -> drawn_samples.Drawn:
+  """Reads the first completion of each prompt.
 
   Args:
-    name: of the policy, for messages.
+    name: Name of the policy, for messages.
     path: MODEL_DIR of the `infer` run.
-    count: EVAL_EXAMPLES.
-    dataset: of the prompts that the run is to have completed.
-    width: T of the empty token arrays.
+    count: EVAL_EXAMPLES, the number of prompts.
+    dataset: Data set whose prompts the run should have completed.
+    width: T, the width of the empty token arrays.
+
+  Returns:
+    Completions with K = 1. Their log-probabilities are NaN, and of their tokens
+    only the number is known.
 
   Raises:
-    ValueError: there are not as many, or a prompt is another one.
+    ValueError: The run has too few lines, a line of another form, or a line for
+      another prompt.
   """
   place = f'POLICIES[{name!r}] {path}'
-  lines = (epath.Path(path) / infer.COMPLETIONS_FILE).read_text().split('\n')
+  lines = (epath.Path(path) / completions_file.NAME).read_text().split('\n')
   if len(lines) <= count:
     raise ValueError(
-      f'{place} has completions of {len(lines) - 1} prompts; EVAL_EXAMPLES is '
-      f'{count}.'
+      f'{place} has completions of {len(lines) - 1} prompts, but EVAL_EXAMPLES '
+      f'is {count}.'
     )
   rows = []
   for n, (task, row) in enumerate(data.first_rows(dataset, count)):
@@ -65,7 +68,7 @@ def read(
       length = int(first['tokens']) - completion['ended']
     except (ValueError, KeyError, TypeError, IndexError) as error:
       raise ValueError(
-        f'{place}: line {n + 1} of {infer.COMPLETIONS_FILE} is not one of '
+        f'{place}: line {n + 1} of {completions_file.NAME} was not written by '
         f'gin/runs/infer.gin ({error!r}).'
       ) from error
     ours = dataset.vocabulary.decode(
@@ -73,18 +76,21 @@ def read(
     )
     if _letters(ours) != _letters(theirs):
       raise ValueError(
-        f'{place}: prompt {n} is {theirs[:60]!r}, and here {ours[:60]!r}. Both '
-        'runs are to have the same PROMPT_TASK and split (INFER_SPLIT, '
-        'HELD_OUT_SPLIT).'
+        f'{place}: prompt {n} is {theirs[:60]!r}, but here it is '
+        f'{ours[:60]!r}. Both runs need the same PROMPT_TASK and the same '
+        'split (INFER_SPLIT, HELD_OUT_SPLIT).'
       )
     rows.append({'prompt': ours, 'completions': [completion], 'length': length})
   prompts = dataset.rows(data.first_rows(dataset, count))
-  drawn = drawing.of_rows(rows, prompts, dataset, width)
+  drawn = drawn_samples.from_rows(rows, prompts, dataset, width)
   lengths = np.array([[row['length']] for row in rows])
   return dataclasses.replace(drawn, length=lengths)
 
 
 def _letters(text: str) -> str:
-  """What vocabularies agree on: they decode spaces and symbols differently."""
+  """Returns the letters and digits of a text, in lower case.
+
+  Vocabularies decode spaces and symbols differently.
+  """
   text = unicodedata.normalize('NFKC', text).lower()
   return re.sub('[^a-z0-9]', '', text)

@@ -1,11 +1,11 @@
-"""A policy that is a table of logits, one row for each prefix.
+"""Policies that are tables of logits, with one row for each prefix.
 
 Every sequence of a small tree can be enumerated, so sampling, losses and whole
 training runs can be compared with exact sums. The tree is complete: node 0 is
 the empty prefix, and token t leads from node i to node V i + 1 + t.
 
-                   0                   V = 2, depth 2: three prefixes,
-             0 /       1 \\             four sequences of two tokens
+                   0                   V = 2 and depth 2 give three prefixes
+             0 /       1 \\             and four sequences of two tokens.
              1           2
 """
 
@@ -16,19 +16,22 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from ipo_md.core import types
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Size of the tree.
+  """The size of a tree of tokens.
 
   Attributes:
-    vocab_size: V, the actions at each prefix.
-    depth: tokens of the longest completion; 1 makes a one-token game.
-    prompts: number of tables; a prompt's first token names its table.
-    stddev: standard deviation of the initial logits; 0 is the uniform policy.
+    vocab_size: V, the number of actions at each prefix.
+    depth: Number of tokens of the longest completion.
+    prompts: Number of tables. The first token of a prompt names its table.
+    stddev: Standard deviation of the initial logits; 0 is the uniform policy.
+    dtype: Type of the logits.
+    scan: Whether layers are scanned. A table has no layers.
   """
 
   vocab_size: int
@@ -36,16 +39,16 @@ class Config:
   prompts: int
   stddev: float
   dtype: str = 'float32'
-  scan: bool = False  # it has no layers
+  scan: bool = False
 
   @property
   def nodes(self) -> int:
-    """Prefixes shorter than `depth`: 1 + V + ... + V^(depth - 1)."""
+    """The number of prefixes: 1 + V + ... + V^(depth - 1)."""
     return sum(self.vocab_size**n for n in range(self.depth))
 
 
 class Tabular(nnx.Module):
-  """Tables of logits behind `encode` and `decode` of `models.Model`.
+  """Tables of logits that implement the network of a `models.Model`.
 
   The hidden states are the logits themselves, so E = V.
   """
@@ -63,13 +66,13 @@ class Tabular(nnx.Module):
     shape = (prompts, self.config.nodes, vocab_size)
     self.table = nnx.Param(
       stddev * jax.random.normal(rngs.params(), shape),
-      axes=('tables', 'prefixes', 'actions'),  # never split
+      axes=('tables', 'prefixes', 'actions'),  # Never sharded.
     )
 
   def encode(
     self, prompts: types.Tokens, *, rng: jax.Array | None = None
   ) -> types.Context:
-    """Prompts [B, P] whose first token is the number of a table."""
+    """Looks up the tables of prompts [B, P], which their first tokens name."""
     del rng
     table = jnp.clip(prompts.ids[:, 0], 0, self.config.prompts - 1)
     return types.Context(
@@ -82,7 +85,7 @@ class Tabular(nnx.Module):
   def init_cache(
     self, context: types.Context, k: int, length: int
   ) -> jax.Array:
-    """The node [B, K] of the inputs so far."""
+    """Returns the nodes [B, K] that the inputs so far have reached."""
     self._check_length(length)
     return jnp.zeros((context.start.shape[0], k), jnp.int32)
 
@@ -96,34 +99,40 @@ class Tabular(nnx.Module):
     mask: jax.Array | None = None,
     rng: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    """[B, K, T] inputs -> [B, K, T, V] logits; see `models.Model.decode`."""
+    """Maps inputs [B, K, T] to logits [B, K, T, V].
+
+    See `models.Model.decode`.
+    """
     del mask, rng
     self._check_length(ids.shape[-1])
     node = jnp.zeros(ids.shape[:2], jnp.int32) if cache is None else cache
     nodes = []
     for n in range(ids.shape[-1]):
       child = self.config.vocab_size * node + 1 + ids[..., n]
-      node = jnp.where(index + n == 0, 0, child)  # the start is no token
+      node = jnp.where(index + n == 0, 0, child)  # The start is not a token.
       nodes.append(node)
-    # A finished sequence is decoded on; its nodes may leave the tree, masked.
+    # Decoding goes on after a sequence has ended. Its nodes may then leave the
+    # tree, but they are masked.
     nodes = jnp.clip(jnp.stack(nodes, axis=-1), 0, self.config.nodes - 1)
     table = context.keys_values[:, None, None]
     hidden = self.table[table, nodes]
     return hidden, None if cache is None else node, jnp.zeros(())
 
   def logits(self, hidden: jax.Array) -> jax.Array:
+    """Returns the hidden states, which are the logits."""
     return hidden
 
   def reward(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """Raises ValueError, because a table has no reward head."""
     raise ValueError(
-      'Tabular has no reward head: a game is judged by its matrix'
+      'Tabular has no reward head. The judge of a game is its matrix'
       ' (game.matrix_judge).'
     )
 
-  def _check_length(self, length: int):
+  def _check_length(self, length: int) -> None:
     if length > self.config.depth:
       raise ValueError(
-        f'{length} tokens do not fit a table of depth {self.config.depth}'
+        f'{length} tokens do not fit into a table of depth {self.config.depth}'
         ' (Tabular.depth).'
       )
 
@@ -131,12 +140,18 @@ class Tabular(nnx.Module):
 def sequences(
   vocab_size: int, depth: int, *, eos_id: int | None = None
 ) -> types.Tokens:
-  """Every completion of the tree, [N, depth], in lexicographic order.
+  """Enumerates the completions of a tree in lexicographic order.
 
-  With `eos_id` a sequence ends there and is padded with zeros; without, all
-  have `depth` tokens and N = V^depth.
+  Args:
+    vocab_size: V, the number of tokens.
+    depth: Number of tokens of the longest completion.
+    eos_id: Token at which a sequence ends, padded with zeros; None if all
+      sequences have `depth` tokens, so that N = V^depth.
+
+  Returns:
+    [N, depth] tokens.
   """
-  rows = {}  # insertion order is the order of the result
+  rows = {}  # The order of insertion is the order of the result.
   for ids in itertools.product(range(vocab_size), repeat=depth):
     length = ids.index(eos_id) + 1 if eos_id in ids else depth
     rows[ids[:length]] = None
@@ -146,3 +161,21 @@ def sequences(
     ids[i, : len(row)] = row
     mask[i, : len(row)] = True
   return types.Tokens(ids, mask)
+
+
+def sequence_log_probs(logits: np.ndarray) -> np.ndarray:
+  """Computes the log-probabilities of all sequences of full length.
+
+  Args:
+    logits: [nodes, V] logits of a policy.
+
+  Returns:
+    [V^depth] log-probabilities, in the order of `sequences`.
+  """
+  log_probs = special.log_softmax(logits, axis=1)
+  total, first = np.zeros(1), 0
+  while first < len(log_probs):
+    rows = log_probs[first : first + len(total)]
+    first += len(total)
+    total = (total[:, None] + rows).ravel()
+  return total

@@ -1,16 +1,26 @@
-"""Judges: on the device, inside the train step, or on the host."""
+"""Judges of completions, on the device or on the host.
+
+A `DeviceJudge` is part of the train step: `reward_model`, `likelihood`,
+`comparator`, `preference_representation` and `indifferent`. A `HostJudge`
+compares samples between steps or after training: `TextJudge`, `LearnedJudge`,
+`HttpJudge` and `CachedJudge`. Each declares which of the two it is
+(`declaration_of`).
+"""
 
 from ipo_md.judges.chat_client import Endpoint
-from ipo_md.judges.host import Kept
+from ipo_md.judges.comparison import comparator
+from ipo_md.judges.comparison import comparator_log_probs
+from ipo_md.judges.declaration import Declaration
+from ipo_md.judges.declaration import declaration_of
+from ipo_md.judges.declaration import declare
+from ipo_md.judges.host import CachedJudge
 from ipo_md.judges.host import LearnedJudge
 from ipo_md.judges.host import TextJudge
 from ipo_md.judges.host import best_of
-from ipo_md.judges.host import orders
+from ipo_md.judges.host import in_both_orders
 from ipo_md.judges.host import preference
 from ipo_md.judges.http import HttpJudge
 from ipo_md.judges.learned import DeviceJudge
-from ipo_md.judges.learned import comparator
-from ipo_md.judges.learned import comparator_log_probs
 from ipo_md.judges.learned import indifferent
 from ipo_md.judges.learned import likelihood
 from ipo_md.judges.learned import preference_representation
@@ -19,30 +29,33 @@ from ipo_md.judges.samples import HostJudge
 from ipo_md.judges.samples import Measure
 from ipo_md.judges.samples import Pairs
 from ipo_md.judges.samples import Samples
-from ipo_md.judges.samples import bare_texts
-from ipo_md.judges.samples import both_orders
+from ipo_md.judges.samples import decode_prompts
+from ipo_md.judges.samples import mean_over_orders
 from ipo_md.judges.template import Template
 
 __all__ = [
+  'CachedJudge',
+  'Declaration',
   'DeviceJudge',
   'Endpoint',
   'HostJudge',
   'HttpJudge',
-  'Kept',
   'LearnedJudge',
   'Measure',
   'Pairs',
   'Samples',
   'Template',
   'TextJudge',
-  'bare_texts',
   'best_of',
-  'both_orders',
   'comparator',
   'comparator_log_probs',
+  'declaration_of',
+  'declare',
+  'decode_prompts',
+  'in_both_orders',
   'indifferent',
   'likelihood',
-  'orders',
+  'mean_over_orders',
   'preference',
   'preference_representation',
   'reward_model',

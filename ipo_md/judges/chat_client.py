@@ -1,12 +1,9 @@
-"""Questions to a language model behind an OpenAI-compatible endpoint.
+"""Questions to a language model, each of which is asked only once.
 
-  POST BASE_URL/chat/completions
-  {"model": ..., "messages": [{"role": "user", "content": prompt}], ...}
-
-Each question is answered once: an answer is kept in a file as soon as it is
-there, under a hash of the request (model, prompt, parameters), and a question
-that was asked before, in this run or another one, is not asked again. The API
-key is read from the environment, sent, and kept nowhere.
+Each answer is written to a file as soon as it arrives, under a hash of its
+request (model, prompt, parameters), so that no run asks the same question
+twice. The API key is read from the environment, sent to the server, and stored
+nowhere.
 """
 
 from collections.abc import Iterator
@@ -14,65 +11,58 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
-import email.utils
 import hashlib
 import json
 import os
 import random
-import re
+import sqlite3
 import threading
 import time
 from typing import Any
-import urllib.parse
 
 import urllib3
 
-from ipo_md.judges import answers
-
-_LONGEST_DELAY = 60.0  # seconds, of the backoff
-_PATIENCE = 900.0  # seconds that a question waits for a busy server
-_MOST_BYTES = 10_000_000  # of a response
-# What `answers.parse` raises; too deep and too large a number among them.
-_UNREADABLE = (
-  LookupError,
-  AttributeError,
-  TypeError,
-  ValueError,
-  OverflowError,
-  RecursionError,
-)
-_MAY_PASS = (408, 409, 425)  # statuses that another attempt may cure, and 5xx
-
-
-class _Fault(Exception):
-  """Another attempt may help. delay: seconds that the server asks for."""
-
-  def __init__(self, message: str, delay: float | None = None, busy=False):
-    super().__init__(message)
-    self.delay, self.busy = delay, busy
+from ipo_md.core import model_dir
+from ipo_md.judges import chat_connection
+from ipo_md.judges import retry as retry_lib
 
 
 class _StoppedError(Exception):
   """Another question failed for good."""
 
 
+@model_dir.may_change(
+  'base_url',
+  'api_key_variable',
+  'cache',
+  'concurrency',
+  'timeout',
+  'attempts',
+)
 class Endpoint:
-  """A model, and the file that keeps its answers.
+  """A language model on a server, and the file that stores its answers.
+
+    endpoint = Endpoint(base_url='http://localhost:8000/v1', model='rater',
+                        api_key_variable=None, parameters={}, cache='a.sqlite')
+    for index, answer, failures in endpoint.ask(prompts): ...
 
   Args:
     base_url: BASE_URL, such as 'https://api.openai.com/v1'.
     model: RATER, the server's name of the model.
     api_key_variable: API_KEY_VARIABLE, the environment variable that holds the
-      key; None: the server asks for none.
+      key, or None if the server needs no key.
     parameters: RATER_PARAMETERS, further fields of the request.
-    cache: RATER_CACHE, a local file, SQLite's; made if it is not there.
-    concurrency: CONCURRENCY, questions under way at a time.
-    timeout: TIMEOUT, seconds that a response may take.
-    attempts: ATTEMPTS at a question before the run stops. Being told to wait
-      (429) is not an attempt.
-    first_delay: seconds before the second attempt, doubled before each further
-      one, of which a random half is taken off. A Retry-After of the server
-      goes first, and holds for all questions.
+    cache: RATER_CACHE, a local SQLite file, which is created if it is missing.
+    concurrency: CONCURRENCY, the number of questions in flight at a time.
+    timeout: TIMEOUT, the seconds that a response may take.
+    attempts: ATTEMPTS, the number of attempts at a question before the run
+      stops. Being told to wait (status 429) does not count.
+    first_delay: Seconds before the second attempt. The delay doubles before
+      each further one, up to a minute, and a random half is taken off. A
+      Retry-After header takes precedence and holds back all questions.
+
+  Raises:
+    ValueError: An argument is invalid, or the key is missing.
   """
 
   def __init__(
@@ -96,46 +86,56 @@ class Endpoint:
       if not value > 0:
         raise ValueError(f'{name} = {value} is not positive.')
     self.model = model
-    self._url = _check_url(base_url) + '/chat/completions'
-    self._key = _api_key(api_key_variable)
-    self._parameters = dict(parameters)
     self._concurrency, self._timeout = concurrency, timeout
     self._attempts, self._first_delay = attempts, first_delay
-    self._pool = urllib3.PoolManager(maxsize=concurrency, retries=False)
-    self._cache = answers.Cache(cache)
+    self._retry = retry_lib.Retry.of(attempts=attempts, first_delay=first_delay)
+    self._connection = chat_connection.Connection(
+      base_url=base_url,
+      model=model,
+      api_key_variable=api_key_variable,
+      parameters=parameters,
+      concurrency=concurrency,
+      timeout=timeout,
+      retry=self._retry,
+    )
+    self._cache = _Cache(cache)
     self._resume = 0.0  # no question is asked before this time
 
-  def known(self, prompts: Sequence[str]) -> list[bool]:
-    """Whether the answer to each prompt is kept already."""
+  def cached(self, prompts: Sequence[str]) -> list[bool]:
+    """Returns whether the answer to each prompt is stored already."""
     return [
       self._cache.get(self._hash(prompt)) is not None for prompt in prompts
     ]
 
   def ask(
     self, prompts: Sequence[str]
-  ) -> Iterator[tuple[int, answers.Answer, int]]:
-    """Answers to all prompts, in the order in which they come.
+  ) -> Iterator[tuple[int, chat_connection.Answer, int]]:
+    """Answers all prompts, in the order in which the answers arrive.
 
-    Prompts that are the same are asked once.
+    Equal prompts are asked once.
+
+    Args:
+      prompts: The questions.
 
     Yields:
-      the number of the prompt, its answer, and -1 for one that was kept or the
-      number of attempts that failed.
+      The index of the prompt, its answer, and the number of attempts that
+      failed, or -1 if the answer was stored already.
 
     Raises:
-      ValueError: the server refuses the request.
-      RuntimeError: ATTEMPTS failed. The answers that came are kept.
+      ValueError: The server refuses the request.
+      RuntimeError: ATTEMPTS attempts at a question failed, or the server stayed
+        busy. The answers that arrived are stored.
     """
     wanted: dict[str, list[int]] = {}
-    for number, prompt in enumerate(prompts):
-      wanted.setdefault(self._hash(prompt), []).append(number)
+    for index, prompt in enumerate(prompts):
+      wanted.setdefault(self._hash(prompt), []).append(index)
     missing = []
-    for key, numbers in wanted.items():
-      kept = self._cache.get(key)
-      if kept is None:
+    for key, indices in wanted.items():
+      stored = self._cache.get(key)
+      if stored is None:
         missing.append(key)
       else:
-        yield from ((number, kept, -1) for number in numbers)
+        yield from ((index, stored, -1) for index in indices)
     stop = threading.Event()
     pool = concurrent.futures.ThreadPoolExecutor(self._concurrency, 'chat')
     pending = {
@@ -144,11 +144,11 @@ class Endpoint:
     }
     try:
       for future in concurrent.futures.as_completed(list(pending)):
-        answer, failed = future.result()
+        answer, failures = future.result()
         key = pending.pop(future)
         self._cache.put(key, answer)
-        for first, number in enumerate(wanted[key]):
-          yield number, answer, -1 if first else failed
+        for repeated, index in enumerate(wanted[key]):
+          yield index, answer, -1 if repeated else failures
     finally:
       stop.set()
       pool.shutdown(cancel_futures=True)
@@ -156,162 +156,80 @@ class Endpoint:
         if not future.cancelled() and future.exception() is None:
           self._cache.put(key, future.result()[0])
 
-  def _request(self, prompt: str) -> str:
-    body = {
-      'model': self.model,
-      'messages': [{'role': 'user', 'content': prompt}],
-      'stream': False,
-      **self._parameters,
-    }
-    return json.dumps(body, sort_keys=True)
-
   def _hash(self, prompt: str) -> str:
-    return hashlib.sha256(self._request(prompt).encode()).hexdigest()
+    request = self._connection.request(prompt)
+    return hashlib.sha256(request.encode()).hexdigest()
 
   def _answer(
     self, prompt: str, stop: threading.Event
-  ) -> tuple[answers.Answer, int]:
-    """The answer, and how many attempts failed before it."""
-    began = time.monotonic()
-    failed = counted = 0
+  ) -> tuple[chat_connection.Answer, int]:
+    """Returns the answer and the number of attempts that failed before it."""
+    body = self._connection.request(prompt)
+    retry, start = self._retry, time.monotonic()
     while True:
-      while (wait := self._resume - time.monotonic()) > 0:
-        # All at the same moment would be too many again.
-        if stop.wait(wait + random.uniform(0, self._first_delay)):
-          break
-      if stop.is_set():
-        raise _StoppedError
+      self._wait_for_server(stop)
       try:
-        return self._post(self._request(prompt)), failed
-      except _Fault as fault:
-        failed += 1
-        counted += not fault.busy
-        waited = time.monotonic() - began
-        if counted >= self._attempts or (fault.busy and waited > _PATIENCE):
+        return self._connection.post(body), len(retry.history)
+      except retry_lib.TransientError as error:
+        waited = time.monotonic() - start
+        try:
+          retry = retry.after(error, waited)
+        except urllib3.exceptions.MaxRetryError:
           raise RuntimeError(
-            f'{self._url} gave no answer in {counted} attempts and '
-            f'{waited:.0f} s (ATTEMPTS = {self._attempts}, TIMEOUT = '
-            f'{self._timeout}), the last time: {fault}. The answers that came '
-            'are kept (RATER_CACHE): run it again.'
+            f'{self._connection.url} gave no answer to '
+            f'{len(retry.history) + 1} requests in {waited:.0f} s (ATTEMPTS = '
+            f'{self._attempts}, TIMEOUT = {self._timeout}). The last failure: '
+            f'{error}. The answers that arrived are stored in RATER_CACHE; '
+            'start the run again.'
           ) from None
-        if fault.delay:
-          self._resume = max(self._resume, time.monotonic() + fault.delay)
-          continue
-        delay = min(_LONGEST_DELAY, self._first_delay * 2 ** (failed - 1))
-        stop.wait(delay * random.uniform(0.5, 1))
+        if error.delay:
+          self._resume = max(self._resume, time.monotonic() + error.delay)
+        else:
+          stop.wait(retry.get_backoff_time())
 
-  def _post(self, body: str) -> answers.Answer:
-    headers = {'Content-Type': 'application/json'}
-    if self._key is not None:
-      headers['Authorization'] = f'Bearer {self._key}'
-    deadline = time.monotonic() + self._timeout
+  def _wait_for_server(self, stop: threading.Event) -> None:
+    """Waits until the time that the server named in a Retry-After header.
+
+    Raises:
+      _StoppedError: Another question failed.
+    """
+    while (wait := self._resume - time.monotonic()) > 0:
+      # The random part keeps the questions from resuming all at once.
+      if stop.wait(wait + random.uniform(0, self._first_delay)):
+        break
+    if stop.is_set():
+      raise _StoppedError
+
+
+class _Cache:
+  """A file of answers by the hash of their request, which survives a kill."""
+
+  def __init__(self, path: str):
     try:
-      response = self._pool.request(
-        'POST',
-        self._url,
-        body=body.encode(),
-        headers=headers,
-        timeout=self._timeout,
-        redirect=False,
-        preload_content=False,
+      os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+      self._file = sqlite3.connect(path, timeout=60, isolation_level=None)
+      self._file.execute('PRAGMA journal_mode = WAL')
+      self._file.execute('PRAGMA synchronous = NORMAL')
+      self._file.execute(
+        'CREATE TABLE IF NOT EXISTS answers '
+        '(request TEXT PRIMARY KEY, answer TEXT NOT NULL)'
       )
-      try:
-        content = self._read(response, deadline)
-      except BaseException:
-        response.close()  # what is left of it would be the next answer's start
-        raise
-      response.release_conn()
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-      message = self._safe(f'{type(error).__name__}: {error}')
-      raise _Fault(message) from None
-    if response.status == 200:
-      return self._parse(content)
-    said = self._safe(' '.join(content.split())[:300])
-    message = f'status {response.status}: {said}'
-    busy = response.status == 429
-    if busy or response.status in _MAY_PASS or response.status >= 500:
-      delay = _retry_after(response.headers.get('Retry-After'))
-      if delay is not None and delay > _PATIENCE:
-        raise RuntimeError(
-          f'{self._url} asks to wait for {delay:.0f} s ({message}). The '
-          'answers that came are kept (RATER_CACHE): run it again then.'
-        )
-      raise _Fault(message, delay, busy)
-    raise ValueError(
-      f'{self._url} refuses the request with {message} (BASE_URL, RATER = '
-      f'{self.model!r}, API_KEY_VARIABLE, RATER_PARAMETERS = '
-      f'{self._parameters}).'
+    except (OSError, sqlite3.Error) as error:
+      raise ValueError(
+        f'RATER_CACHE {path} cannot be used: {error}.'
+      ) from error
+
+  def get(self, request: str) -> chat_connection.Answer | None:
+    found = self._file.execute(
+      'SELECT answer FROM answers WHERE request = ?', (request,)
+    ).fetchone()
+    if found is None:
+      return None
+    text, tokens, usage = json.loads(found[0])
+    return chat_connection.Answer(text, tokens, tuple(usage))
+
+  def put(self, request: str, answer: chat_connection.Answer) -> None:
+    self._file.execute(
+      'INSERT OR IGNORE INTO answers VALUES (?, ?)',
+      (request, json.dumps(dataclasses.astuple(answer))),
     )
-
-  def _read(self, response: urllib3.BaseHTTPResponse, deadline: float) -> str:
-    """The body; a server that sends it drop by drop is too slow as well."""
-    content = b''
-    while chunk := response.read1(2**16):
-      content += chunk
-      if time.monotonic() > deadline:
-        raise _Fault(f'the response took longer than {self._timeout} s')
-      if len(content) > _MOST_BYTES:
-        raise _Fault(f'the response is longer than {_MOST_BYTES:,} bytes')
-    return content.decode(errors='replace')
-
-  def _parse(self, content: str) -> answers.Answer:
-    content = self._safe(content)
-    try:
-      answer = answers.parse(content)
-    except _UNREADABLE as error:
-      said = ' '.join(content.split())[:100]
-      raise _Fault(f'a malformed response ({error!r}): {said}') from None
-    return dataclasses.replace(answer, text=self._safe(answer.text))
-
-  def _safe(self, text: str) -> str:
-    """The text without the key, should a server send it back."""
-    return text if self._key is None else text.replace(self._key, '***')
-
-
-def _check_url(base_url: str) -> str:
-  parts = urllib.parse.urlsplit(base_url)
-  if '@' in base_url or parts.query or parts.fragment:
-    raise ValueError(
-      'BASE_URL is to be scheme, host and path alone: a key belongs into the '
-      'environment variable API_KEY_VARIABLE.'
-    )
-  if parts.scheme not in ('http', 'https') or not parts.hostname:
-    raise ValueError(f'BASE_URL {base_url!r} is no http or https address.')
-  return base_url.rstrip('/')
-
-
-def _api_key(variable: str | None) -> str | None:
-  if variable is None:
-    return None
-  # Neither is shown: the one may be the other by mistake.
-  if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', variable):
-    raise ValueError(
-      'API_KEY_VARIABLE is the name of an environment variable, not a key.'
-    )
-  key = os.environ.get(variable, '').strip()
-  if not key:
-    raise ValueError(
-      'The environment variable that API_KEY_VARIABLE names is not set or '
-      'empty; None is for a server that asks for no key.'
-    )
-  if not re.fullmatch(r'[!-~]+', key):
-    raise ValueError(
-      'The key in the environment variable API_KEY_VARIABLE has characters '
-      'that no header can hold.'
-    )
-  return key
-
-
-def _retry_after(value: str | None) -> float | None:
-  """Seconds, of seconds or a date; None: not said."""
-  if value is None:
-    return None
-  try:
-    return max(0.0, float(value))
-  except ValueError:
-    pass
-  try:
-    date = email.utils.parsedate_to_datetime(value)
-  except ValueError:
-    return None
-  return max(0.0, date.timestamp() - time.time())

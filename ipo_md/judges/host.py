@@ -1,11 +1,12 @@
-"""Judges of side-by-side comparisons, one seam for all kinds.
+"""Judges that run on the host and compare completions of the same prompts.
 
   judge(samples, pairs) yields [N, 2] for each pair (i, k)
 
-P(y_i > y_k | x) for each of N prompts, with y_i shown first and with y_i shown
-second. A judge that sees no order gives the same number twice; NaN is an answer
-that names no winner and counts as a tie. Pair by pair, so that what is judged
-can be kept.
+The two numbers are P(y_i > y_k | x) for each of N prompts with y_i shown first
+and with y_i shown second. A judge that does not depend on the order yields the
+same number twice. NaN stands for an answer that names no winner and counts as a
+tie. A judge yields pair by pair, so that each result can be stored as soon as
+it is known.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,6 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 from scipy import special
-import seqio
 
 from ipo_md import checkpoints
 from ipo_md import models
@@ -25,16 +25,20 @@ from ipo_md.core import part_store
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.core import types
+from ipo_md.judges import declaration
 from ipo_md.judges import learned
 from ipo_md.judges import samples as samples_lib
 
 
+@declaration.declare(runs_on='host')
 @dataclasses.dataclass(frozen=True)
 class TextJudge:
-  """A function of texts as a judge, such as a task's ground truth.
+  """Judges by a function of texts, such as the ground truth of a task.
+
+    TextJudge(lambda prompt, y_1, y_2: float(len(y_1) < len(y_2)))
 
   Attributes:
-    preference: (prompt, y_1, y_2) -> P(y_1 > y_2 | x).
+    preference: Function (prompt, y_1, y_2) -> P(y_1 > y_2 | x).
   """
 
   preference: Callable[[str, str, str], float]
@@ -55,18 +59,19 @@ class TextJudge:
       )
 
 
+@declaration.declare(runs_on='host')
 class LearnedJudge:
-  """A judge of `judges` with a checkpoint, on the device.
+  """Runs a `DeviceJudge` with the parameters of a checkpoint.
 
-  One that compares, hence gives a matrix, reads each pair; another gives
-  rewards and reads each completion once.
+  A judge that gives a matrix reads each pair. A judge that gives only rewards
+  reads each completion once.
 
   Args:
-    judge: of `judges`, its network bound.
-    model: that network.
-    checkpoint_path: of its parameters.
-    batch_size: prompts that are judged at a time.
-    label: shown while it judges.
+    judge: The judge, with its network bound.
+    model: The network of the judge.
+    checkpoint_path: Path of the judge's parameters.
+    batch_size: Number of prompts that are judged at a time.
+    label: Text shown by the progress bar.
   """
 
   def __init__(
@@ -103,7 +108,7 @@ class LearnedJudge:
       for found in self._run(params, samples.tokens, pairs, 'preference'):
         yield np.stack([found] * 2, axis=-1)
 
-  def _load(self, vocabulary: seqio.Vocabulary) -> types.Params:
+  def _load(self, vocabulary: types.Vocabulary) -> types.Params:
     if self._params is None:
       self._params = checkpoints.load_params(
         self.checkpoint_path,
@@ -121,7 +126,17 @@ class LearnedJudge:
     groups: Sequence[Sequence[int]],
     field: str,
   ) -> Iterator[np.ndarray]:
-    """A field of what it says about each group of columns, [N, ...] each."""
+    """Yields a field of the judge's feedback on each group of completions.
+
+    Args:
+      params: Parameters of the judge.
+      tokens: K completions of each of N prompts.
+      groups: Indices of the completions that are judged together.
+      field: Name of a field of `types.Labelled`.
+
+    Yields:
+      [N, ...] values of the field.
+    """
     count = tokens.prompts.ids.shape[0]
     placed = sharding.batch(jax.sharding.get_mesh())
     starts = range(0, count, self._batch_size)
@@ -138,14 +153,15 @@ class LearnedJudge:
         found = []
 
 
-class Kept:
-  """A judge whose judgements of each pair are kept on disk.
+@declaration.declare(runs_on='host')
+class CachedJudge:
+  """Stores the judgements of another judge, and asks it about new pairs only.
 
   Args:
-    judge: is asked about what is not there.
-    name: of the judge.
-    parts: where judgements are.
-    recipe: all that the judge is made of.
+    judge: The judge that is asked about pairs without a stored judgement.
+    name: Name of the judge.
+    parts: The folder that holds the judgements.
+    recipe: Everything that determines the judgements of `judge`.
   """
 
   def __init__(
@@ -187,13 +203,22 @@ class Kept:
     yield from map(np.asarray, found)
 
 
-def orders(
+def in_both_orders(
   judge: samples_lib.HostJudge,
   samples: samples_lib.Samples,
   pairs: samples_lib.Pairs,
 ) -> np.ndarray:
-  """[N, J, 2] what a judge yields."""
-  if not pairs:  # a lone policy
+  """Returns the judgements of all pairs in both orders.
+
+  Args:
+    judge: The judge.
+    samples: K completions of each of N prompts.
+    pairs: J pairs of indices into the completions, possibly none.
+
+  Returns:
+    [N, J, 2] P(y_i > y_k | x), with y_i shown first and shown second.
+  """
+  if not pairs:
     return np.zeros((len(samples.prompts), 0, 2))
   return np.stack(list(judge(samples, pairs)), axis=1)
 
@@ -203,14 +228,33 @@ def preference(
   samples: samples_lib.Samples,
   pairs: samples_lib.Pairs,
 ) -> np.ndarray:
-  """[N, J] P(y_i > y_k | x), both orders averaged."""
-  return samples_lib.both_orders(orders(judge, samples, pairs))
+  """Returns the preferences between pairs, averaged over both orders.
+
+    preference(judge, samples, [(0, 1)])[:, 0]
+
+  Args:
+    judge: The judge.
+    samples: K completions of each of N prompts.
+    pairs: J pairs of indices into the completions, possibly none.
+
+  Returns:
+    [N, J] P(y_i > y_k | x).
+  """
+  return samples_lib.mean_over_orders(in_both_orders(judge, samples, pairs))
 
 
 def best_of(
   judge: samples_lib.HostJudge, samples: samples_lib.Samples
 ) -> np.ndarray:
-  """[N] the completion that a judge prefers over the others of its prompt."""
+  """Returns the completion of each prompt that a judge prefers to the others.
+
+  Args:
+    judge: The judge, which compares all pairs.
+    samples: K completions of each of N prompts.
+
+  Returns:
+    [N] index of the completion with the highest sum of preferences.
+  """
   k = len(samples.texts[0])
   pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
   judged = preference(judge, samples, pairs)

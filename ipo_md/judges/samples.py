@@ -1,4 +1,4 @@
-"""Completions on the host, as tokens and as text, and types of host judges."""
+"""Samples on the host, as tokens and as text, and the type of host judges."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import seqio
 
 from ipo_md import data
 from ipo_md.core import types
@@ -23,30 +22,31 @@ class Samples:
   """K completions of each of N prompts, on the host, as tokens and as text.
 
   Attributes:
-    tokens: numpy arrays, prompts [N, P] and completions [N, K, T].
-    vocabulary: of the tokens.
-    prompts: N texts, without what a prompt format adds.
-    texts: N lists of K texts.
+    tokens: Numpy arrays of the prompts [N, P] and the completions [N, K, T].
+    vocabulary: The vocabulary of the tokens.
+    prompts: N prompts as text, without what the prompt format adds.
+    texts: N lists of K completions as text.
   """
 
   tokens: types.Completions
-  vocabulary: seqio.Vocabulary
+  vocabulary: types.Vocabulary
   prompts: Sequence[str]
   texts: Sequence[Sequence[str]]
 
   @classmethod
   def of(cls, tokens: types.Completions, dataset: data.Dataset) -> 'Samples':
-    """Decodes tokens. Special tokens, such as EOS, leave no trace.
+    """Decodes tokens. Special tokens, such as EOS, are dropped.
 
     Args:
-      tokens: numpy arrays.
-      dataset: of the prompts, for its vocabulary and prompt format.
+      tokens: Numpy arrays of the prompts [N, P] and the completions [N, K, T].
+      dataset: The data set of the prompts, which has their vocabulary and
+        their prompt format.
     """
     decode = functools.partial(_decode, vocabulary=dataset.vocabulary)
     return cls(
       tokens=tokens,
       vocabulary=dataset.vocabulary,
-      prompts=bare_texts(tokens.prompts, dataset),
+      prompts=decode_prompts(tokens.prompts, dataset),
       texts=[
         decode(types.Tokens(ids=ids, mask=mask))
         for ids, mask in zip(
@@ -56,7 +56,11 @@ class Samples:
     )
 
   def take(self, columns: np.ndarray) -> 'Samples':
-    """The completions columns[n, :] of each prompt n."""
+    """Selects the completions columns[n, :] of each prompt n.
+
+    Args:
+      columns: [N, K'] indices of completions.
+    """
     pick = lambda x: np.take_along_axis(x, columns[..., None], axis=1)
     return dataclasses.replace(
       self,
@@ -70,8 +74,8 @@ class Samples:
     )
 
   @staticmethod
-  def beside(parts: Sequence['Samples']) -> 'Samples':
-    """Completions of the same prompts, one part after the other."""
+  def concatenate(parts: Sequence['Samples']) -> 'Samples':
+    """Concatenates completions of the same prompts along K."""
     first = parts[0]
     return dataclasses.replace(
       first,
@@ -88,29 +92,37 @@ class Samples:
     )
 
 
+# (samples, pairs) -> [N, 2] for each pair (i, k); see `judges.host`.
 HostJudge = Callable[[Samples, Pairs], Iterable[np.ndarray]]
-# (prompts, completions) -> measures of each completion by name, numbers.
+# (prompts, completions) -> the metrics of each completion, by name.
 Measure = Callable[[Sequence[str], Sequence[str]], Sequence[Mapping[str, Any]]]
 
 
-def bare_texts(prompts: types.Tokens, dataset: data.Dataset) -> list[str]:
-  """Prompts [N, P], decoded without what a prompt format adds."""
+def decode_prompts(prompts: types.Tokens, dataset: data.Dataset) -> list[str]:
+  """Decodes prompts [N, P] without what the prompt format adds."""
   return _decode(dataset.prompt_format.bare(prompts), dataset.vocabulary)
 
 
-def _decode(tokens: types.Tokens, vocabulary: seqio.Vocabulary) -> list[str]:
+def _decode(tokens: types.Tokens, vocabulary: types.Vocabulary) -> list[str]:
   special_ids = [vocabulary.eos_id, vocabulary.bos_id, vocabulary.pad_id]
-  keep = tokens.mask & ~np.isin(tokens.ids, special_ids)
+  shown = tokens.mask & ~np.isin(tokens.ids, special_ids)
   return [
     vocabulary.decode(row[mask].tolist())
-    for row, mask in zip(tokens.ids, keep, strict=True)
+    for row, mask in zip(tokens.ids, shown, strict=True)
   ]
 
 
-def both_orders(judged: np.ndarray) -> np.ndarray:
-  """[..., 2] P(y_1 > y_2 | x) in each order -> [...] their mean.
+def mean_over_orders(judged: np.ndarray) -> np.ndarray:
+  """Averages preferences over both orders of a pair.
 
-  NaN, no answer, counts 1/2. Rounded to six decimals, so that what is written
-  down gives the same statistics.
+  The mean is rounded to six decimals, so that statistics of a results file are
+  those of the run that wrote it.
+
+  Args:
+    judged: [..., 2] P(y_1 > y_2 | x) with y_1 shown first and shown second.
+      NaN, which stands for no answer, counts as 1/2.
+
+  Returns:
+    [...] preferences.
   """
   return np.round(np.mean(np.nan_to_num(judged, nan=0.5), axis=-1), 6)

@@ -1,11 +1,10 @@
-"""A judge's prompt, joined on the device out of token segments."""
+"""The prompt of a judge, joined on the device from token segments."""
 
 from collections.abc import Sequence
 import dataclasses
 import re
 
 import numpy as np
-import seqio
 
 from ipo_md import data
 from ipo_md import sampling
@@ -14,22 +13,26 @@ from ipo_md.core import types
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Template:
-  """A judge's prompt, joined on the device out of token segments.
+  """The prompt of a judge, joined on the device from token segments.
 
     '{text} summary 1 - {first} summary 2 - {second} better -'
 
-  The constant segments are tokenised one by one and all segments are joined as
-  tokens: SentencePiece gives other tokens for a concatenated text. The text
-  alone is cut, at its end.
+  Each constant segment is tokenised by itself, and the segments are joined as
+  tokens, because SentencePiece tokenises a concatenated text differently. If
+  the prompt is too long, only the text is truncated, at its end.
 
   Attributes:
-    vocabulary: of policy and judge alike.
-    prompt: constants around {text}, {first} and, for a comparator, {second}.
-    length: JUDGE_LENGTH, tokens of the joined prompt, EOS included.
-    prompt_format: of the policy; what it adds to a prompt is taken off again.
+    vocabulary: The vocabulary of both policy and judge.
+    prompt: Constants around {text}, {first} and, for a comparator, {second}.
+    length: JUDGE_LENGTH, the tokens of the joined prompt, including EOS.
+    prompt_format: The policy's prompt format. What it adds to a prompt is
+      removed again.
+
+  Raises:
+    ValueError: The prompt has other fields.
   """
 
-  vocabulary: seqio.Vocabulary
+  vocabulary: types.Vocabulary
   prompt: str
   length: int
   prompt_format: data.PromptFormat
@@ -38,12 +41,22 @@ class Template:
     names = re.findall(r'{(\w+)}', self.prompt)
     if names not in (['text', 'first'], ['text', 'first', 'second']):
       raise ValueError(
-        f'Template.prompt {self.prompt!r} has the fields {names}, not text, '
-        'first and perhaps second.'
+        f'Template.prompt {self.prompt!r} has the fields {names}. It needs '
+        'text, first and, for a comparator, second, in this order.'
       )
 
   def join(self, **fields: types.Tokens) -> types.Tokens:
-    """text, first, second: [B, *] each -> [B, length] the judge's prompt."""
+    """Joins the prompt of each row.
+
+    Args:
+      **fields: [B, *] tokens of text, first and, for a comparator, second.
+
+    Returns:
+      [B, length] tokens.
+
+    Raises:
+      ValueError: The prompt may exceed `length` even without the text.
+    """
     eos = self.vocabulary.eos_id
     segments = []
     for part in re.split(r'({\w+})', self.prompt):
@@ -59,7 +72,11 @@ class Template:
     return sampling.join(segments, length=self.length, cut=text)
 
   def token(self, word: str) -> int:
-    """The id of a word that must be a single token, such as an answer."""
+    """Returns the id of a word that is a single token, such as an answer.
+
+    Raises:
+      ValueError: The word is not a single token.
+    """
     ids = self.vocabulary.encode(word)
     if len(ids) != 1:
       raise ValueError(
@@ -70,5 +87,5 @@ class Template:
 
 
 def _constant(ids: Sequence[int]) -> types.Tokens:
-  ids = np.array([ids], np.int32)
-  return types.Tokens(ids=ids, mask=np.ones(ids.shape, bool))
+  array = np.array([ids], np.int32)
+  return types.Tokens(ids=array, mask=np.ones(array.shape, bool))

@@ -1,4 +1,4 @@
-"""A mixture of experts in place of a dense feed-forward layer."""
+"""A mixture of experts, which replaces a dense feed-forward layer."""
 
 from typing import Any
 
@@ -6,27 +6,29 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from ipo_md.core import sharding
+from ipo_md.core import partitioning
 from ipo_md.models import decoder_config
 from ipo_md.models import grouped_matmul
 from ipo_md.models import layers
 
 
 class Experts(nnx.Module):
-  """Mixture of experts, none of whose tokens are dropped.
+  """A mixture of experts that drops no tokens.
 
-    y = sum over the chosen e of softmax(router)_e / (sum of chosen) mlp_e(x)
+    y = sum_e p_e mlp_e(x) / sum_e p_e,   p = softmax(router(x))
 
-  Each device sorts the rows of its own prompts by expert and multiplies group
-  by group, so the cost is that of the experts that a token uses. The loss that
-  spreads the tokens is Switch's, https://arxiv.org/abs/2101.03961 eq. 4, for
-  several choices:
+  where both sums run over the experts that the token chooses.
+
+  Each device sorts the rows of its own prompts by expert and multiplies one
+  group at a time, so a token costs as much as the experts that it uses. The
+  load-balancing loss is equation 4 of Switch Transformer
+  (https://arxiv.org/abs/2101.03961), extended to several choices per token:
 
     X sum_e (choices of e / tokens) (mean probability of e)
 
-  over the tokens that count, with a minimum of num_experts_per_token at an even
-  spread. The mean over the layers is taken of this product, where transformers
-  multiplies the means.
+  where X is the number of experts and masked tokens do not count. The minimum,
+  num_experts_per_token, is reached at an even spread. This loss is averaged
+  over the layers, whereas transformers averages both factors first.
   """
 
   def __init__(self, rngs: nnx.Rngs, cfg: decoder_config.DecoderOnlyConfig):
@@ -49,19 +51,29 @@ class Experts(nnx.Module):
   def __call__(
     self, x: jax.Array, dtype: Any, mask: jax.Array | None = None
   ) -> tuple[jax.Array, jax.Array]:
-    """[B, ..., E] -> [B, ..., E], loss over the tokens of mask [B, ...]."""
+    """Applies the experts to activations.
+
+    Args:
+      x: [B, ..., E] activations.
+      dtype: Type of the experts' activations.
+      mask: [B, ...] bool, tokens that the loss counts. None counts all.
+
+    Returns:
+      [B, ..., E] activations and the load-balancing loss.
+    """
     cfg = self.config
     experts, choices = cfg.num_experts, cfg.num_experts_per_token
     probabilities = jax.nn.softmax(self.router(x, jnp.float32))
     weights, chosen = jax.lax.top_k(probabilities, choices)
     weights /= jnp.sum(weights, axis=-1, keepdims=True)
     graphdef, params = nnx.split(self.experts)
-    params = jax.tree.map(lambda p: p.astype(dtype), params)  # then gathered
+    # Cast before `map_batch` gathers the parameters.
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
 
     def combine(params, x, weights, chosen):
       return self._combine(nnx.merge(graphdef, params), x, weights, chosen)
 
-    y = sharding.map_batch(
+    y = partitioning.map_batch(
       combine, params, (x.astype(dtype), weights.astype(dtype), chosen)
     )
     loss = self._loss(
@@ -72,7 +84,17 @@ class Experts(nnx.Module):
   def _combine(
     self, mlps: layers.Mlp, x: jax.Array, weights: jax.Array, chosen: jax.Array
   ) -> jax.Array:
-    """[..., E], [..., choices] twice -> [..., E]: the experts' weighted sum."""
+    """Computes the weighted sum of the chosen experts.
+
+    Args:
+      mlps: The experts.
+      x: [..., E] activations.
+      weights: [..., C] weights of the C chosen experts.
+      chosen: [..., C] numbers of the chosen experts.
+
+    Returns:
+      [..., E] activations.
+    """
     cfg = self.config
     choices = chosen.shape[-1]
     order = jnp.argsort(chosen.reshape(-1))
@@ -92,7 +114,7 @@ class Experts(nnx.Module):
     return jnp.sum(rows * weights[..., None], axis=-2)
 
   def _loss(self, probabilities, chosen, mask) -> jax.Array:
-    """[N, X] probabilities, [N, choices] of N tokens, [N] or None -> []."""
+    """Load-balancing loss: [N, X] probabilities, [N, C] choices, [N] mask."""
     experts = self.config.num_experts
     counted = jnp.ones(len(chosen), bool) if mask is None else mask.reshape(-1)
     tokens = jnp.maximum(jnp.sum(counted), 1)

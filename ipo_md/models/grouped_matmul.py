@@ -1,4 +1,4 @@
-"""Products of rows with the matrix of each row's group, as experts need."""
+"""Multiplies each row by the matrix of its group, as experts need."""
 
 import functools
 
@@ -9,19 +9,19 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def matmul(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-  """y_i = x_i kernels[g(i)], for rows sorted by group.
+  """Computes y_i = x_i kernels[g(i)] for rows sorted by group.
 
-  The cost is that of [M, in] x [in, out]: it does not grow with the number of
-  groups. Accelerators have `lax.ragged_dot`, which on a CPU multiplies every
-  row with every matrix; there it is a loop over blocks of rows.
+  The cost is that of [M, in] x [in, out] and does not grow with the number of
+  groups. Accelerators use `lax.ragged_dot`. On a CPU that function multiplies
+  every row by every matrix, so a loop over blocks of rows replaces it.
 
   Args:
-    x: [M, in], sorted by group.
-    kernels: [G, in, out].
-    sizes: [G] rows of each group, of sum M.
+    x: [M, in] rows, sorted by group.
+    kernels: [G, in, out] matrix of each group.
+    sizes: [G] number of rows in each group; the sum is M.
 
   Returns:
-    [M, out].
+    [M, out] products.
   """
   return lax.platform_dependent(
     x, kernels, sizes, cpu=_blocked, default=lax.ragged_dot
@@ -46,7 +46,16 @@ matmul.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def permute(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
-  """x[order] for a permutation: its gradient gathers and never scatters."""
+  """Permutes rows as x[order]; the gradient gathers instead of scattering.
+
+  Args:
+    x: [M, ...] rows.
+    order: [M] permutation.
+    inverse: [M] inverse of the permutation.
+
+  Returns:
+    [M, ...] permuted rows.
+  """
   del inverse
   return jnp.take(x, order, axis=0)
 
@@ -64,7 +73,7 @@ permute.defvjp(_permute_forward, _permute_backward)
 
 
 def _ragged_outer(x, grad, sizes):
-  """[M, in], [M, out] -> [G, in, out], the sum of outer products by group."""
+  """Sums outer products by group: [M, in], [M, out] -> [G, in, out]."""
   dimensions = lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((0,), (0,)), ((), ())),
     lhs_ragged_dimensions=[0],
@@ -74,12 +83,17 @@ def _ragged_outer(x, grad, sizes):
 
 
 def _block_rows(rows: int, groups: int) -> int:
-  """A power of two near the mean size of a group."""
+  """Returns a power of two near the mean number of rows in a group."""
   return min(128, max(8, 1 << (rows // groups).bit_length()))
 
 
 def _blocks(sizes: jax.Array, rows: int):
-  """How many blocks there are, and i -> (group, first row, rows of group)."""
+  """Divides the groups into blocks of rows.
+
+  Returns:
+    The number of blocks, and a function that maps the number of a block to its
+    group, its first row and the rows left in the group from there on.
+  """
   starts = jnp.cumsum(sizes) - sizes
   count = (sizes + rows - 1) // rows
   ends = jnp.cumsum(count)
@@ -100,8 +114,8 @@ def _blocked(x, kernels, sizes):
   def body(i, y):
     group, first, _ = block(i)
     part = lax.dynamic_slice_in_dim(padded, first, rows) @ kernels[group]
-    # Rows past the group's last one are wrong until the next group, whose
-    # first block starts there, overwrites them.
+    # Rows beyond the end of the group are wrong until the first block of the
+    # next group, which starts there, overwrites them.
     return lax.dynamic_update_slice_in_dim(y, part, first, axis=0)
 
   y = jnp.zeros((padded.shape[0], kernels.shape[2]), x.dtype)

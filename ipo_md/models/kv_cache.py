@@ -1,76 +1,105 @@
-"""Keys and values, of a context or of the tokens so far.
+"""Keys and values of a context, or of the tokens that were sampled so far.
 
-Keys are columns [N, H, D, S] and values rows [N, H, S, D], so that either
-product of attention reads them as they lie: no token rearranges a cache.
+Keys are columns [N, H, D, S] and values are rows [N, H, S, D], so that both
+products of attention read them as they lie in memory and no token rearranges
+a cache. `for_sampling` may return keys in another layout; the functions here
+and `attention` accept either one.
 """
 
 from collections.abc import Sequence
-import math
 from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from ipo_md.core import sharding
+from ipo_md.models import cpu_layouts
 
-# Columns of a strip of keys. On a CPU the product of few queries and wider
-# keys reads them, where they come from memory, at half the rate.
-_STRIP = 64
+Keys = jax.Array | cpu_layouts.Strips
 
 
 def by_head(
   keys: jax.Array, values: jax.Array, batch: int, heads: int
 ) -> tuple[jax.Array, jax.Array]:
-  """[..., H D] each -> keys [batch, H, D, S], values [batch, H, S, D]."""
+  """Splits keys and values into heads.
+
+  Args:
+    keys: [..., H D] keys.
+    values: [..., H D] values.
+    batch: Number of sequences, N.
+    heads: Number of heads, H.
+
+  Returns:
+    Keys [N, H, D, S] and values [N, H, S, D].
+  """
   apart = lambda x: x.reshape(batch, -1, heads, x.shape[-1] // heads)
   return apart(keys).transpose(0, 2, 3, 1), apart(values).swapaxes(1, 2)
 
 
-def in_strips(keys: jax.Array) -> jax.Array:
-  """[N, H, D, S] -> [N, H, C, D, 64], the last of the C strips padded.
-
-  Only for sampling on one CPU, and only where C > 1; else the keys as they are.
-  """
-  *lead, d, columns = keys.shape
-  if columns <= _STRIP or not sharding.on_one_cpu():
-    return keys
-  strips = math.ceil(columns / _STRIP)
-  pad = [(0, 0)] * (keys.ndim - 1) + [(0, strips * _STRIP - columns)]
-  return jnp.pad(keys, pad).reshape(*lead, d, strips, _STRIP).swapaxes(-3, -2)
+def for_sampling(keys: jax.Array) -> Keys:
+  """Arranges keys [N, H, D, S] as the sampling loop reads them fastest."""
+  return cpu_layouts.in_strips(keys) if cpu_layouts.enabled() else keys
 
 
 def write(
-  cache: tuple[jax.Array, jax.Array],
+  cache: tuple[Keys, jax.Array],
   new: tuple[jax.Array, jax.Array],
   index: jax.Array | int,
-) -> tuple[jax.Array, jax.Array]:
-  """A layer's keys and values with those of T tokens from `index` on.
+) -> tuple[Keys, jax.Array]:
+  """Writes the keys and values of T tokens into the cache of one layer.
 
   Args:
-    cache: keys [N, H, D, S], or `in_strips`, and values [N, H, S, D] so far.
-    new: keys [N, H, D, T] and values [N, H, T, D].
-    index: of the first of the T tokens.
+    cache: Keys [N, H, D, S] in either layout, and values [N, H, S, D].
+    new: Keys [N, H, D, T] and values [N, H, T, D] of the tokens.
+    index: Column of the first token.
+
+  Returns:
+    The updated cache.
   """
   put = lambda old, x, *start: lax.dynamic_update_slice(
     old, x.astype(old.dtype), (0, 0, *start)
   )
   (old_keys, old_values), (keys, values) = cache, new
   values = put(old_values, values, index, 0)
-  if old_keys.ndim == 4:  # not in strips
-    return put(old_keys, keys, 0, index), values
-  for t in range(keys.shape[-1]):  # sampling has one
-    strip, column = divmod(index + t, old_keys.shape[-1])
-    one = keys[:, :, None, :, t, None]
-    old_keys = put(old_keys, one, strip, 0, column)
-  return old_keys, values
+  if isinstance(old_keys, cpu_layouts.Strips):
+    return old_keys.write(keys, index), values
+  return put(old_keys, keys, 0, index), values
 
 
 def empty(layers: int, shape: Sequence[int], dtype: Any) -> Any:
-  """Zeros, a pair for each layer; shape: of keys that are not in strips."""
+  """Makes a cache of zeros.
+
+  Args:
+    layers: Number of layers, L.
+    shape: Sizes (N, H, D, S) of the keys of one layer.
+    dtype: Type of the keys and values.
+
+  Returns:
+    L pairs of keys, arranged by `for_sampling`, and values.
+  """
   n, h, d, length = shape
   pair = lambda: (
-    in_strips(jnp.zeros(shape, dtype)),
+    for_sampling(jnp.zeros(shape, dtype)),
     jnp.zeros((n, h, length, d), dtype),
   )
   return tuple(pair() for _ in range(layers))
+
+
+def widen(wide: Any, narrow: Any) -> Any:
+  """Copies caches into the first columns of wider ones.
+
+  Args:
+    wide: Caches as `Model.init_cache` makes them.
+    narrow: Caches of the same models with no more columns.
+
+  Returns:
+    The wide caches with the contents of the narrow ones.
+  """
+  in_strips = lambda x: isinstance(x, cpu_layouts.Strips)
+
+  def put(wide, narrow):
+    if in_strips(wide):
+      return wide.starting_with(narrow)
+    return lax.dynamic_update_slice(wide, narrow, (0,) * wide.ndim)
+
+  return jax.tree.map(put, wide, narrow, is_leaf=in_strips)

@@ -1,4 +1,4 @@
-"""Stacks of L layers.
+"""Runs stacks of L layers.
 
 A stack is one module whose parameters have a leading axis of layers.
 """
@@ -12,7 +12,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from ipo_md.core import sharding
+from ipo_md.core import partitioning
 
 REMAT_POLICIES = {
   'none': None,
@@ -23,16 +23,27 @@ REMAT_POLICIES = {
 
 @flax.struct.dataclass
 class PerLayer:
-  """A stacked parameter [L, ...], taken apart outside of the sampler's loop.
+  """A stacked parameter [L, ...] that was separated into its layers.
 
-  Inside of it every layer's part would be copied out anew at each token.
+  This happens before the sampling loop. Inside it, every token would copy the
+  part of every layer.
   """
 
   parts: tuple[jax.Array, ...]
 
 
 def map_layers(f: Callable, stack: nnx.Module, layers: int, scan: bool) -> Any:
-  """f(layer) for every layer: stacked for a scan, else a tuple."""
+  """Computes f(layer) for every layer.
+
+  Args:
+    f: Function of one layer.
+    stack: Module whose parameters have a leading axis of layers.
+    layers: Number of layers, L.
+    scan: Whether results are stacked for a scan.
+
+  Returns:
+    The results, stacked along a leading axis or in a tuple.
+  """
   graphdef, params = nnx.split(stack)
   call = lambda p: f(nnx.merge(graphdef, p))
   if scan:
@@ -52,24 +63,28 @@ def apply_stack(
   remat_policy: str,
   rng: jax.Array | None = None,
 ) -> tuple[Any, Any, Any]:
-  """Runs x through the layers of a stack.
+  """Applies the layers of a stack in order.
 
   Args:
-    f: (layer, x, input, cache, rng) -> (x, cache, output).
-    stack: module whose parameters have a leading axis of layers.
-    x: what the first layer gets.
-    inputs: what each layer gets besides, as `map_layers` returns it.
-    cache: of each layer, from `init_cache`; None: there is none.
-    layers: L.
-    scan: whether `lax.scan` runs the layers, and so whether `inputs` are
-      stacked. With a cache they are unrolled even so: while one layer works,
-      a TPU fetches the next one's weights, but never across a loop's rounds.
-    remat_policy: what the backward pass keeps; a key of `REMAT_POLICIES`.
-    rng: key, consumed; each layer gets its own. None: none.
+    f: Function (layer, x, input, cache, rng) -> (x, cache, output).
+    stack: Module whose parameters have a leading axis of layers.
+    x: Input of the first layer.
+    inputs: Additional input of each layer, as `map_layers` returns it.
+    cache: Caches of the layers from `init_cache`, or None.
+    layers: Number of layers, L.
+    scan: Whether `lax.scan` runs the layers, and so whether `inputs` are
+      stacked. With a cache the layers are unrolled in any case: a TPU fetches
+      the weights of the next layer while it computes one, but not across the
+      iterations of a loop.
+    remat_policy: Key of `REMAT_POLICIES`, what the backward pass stores.
+    rng: Key, consumed, from which each layer gets its own. None passes None.
 
   Returns:
-    x after the last layer, the cache, and the layers' outputs: stacked if
-    scanned, else a tuple.
+    The output of the last layer, the caches, and the outputs of the layers,
+    stacked with a scan and in a tuple without one.
+
+  Raises:
+    ValueError: If the policy is unknown.
   """
   if remat_policy not in REMAT_POLICIES:
     raise ValueError(
@@ -79,7 +94,7 @@ def apply_stack(
 
   def call(params, x, layer_input, cache, layer):
     key = None if rng is None else jax.random.fold_in(rng, layer)
-    x = sharding.split_batch(x)
+    x = partitioning.split_batch(x)
     return f(nnx.merge(graphdef, params), x, layer_input, cache, key)
 
   if remat_policy != 'none' and cache is None:
@@ -111,10 +126,10 @@ def apply_stack(
 
 
 def _unstack(tree: Any, layers: int) -> list[Any]:
-  """[L, ...] leaves -> L trees.
+  """Separates a tree with leaves [L, ...] into L trees.
 
-  By `lax.split`, whose transpose is one concatenation; that of L slices is a
-  sum of L padded arrays.
+  The transpose of `lax.split` is one concatenation, whereas that of L slices
+  is a sum of L padded arrays.
   """
   is_apart = lambda x: isinstance(x, PerLayer)
   apart = jax.tree.map(
@@ -129,5 +144,6 @@ def _unstack(tree: Any, layers: int) -> list[Any]:
 
 
 def take_apart(stacked: jax.Array, layers: int) -> PerLayer:
+  """Separates an array [L, ...] into its L layers."""
   parts = lax.split(stacked, (1,) * layers, axis=0)
   return PerLayer(tuple(p.reshape(stacked.shape[1:]) for p in parts))

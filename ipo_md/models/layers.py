@@ -1,13 +1,12 @@
-"""The modules of which both model families are made.
+"""Modules that both model families use.
 
-Names of parameters and of logical axes are T5X's. Arrays are flattened to two
-axes before every matrix product: with more, the backward pass is twice as slow
-on a CPU.
+The names of parameters and of logical axes are T5X's. Arrays are flattened to
+two axes before every matrix product, because on a CPU the backward pass of a
+product with more axes is twice as slow.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
-import functools
 from typing import Any
 
 from flax import nnx
@@ -15,15 +14,20 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from ipo_md.models import packed_kernels
-
-# With no more rows than this a CPU is faster at E x^T than at x E^T, for the
-# table E of a tied head.
-_FEW_ROWS = 64
+from ipo_md.models import cpu_layouts
+from ipo_md.models import sampling_kernels
 
 
 def kernel_init(distribution: str, divisor: float = 1.0) -> Callable:
-  """Variance scaling over the fan-in of the last two axes."""
+  """Makes a variance-scaling initialiser over the fan-in of the last two axes.
+
+  Args:
+    distribution: 'normal', 'truncated_normal' or 'uniform'.
+    divisor: Number that divides the initial kernel.
+
+  Returns:
+    Function (key, shape) -> kernel [..., in, out].
+  """
 
   def init(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     scaling = jax.nn.initializers.variance_scaling(
@@ -40,13 +44,13 @@ def kernel_init(distribution: str, divisor: float = 1.0) -> Callable:
 
 
 class Dense(nnx.Module):
-  """x @ kernel, without bias.
+  """A linear layer x @ kernel without bias.
 
   Args:
-    rngs: random keys.
-    shape: of the kernel, [..., in, out]; leading axes are layers or experts.
-    axes: its logical axes.
-    init: (key, shape) -> kernel.
+    rngs: Random keys of the parameters.
+    shape: Shape [..., in, out] of the kernel, led by layers or experts.
+    axes: Names of the kernel's logical axes.
+    init: Initialiser (key, shape) -> kernel.
   """
 
   def __init__(
@@ -59,14 +63,14 @@ class Dense(nnx.Module):
     self.kernel = nnx.Param(init(rngs.params(), shape), axes=tuple(axes))
 
   def __call__(self, x: jax.Array, dtype: Any) -> jax.Array:
-    """[..., in] -> [..., out] in `dtype`."""
+    """Multiplies [..., in] by the kernel and returns [..., out] in `dtype`."""
     flat = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = flat @ self.kernel[...].astype(dtype)
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 class Norm(nnx.Module):
-  """x / sqrt(mean(x^2) + epsilon) * scale: no mean, no bias."""
+  """RMS norm: x / sqrt(mean(x^2) + epsilon) * scale, without mean or bias."""
 
   def __init__(self, shape: Sequence[int], axes: Sequence[str], epsilon: float):
     self.scale = nnx.Param(jnp.ones(shape), axes=tuple(axes))
@@ -80,7 +84,7 @@ class Norm(nnx.Module):
 
 
 class Embed(nnx.Module):
-  """A vector for every token."""
+  """An embedding vector for every token of the vocabulary."""
 
   def __init__(self, rngs: nnx.Rngs, vocab_size: int, emb_dim: int, std: float):
     self.embedding = nnx.Param(
@@ -94,21 +98,25 @@ class Embed(nnx.Module):
 
 def project(
   x: jax.Array,
-  kernel: jax.Array | packed_kernels.Kernel,
+  kernel: jax.Array | sampling_kernels.Kernel,
   contract: int,
 ) -> jax.Array:
-  """[..., E] hidden states times a head, accumulated in float32.
+  """Multiplies hidden states by the kernel of a head.
 
-  The product is taken in the kernel's type: float32 in training, as T5X does,
-  less for a copy of the weights made for sampling.
+  The product is taken in the type of the kernel and accumulated in float32.
+  Kernels are float32 in training, as in T5X, and may be narrower in the copy of
+  the weights that the sampling loop reads.
 
   Args:
-    x: [..., E].
-    kernel: [E, V] with contract = 0, [V, E] with contract = 1.
-    contract: axis of the kernel that is summed over.
+    x: [..., E] hidden states.
+    kernel: [E, V] kernel with contract = 0, or [V, E] with contract = 1.
+    contract: Axis of the kernel that is summed over.
+
+  Returns:
+    [..., V] float32.
   """
   flat = x.reshape(-1, x.shape[-1])
-  if isinstance(kernel, packed_kernels.Kernel):
+  if isinstance(kernel, sampling_kernels.Kernel):
     out = kernel.product(flat, jnp.float32)
   else:
     out = _times(flat.astype(kernel.dtype), kernel, contract)
@@ -116,17 +124,18 @@ def project(
 
 
 def _times(x: jax.Array, kernel: jax.Array, contract: int) -> jax.Array:
-  """[N, E] times a head -> [N, V] float32."""
-  dot = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
-  plain = lambda x, kernel: dot(x, kernel, (((1,), (contract,)), ((), ())))
-  if contract == 0 or x.shape[0] > _FEW_ROWS:
+  """Multiplies rows [N, E] by the kernel of a head: [N, V] float32."""
+  plain = lambda x, kernel: lax.dot_general(
+    x,
+    kernel,
+    (((1,), (contract,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
+  if contract == 0 or x.shape[0] > cpu_layouts.TABLE_FIRST_ROWS:
     return plain(x, kernel)
-
-  def table_first(x, table):  # without the barrier XLA turns it round again
-    out = dot(table, x, (((1,), (1,)), ((), ())))
-    return lax.optimization_barrier(out).T
-
-  return lax.platform_dependent(x, kernel, cpu=table_first, default=plain)
+  return lax.platform_dependent(
+    x, kernel, cpu=cpu_layouts.table_first, default=plain
+  )
 
 
 ACTIVATIONS = {
@@ -138,15 +147,19 @@ ACTIVATIONS = {
 
 
 class Mlp(nnx.Module):
-  """wo(product of activation_i(wi_i(x))), e.g. ('gelu', 'linear').
+  """A feed-forward layer wo(prod_i activation_i(wi_i(x))).
 
   Args:
-    rngs: random keys.
-    lead: sizes of the kernels' leading axes, e.g. (L,).
-    lead_axes: their names.
-    emb_dim: E.
-    mlp_dim: width between the two products.
-    activations: names, one for each input kernel.
+    rngs: Random keys of the parameters.
+    lead: Sizes of the leading axes of the kernels, such as (L,).
+    lead_axes: Names of the leading axes, such as ('layers',).
+    emb_dim: Width of inputs and outputs, E.
+    mlp_dim: Width between the two products.
+    activations: Names of the activations, one per input kernel, such as
+      ('gelu', 'linear').
+
+  Raises:
+    ValueError: If an activation is unknown.
   """
 
   def __init__(
@@ -162,7 +175,7 @@ class Mlp(nnx.Module):
     unknown = set(activations) - set(ACTIVATIONS)
     if unknown:
       raise ValueError(
-        f'mlp_activations has {sorted(unknown)}, not among '
+        f'mlp_activations has {sorted(unknown)}, which are not among '
         f'{sorted(ACTIVATIONS)}.'
       )
     self.activations = tuple(activations)
@@ -186,14 +199,17 @@ class Mlp(nnx.Module):
     dropout: Callable[[jax.Array], jax.Array] = lambda x: x,
     product: Callable[[Dense, jax.Array], jax.Array] | None = None,
   ) -> jax.Array:
-    """[..., E] -> [..., E].
+    """Applies the layer to activations.
 
     Args:
-      x: [..., E].
-      dtype: of the activations.
-      dropout: applied between the two products.
-      product: (dense, x) -> its product, where a kernel has more than two
-        axes left.
+      x: [..., E] activations.
+      dtype: Type of the activations.
+      dropout: Function applied between the two products.
+      product: Function (dense, x) -> product, for kernels that have more than
+        two axes here. None multiplies by a kernel [in, out].
+
+    Returns:
+      [..., E] activations.
     """
     product = product or (lambda dense, x: dense(x, dtype))
     hidden = 1
@@ -204,7 +220,16 @@ class Mlp(nnx.Module):
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
-  """Drops features, the same ones at all T of [..., T, E]. None: identity."""
+  """Drops features, the same ones at all T positions.
+
+  Args:
+    x: [..., T, E] activations.
+    rate: Probability that a feature is dropped.
+    rng: Key, consumed. None returns x.
+
+  Returns:
+    [..., T, E] activations; remaining features are scaled by 1 / (1 - rate).
+  """
   if rng is None or not rate:
     return x
   shape = (*x.shape[:-2], 1, x.shape[-1])
@@ -213,20 +238,20 @@ def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
 
 
 def split(rng: jax.Array | None, n: int) -> Sequence[jax.Array | None]:
-  """n keys, or n times None."""
+  """Splits a key into n keys; None gives n times None."""
   return (None,) * n if rng is None else jax.random.split(rng, n)
 
 
 def reward(kernel: jax.Array, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-  """D outputs for each completion: the head at its last real token.
+  """Applies a reward head to the last real token of each completion.
 
   Args:
-    kernel: [E, D].
-    hidden: [B, K, T, E].
-    mask: [B, K, T] bool, right-padded.
+    kernel: [E, D] kernel of the head.
+    hidden: [B, K, T, E] hidden states.
+    mask: [B, K, T] bool, True on real tokens, right-padded.
 
   Returns:
-    [B, K, D] float32.
+    [B, K, D] float32 outputs.
   """
   last = jnp.maximum(jnp.sum(mask, axis=-1) - 1, 0)
   hidden = jnp.take_along_axis(hidden, last[..., None, None], axis=2)

@@ -1,11 +1,11 @@
-"""LoRA: a policy that is the reference plus adapters of low rank.
+"""LoRA: the policy is the reference plus adapters of low rank.
 
   y = x W + (alpha / r) (x A) B,   A [in, r], B [r, out]
 
-https://arxiv.org/abs/2106.09685. W is the reference's own array: the two share
-one copy, no sum of W and A B is ever made, and an optimizer state, a gradient
-or a checkpoint holds A and B alone. B starts at 0, so the policy starts as the
-reference.
+Paper: https://arxiv.org/abs/2106.09685. W is the array of the reference: policy
+and reference share one copy, and W + A B is never materialised. Gradients,
+optimizer state and checkpoints hold A and B only. B starts at 0, so the policy
+starts as the reference.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from ipo_md.core import types
 from ipo_md.models import model as model_lib
 from ipo_md.models import sampling_weights
 
-_RANK_AXIS = 'lora_rank'
+RANK_AXIS = 'lora_rank'  # logical axis of size r in every adapter
 
 
 @flax.struct.dataclass
 class AdaptedKernel:
-  """Stands for W + scale A B where `models.Dense` has a kernel."""
+  """The kernel W + scale A B in factored form, for `layers.Dense`."""
 
   kernel: jax.Array  # [..., in, out]
   a: jax.Array  # [..., in, r]
@@ -49,20 +49,21 @@ class AdaptedKernel:
 
 
 class Lora(model_lib.Model):
-  """A model whose parameters are adapters of a base model's kernels.
+  """A model whose parameters are adapters for the kernels of a base model.
 
-  `policy` joins them to `frozen.reference`. All other methods take parameters
-  of the base, with adapters (the policy) or without (the reference).
+  `policy` adds the adapters to `frozen.reference`. The other methods take
+  parameters of the base model, with adapters (the policy) or without them (the
+  reference).
 
   Args:
-    base: the network of the reference.
-    rank: LORA_RANK, r.
+    base: Network of the reference.
+    rank: LORA_RANK, the rank r of the adapters.
     alpha: LORA_ALPHA; alpha / r multiplies A B.
-    targets: LORA_TARGETS, names of the modules whose kernels are adapted.
+    targets: LORA_TARGETS, the names of the modules whose kernels are adapted.
 
   Raises:
-    ValueError: a rank below 1, or a target that the network does not have or
-      whose kernels are those of experts.
+    ValueError: If the rank is below 1, or if a target is not a module of the
+      network or belongs to experts.
   """
 
   def __init__(
@@ -74,7 +75,7 @@ class Lora(model_lib.Model):
     targets: Sequence[str],
   ):
     if rank < 1:
-      raise ValueError(f'LORA_RANK = {rank}: it is at least 1.')
+      raise ValueError(f'LORA_RANK = {rank} is below 1.')
     self._base = base
     self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
     self._axes = flax.traverse_util.flatten_dict(base.logical_axes, sep='/')
@@ -89,7 +90,7 @@ class Lora(model_lib.Model):
 
   def _check(self, base: model_lib.Model) -> None:
     modules = {p.split('/')[-2] for p in self._axes if p.endswith('/kernel')}
-    # A head is not multiplied by `layers.Dense`, nor are experts' kernels.
+    # `layers.Dense` multiplies neither heads nor the kernels of experts.
     modules -= {'logits_dense', 'reward_head'}
     modules -= {
       p.split('/')[-2] for p, a in self._axes.items() if 'expert' in a
@@ -97,12 +98,13 @@ class Lora(model_lib.Model):
     unknown = sorted(set(self.targets) - modules)
     if unknown or not self.targets:
       raise ValueError(
-        f'LORA_TARGETS = {self.targets} is to name modules of '
-        f'{type(base.config).__name__} among {sorted(modules)}.'
+        f'LORA_TARGETS = {self.targets} must name modules of the network of '
+        f'{type(base.config).__name__}, among {sorted(modules)}.'
       )
 
   @property
   def scale(self) -> float:
+    """The factor alpha / r of A B."""
     return self.alpha / self.rank
 
   @property
@@ -122,14 +124,17 @@ class Lora(model_lib.Model):
     axes = {}
     for path in self._kernels:
       *lead, rows, columns = self._axes[path]
-      axes[f'{path}/a'] = (*lead, rows, _RANK_AXIS)
-      axes[f'{path}/b'] = (*lead, _RANK_AXIS, columns)
+      axes[f'{path}/a'] = (*lead, rows, RANK_AXIS)
+      axes[f'{path}/b'] = (*lead, RANK_AXIS, columns)
     return flax.traverse_util.unflatten_dict(axes, sep='/')
 
   def init(self, rng: jax.Array) -> types.Params:
-    """Fresh adapters {..., 'kernel': {'a', 'b'}}, float32. rng: key, consumed.
+    """Makes fresh adapters {..., 'kernel': {'a', 'b'}} in float32.
 
     A is uniform in +- 1 / sqrt(in), as in the PEFT library, and B is 0.
+
+    Args:
+      rng: Key, consumed.
     """
     adapters = {}
     for i, (path, leaf) in enumerate(self._kernels.items()):
@@ -147,7 +152,11 @@ class Lora(model_lib.Model):
   def policy(
     self, params: types.Params, frozen: types.FrozenParams
   ) -> types.Params:
-    """The reference's parameters with the adapters `params`; no copies."""
+    """Adds the adapters `params` to the reference, without copying it.
+
+    Raises:
+      ValueError: If there is no reference.
+    """
     if frozen.reference is None:
       raise ValueError(
         'LoRA adapts the reference: set REFERENCE_CHECKPOINT_PATH.'
@@ -165,15 +174,15 @@ class Lora(model_lib.Model):
 
   def _decode_leaf(self, axes: tuple[str, ...], leaf: Any, int8: bool) -> Any:
     form = functools.partial(
-      sampling_weights.of_array, config=self.config, int8=int8
+      sampling_weights.for_sampling, config=self.config, int8=int8
     )
     if not isinstance(leaf, AdaptedKernel):
       return form(leaf, axes)
     *lead, rows, columns = axes
     return leaf.replace(
       kernel=form(leaf.kernel, axes),
-      a=form(leaf.a, (*lead, rows, _RANK_AXIS)),
-      b=form(leaf.b, (*lead, _RANK_AXIS, columns)),
+      a=form(leaf.a, (*lead, rows, RANK_AXIS)),
+      b=form(leaf.b, (*lead, RANK_AXIS, columns)),
     )
 
   def bind(self, params: types.Params) -> Any:

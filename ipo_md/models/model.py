@@ -1,4 +1,4 @@
-"""A network as pure functions of its parameters."""
+"""Presents a network as pure functions of its parameters."""
 
 from collections.abc import Callable
 import functools
@@ -14,24 +14,24 @@ from ipo_md.models import sampling_weights
 
 
 class Model:
-  """The seam between networks and everything above them.
+  """The interface between networks and all other code.
 
-  A prompt is encoded once; any number of completions is decoded against the
-  context that results:
+  A prompt is encoded once. Any number of completions is decoded against the
+  resulting context:
 
     context = model.encode(params, prompts)
     hidden, _, aux = model.decode(params, inputs, context)       # training
     hidden, cache, _ = model.decode(                             # sampling
         params, token, context, cache=cache, index=n)
 
-  `decode` takes *inputs*: column 0 is `context.start`, column n the token that
-  was sampled at n - 1 (`sampling.decoder_inputs`). Without `rng` there is no
-  dropout.
+  `decode` takes *inputs*: column 0 is `context.start`, and column n is the
+  token that was sampled at n - 1 (`sampling.decoder_inputs`). Without `rng`
+  there is no dropout.
 
   Args:
-    network: makes the module from its random keys. The module has the methods
-      `encode`, `decode`, `init_cache`, `logits` and `reward` below, without
-      `params`.
+    network: Function that makes the module from its random keys. The module
+      has the methods `encode`, `decode`, `init_cache`, `logits` and `reward` of
+      this class, without the argument `params`.
   """
 
   def __init__(self, network: Callable[[nnx.Rngs], nnx.Module]):
@@ -47,7 +47,7 @@ class Model:
 
   @property
   def logical_axes(self) -> Any:
-    """For each parameter the tuple of its axes' names, for `sharding`."""
+    """The names of each parameter's axes, for `sharding`."""
     axes = {
       path: variable.axes
       for path, variable in nnx.to_flat_state(self._abstract)
@@ -61,16 +61,20 @@ class Model:
 
   @property
   def base(self) -> 'Model':
-    """The model of the reference, whose parameters are whole."""
+    """The model of the reference, whose parameters are complete."""
     return self
 
   def policy(
     self, params: types.Params, frozen: types.FrozenParams
   ) -> types.Params:
-    """What the methods below take, of what a step trains.
+    """Returns the parameters of the policy that the other methods take.
 
-    Here it is that; `models.Lora` trains adapters and finds the rest in
-    `frozen.reference`.
+    For this class they are the trained parameters. `models.Lora` trains
+    adapters and adds them to `frozen.reference`.
+
+    Args:
+      params: Parameters that a step trains.
+      frozen: Frozen parameters. Only LoRA reads them.
     """
     del frozen
     return params
@@ -78,17 +82,17 @@ class Model:
   def decode_form(
     self, params: types.Params, *, int8: bool = False
   ) -> types.Params:
-    """`params` for decoding a token at a time; made once, before the loop.
+    """Converts parameters once, before the sampling loop.
 
-    The same numbers, as `encode`, `decode` and `logits` take them too: cast to
-    the activations' type, gathered off the mesh axis `fsdp`, so that no token
-    waits for a weight, each layer apart, kernels in the order that suits the
-    machine (`kernels`).
+    The result holds the same numbers, and `encode`, `decode` and `logits`
+    accept it. Parameters are cast to the type of the activations, gathered off
+    the mesh axis `fsdp`, so that no token waits for a weight, and separated by
+    layer. Kernels are in the memory order that the machine reads fastest.
 
     Args:
-      params: of a policy or a reference.
-      int8: whether kernels are rounded (`models.of_array`): not quite the
-        same numbers then, of half the bytes.
+      params: Parameters of a policy or of a reference.
+      int8: Whether kernels are rounded to int8 (`sampling_weights`). This
+        changes the numbers and halves the bytes of bfloat16.
     """
     return jax.tree.map(
       functools.partial(self._decode_leaf, int8=int8),
@@ -98,29 +102,35 @@ class Model:
     )
 
   def _decode_leaf(self, axes: tuple[str, ...], leaf: Any, int8: bool) -> Any:
-    return sampling_weights.of_array(leaf, axes, self.config, int8=int8)
+    return sampling_weights.for_sampling(leaf, axes, self.config, int8=int8)
 
   def context_form(self, context: types.Context) -> types.Context:
-    """The context likewise: each layer apart, keys `models.in_strips`.
+    """Converts a context once, before the sampling loop.
 
-    Only `decode` takes it.
+    Layers are separated, and keys are arranged by `kv_cache.for_sampling`.
+    Only `decode` accepts the result.
     """
     keys_values = context.keys_values
-    if isinstance(keys_values, jax.Array):  # of no layers: `tabular`
+    if isinstance(keys_values, jax.Array):  # a tabular model has no layers
       return context
     if self.config.scan:
       keys, values = (layer_stack.take_apart(x, len(x)) for x in keys_values)
-      keys = keys.replace(parts=tuple(map(kv_cache.in_strips, keys.parts)))
+      keys = keys.replace(parts=tuple(map(kv_cache.for_sampling, keys.parts)))
       keys_values = keys, values
     else:
-      keys_values = tuple((kv_cache.in_strips(k), v) for k, v in keys_values)
+      keys_values = tuple((kv_cache.for_sampling(k), v) for k, v in keys_values)
     return context.replace(keys_values=keys_values)
 
   def init(self, rng: jax.Array) -> types.Params:
-    """Fresh parameters. rng: key, consumed."""
+    """Makes fresh parameters.
+
+    Args:
+      rng: Key, consumed.
+    """
     return nnx.to_pure_dict(nnx.state(self._network(nnx.Rngs(rng)), nnx.Param))
 
   def bind(self, params: types.Params) -> nnx.Module:
+    """Returns the module with these parameters."""
     return nnx.merge(self._graphdef, params)
 
   def encode(
@@ -130,11 +140,20 @@ class Model:
     *,
     rng: jax.Array | None = None,
   ) -> types.Context:
-    """Reads the prompts [B, P] once."""
+    """Encodes prompts.
+
+    Args:
+      params: Parameters of the model.
+      prompts: [B, P] tokens of the prompts.
+      rng: Dropout key, consumed. None disables dropout.
+
+    Returns:
+      The context that `decode` takes.
+    """
     return self.bind(params).encode(prompts, rng=rng)
 
   def init_cache(self, context: types.Context, k: int, length: int) -> Any:
-    """An empty cache of `length` tokens for K completions a prompt."""
+    """Makes an empty cache for K completions per prompt of `length` tokens."""
     return self.bind(self.abstract_params).init_cache(context, k, length)
 
   def decode(
@@ -148,32 +167,42 @@ class Model:
     mask: jax.Array | None = None,
     rng: jax.Array | None = None,
   ) -> tuple[jax.Array, Any, jax.Array]:
-    """Hidden states of completions.
+    """Computes hidden states of completions.
 
     Args:
-      params: the model's parameters.
-      ids: [B, K, T] inputs at positions index .. index + T - 1.
-      context: of the B prompts.
-      cache: keys and values of the inputs before index; None: there are none.
-      index: position of the first column of ids, the same for all.
-      mask: [B, K, T] bool, the inputs that the auxiliary loss counts; None:
-        all of them.
-      rng: key for dropout, consumed; None: no dropout.
+      params: Parameters of the model.
+      ids: [B, K, T] inputs at positions index to index + T - 1.
+      context: Context of the B prompts.
+      cache: Keys and values of the inputs before `index`. None means that
+        there are none.
+      index: Position of the first column of `ids` in all completions.
+      mask: [B, K, T] bool, the inputs that the auxiliary loss counts. None
+        counts all.
+      rng: Dropout key, consumed. None disables dropout.
 
     Returns:
-      [B, K, T, E] hidden states, the cache with ids in it (None without one),
-      and the auxiliary loss (a router's; 0 for a dense network).
+      [B, K, T, E] hidden states, the cache updated with `ids` (None without a
+      cache), and the auxiliary loss of the routers, 0 for a dense network.
     """
     return self.bind(params).decode(
       ids, context, cache, index, mask=mask, rng=rng
     )
 
   def logits(self, params: types.Params, hidden: jax.Array) -> jax.Array:
-    """[..., E] hidden states -> [..., V] float32 logits."""
+    """Maps hidden states [..., E] to logits [..., V] in float32."""
     return self.bind(params).logits(hidden)
 
   def reward(
     self, params: types.Params, hidden: jax.Array, mask: jax.Array
   ) -> jax.Array:
-    """[B, K, T, E] hidden states, [B, K, T] mask -> [B, K, D] outputs."""
+    """Applies the reward head to the last real token of each completion.
+
+    Args:
+      params: Parameters of the model.
+      hidden: [B, K, T, E] hidden states.
+      mask: [B, K, T] bool, True on real tokens.
+
+    Returns:
+      [B, K, D] float32 outputs.
+    """
     return self.bind(params).reward(hidden, mask)

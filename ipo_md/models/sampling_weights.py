@@ -1,4 +1,7 @@
-"""Parameters as sampling wants them: see `models.Model.decode_form`."""
+"""Weights in the form that the sampling loop reads.
+
+`models.Model.decode_form` applies `for_sampling` to every parameter.
+"""
 
 from typing import Any
 
@@ -7,17 +10,17 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ipo_md.core import sharding
+from ipo_md.models import cpu_layouts
 from ipo_md.models import layer_stack
-from ipo_md.models import packed_kernels
+from ipo_md.models import sampling_kernels
 
-# A parameter with one of these axes is multiplied in the activations' type.
+# Parameters with one of these axes are multiplied in the type of the
+# activations, as are the scales of norms.
 _MULTIPLIED = ('joined_kv', 'mlp', 'vocab')
-
-# So is a norm's scale.
 _NORMS = (('layers', 'embed'), ('embed',))
 
-# The last two axes of kernels: inputs, then outputs. An embedding has them the
-# other way round, being a table of rows that one takes.
+# The last two axes of kernels: inputs, then outputs. An embedding table has
+# the reverse order and is read row by row.
 _KERNELS = (
   ('embed', 'joined_kv'),
   ('joined_kv', 'embed'),
@@ -27,20 +30,25 @@ _KERNELS = (
 )
 
 
-def of_array(
+def for_sampling(
   array: jax.Array, axes: tuple[str, ...], config: Any, *, int8: bool = False
-) -> jax.Array | layer_stack.PerLayer | packed_kernels.Kernel:
-  """One parameter.
+) -> jax.Array | layer_stack.PerLayer | sampling_kernels.Kernel:
+  """Converts one parameter for the sampling loop.
+
+  Kernels are rounded on request, one scale per output:
+
+    W_io ~ s_o q_io,   s_o = max_i |W_io| / 127,   q = round(W / s)
 
   Args:
-    array: float32.
-    axes: names of its axes.
-    config: of the network: `dtype` of activations.
-    int8: whether kernels are rounded to int8, but those of experts:
+    array: Parameter in float32.
+    axes: Names of its logical axes.
+    config: Configuration of the network, whose `dtype` activations have.
+    int8: Whether kernels are rounded to int8. Kernels of experts never are.
 
-      W_io ~ s_o q_io,   s_o = max_i |W_io| / 127,   q = round(W / s)
+  Returns:
+    The parameter, cast, gathered and rearranged.
   """
-  # Experts have products of their own.
+  # Experts have their own products (`grouped_matmul`).
   if axes[-2:] not in _KERNELS or 'expert' in axes:
     if set(axes) & set(_MULTIPLIED) or axes in _NORMS:
       array = array.astype(config.dtype)
@@ -50,29 +58,29 @@ def of_array(
   largest = jnp.max(jnp.abs(array), axis=-2)
   scale = jnp.where(largest > 0, largest, 1.0) / 127
   array = jnp.round(array / scale[..., None, :]).astype(jnp.int8)
-  return packed_kernels.Scaled(
+  return sampling_kernels.Scaled(
     _rearranged(array, axes), _placed(scale, (*axes[:-2], axes[-1]))
   )
 
 
 def _rearranged(
   kernel: jax.Array, axes: tuple[str, ...]
-) -> packed_kernels.Kernel:
-  """A kernel in the order that suits the machine."""
-  if sharding.on_one_cpu():
-    panels = packed_kernels.in_panels(kernel)
+) -> sampling_kernels.Kernel:
+  """Puts a kernel into the memory order that the machine reads fastest."""
+  if cpu_layouts.enabled():
+    panels = cpu_layouts.in_panels(kernel)
     parts = tuple(_layers_apart(x, axes) for x in panels.parts)
     return panels.replace(parts=parts)
   axes = (*axes[:-2], axes[-1], axes[-2])
-  return packed_kernels.Transposed(_placed(kernel.swapaxes(-1, -2), axes))
+  return sampling_kernels.Transposed(_placed(kernel.swapaxes(-1, -2), axes))
 
 
 def _placed(
   array: jax.Array, axes: tuple[str, ...]
 ) -> jax.Array | layer_stack.PerLayer:
-  """Gathered off `fsdp`, and each layer apart."""
+  """Gathers an array off the `fsdp` axis and separates its layers."""
   array = _layers_apart(_gathered(array, axes), axes)
-  # Without the barrier each token lays a layer's vectors out anew.
+  # Without the barrier every token lays out the vectors of a layer again.
   vectors = axes[0] == 'layers' and len(axes) == 2
   return jax.lax.optimization_barrier(array) if vectors else array
 
@@ -86,7 +94,7 @@ def _layers_apart(
 
 
 def _gathered(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  """The array, split over the mesh that is set as RULES say but for `fsdp`."""
+  """Splits an array over the current mesh by RULES, except along `fsdp`."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return array

@@ -1,11 +1,13 @@
-"""Gradient accumulation: a step on parts of a batch, one after another.
+"""Gradient accumulation: one update from the parts of a batch.
 
   g = sum_i w_i g_i / sum_i w_i,   one update with g
 
-Any step of `steps` and `judge_steps` will do, as it is: it is given an
-optimizer that keeps the gradient and changes nothing. Activations, caches and
-logits are those of a part. An on-line step samples part by part, so that each
-part's loop reads all weights again.
+Memory for activations, caches and logits is that of one part. Any step of
+`algorithms` works unchanged, because it receives an optimizer that collects
+the gradient and updates nothing. (`optax.MultiSteps` would instead spread an
+update over several steps and keep the sum in the checkpoint.) An online step
+samples one part after another, and the sampling loop of each part reads all
+weights.
 """
 
 from collections.abc import Callable
@@ -26,20 +28,22 @@ def accumulate(
   parts: int,
   weight: Callable[[Any], jax.Array] | None = None,
 ) -> Callable[..., Any]:
-  """`step` with the same arguments and results, in `parts` parts.
+  """Makes a step that computes its gradient in parts.
+
+    step = optim.accumulate(supervised_step, parts=4, weight=target_tokens)
 
   Args:
-    step: (state, frozen, batch, rng, *, model, optimizer) -> (state, metrics).
-    parts: MICROBATCHES; 1 is the step itself.
-    weight: part of a batch -> [] its weight, for a loss that is a mean over
-      something else than prompts; None: all parts weigh the same.
+    step: Step (state, frozen, batch, rng, *, model, optimizer) -> (state,
+      metrics).
+    parts: MICROBATCHES, the number of parts. 1 returns `step` itself.
+    weight: Function that maps a part of a batch to its weight, for a loss that
+      is not a mean over prompts. None gives all parts the same weight.
 
   Returns:
-    The step. Its metrics are weighted means over the parts, `tokens` the sum
-    and `grad_norm` the norm of g.
-
-  Raises:
-    ValueError: the state has a moving average, which a step updates itself.
+    A step with the same arguments and results. Its metrics are weighted means
+    over the parts, except that `tokens` is a sum and `grad_norm` the norm of
+    g. It raises ValueError if the state has a moving average, because a step
+    updates that itself.
   """
   if parts == 1:
     return step
@@ -56,7 +60,7 @@ def accumulate(
     if state.ema is not None:
       raise ValueError(
         f'MICROBATCHES = {parts} with a moving average of the policy '
-        '(nash_ema): it takes one step at a time.'
+        '(nash_ema) is not supported: set MICROBATCHES = 1.'
       )
     split = jax.tree.map(lambda x: _split(x, parts), batch)
     weights = jnp.ones(parts)
@@ -66,7 +70,7 @@ def accumulate(
 
     def add(total, part):
       batch, w, i = part
-      kept, metrics = step(
+      collected, metrics = step(
         state.replace(opt_state=total),
         frozen,
         batch,
@@ -74,7 +78,7 @@ def accumulate(
         model=model,
         optimizer=_collector(w),
       )
-      return kept.opt_state, metrics
+      return collected.opt_state, metrics
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     grads, metrics = jax.lax.scan(
@@ -91,13 +95,16 @@ def accumulate(
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
-  """[B, ...] -> [parts, B / parts, ...]: every part on every device."""
+  """Splits [B, ...] into [parts, B / parts, ...], each part on all devices."""
   rows = x.shape[0] // parts
   return jnp.swapaxes(x.reshape(rows, parts, *x.shape[1:]), 0, 1)
 
 
 def _collector(weight: jax.Array) -> optax.GradientTransformation:
-  """Adds weighted gradients to its state; its updates are zeros."""
+  """Makes an optimizer that adds weighted gradients to its state.
+
+  Its updates are zeros.
+  """
 
   def update(grads, total, params):
     del params
@@ -108,7 +115,16 @@ def _collector(weight: jax.Array) -> optax.GradientTransformation:
 
 
 def check(batch_size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
-  """Raises ValueError if the parts of a batch do not divide over the mesh."""
+  """Checks that every part of a batch divides over the mesh.
+
+  Args:
+    batch_size: BATCH_SIZE.
+    parts: MICROBATCHES.
+    mesh: Mesh of all devices.
+
+  Raises:
+    ValueError: If it does not.
+  """
   devices = mesh.shape['data'] * mesh.shape['fsdp']
   if batch_size < 1:
     raise ValueError(f'BATCH_SIZE {batch_size} is below 1.')
@@ -116,5 +132,5 @@ def check(batch_size: int, parts: int, mesh: jax.sharding.Mesh) -> None:
     microbatches = '' if parts == 1 else f' x MICROBATCHES {parts}'
     raise ValueError(
       f'BATCH_SIZE {batch_size} is not divisible by {devices}{microbatches}: '
-      'data x fsdp of MESH_SHAPE, of which a tensor axis takes devices.'
+      'data x fsdp of MESH_SHAPE (devices on the tensor axis do not count).'
     )

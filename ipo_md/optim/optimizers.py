@@ -1,14 +1,15 @@
-"""Adafactor as in T5X, Adam, and learning rate schedules.
+"""Adafactor as in T5X, and Adam.
 
-An optimizer is bound by gin and made by the run, which knows the model:
+Gin binds the hyperparameters of an optimizer, and the run, which knows the
+model, makes it:
 
   optimizer(logical_axes) -> optax.GradientTransformation
 
-The learning rate is a number, or a schedule: a function of the updates made so
-far, as in T5X, so that a warm-up starts at (almost) 0.
+A learning rate is a number or a schedule (`schedules`).
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -16,19 +17,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ipo_md import models
 from ipo_md.core import types
 from ipo_md.optim import schedules
 
-# Logical axes along which parameters are stacked: each entry is a parameter.
+# Logical axes along which parameters are stacked. Each entry of a stack is a
+# parameter of its own.
 STACKED = ('layers', 'expert')
 
 
 class AdafactorState(NamedTuple):
-  """Second moments, each a tree like the parameters, float32.
+  """The second moments: float32 trees with the structure of the parameters.
 
-  A factored kernel [..., R, C] has v_row [..., its smaller side] and v_col
-  [..., its larger side]; any other parameter has v alone. What a parameter
-  does not have is a 0 of shape [..., 1], as in T5X.
+  A factored kernel [..., R, C] has v_row, with the size of the smaller side,
+  and v_col, with that of the larger side. Other parameters have v. A moment
+  that a parameter does not have is a 0 of shape [..., 1], as in T5X.
   """
 
   count: jax.Array  # [] int32
@@ -47,25 +50,44 @@ def adafactor(
   min_dim_size_to_factor: int = 128,
   max_gradient_norm: float | None = None,
 ) -> optax.GradientTransformation:
-  """Adafactor (https://arxiv.org/abs/1804.04235) as T5X has it.
+  """Makes T5X's variant of Adafactor (https://arxiv.org/abs/1804.04235).
 
     v_t     = d v_{t-1} + (1 - d) g^2,   d = 1 - t^-decay_rate
     u       = g / sqrt(v),   u /= max(1, RMS(u) / clipping_threshold)
     update  = - learning_rate max(RMS(parameter), 1e-3) u
 
-  v of a kernel is the product of its row and column means. Stacked parameters
-  (`STACKED` at the front of their logical axes) are so many parameters: scale,
-  clipping and factors are taken one by one, where optax takes the whole stack.
+  The update of LoRA's adapters is - learning_rate u, as large as Adam's. One
+  adapter of each pair starts at 0, so its scale would be 1e-3 and it would
+  hardly move.
+
+  The second moment v of a kernel is factored into its row and column means.
+  Every entry of a stack (`STACKED` leads its logical axes) has its own scale,
+  clipping and factors, whereas `optax.adafactor` treats the stack as one
+  array.
+
+  `min_dim_size_to_factor` applies to every kernel, so that stacking changes no
+  number. T5X applies it to unstacked parameters only: with scanned layers, its
+  logical axis rules factor kernels of any size. The two differ on scanned
+  kernels with a side below the limit, which only very small networks have, and
+  a lower limit makes them agree on those kernels.
+
+    optimizer = optim.adafactor(model.logical_axes, learning_rate=1e-3)
+    state = optimizer.init(params)
 
   Args:
-    logical_axes: a tree like the parameters; a tuple of names for each.
-    learning_rate: relative to the scale of a parameter.
-    decay_rate: exponent of the second moment's decay.
-    clipping_threshold: of the RMS of an update; None: not clipped.
-    multiply_by_parameter_scale: False: learning_rate is absolute.
-    min_dim_size_to_factor: a kernel with a smaller side is not factored.
-    max_gradient_norm: of the gradients of all parameters together, clipped
-      before anything else; None: not clipped.
+    logical_axes: Axis names of each parameter, from `Model.logical_axes`.
+    learning_rate: Number or schedule, relative to the scale of a parameter,
+      and absolute for adapters.
+    decay_rate: Exponent of the decay of the second moment.
+    clipping_threshold: Largest RMS of an update. None disables clipping.
+    multiply_by_parameter_scale: Whether updates are multiplied by the scale of
+      the parameter, adapters excepted. If not, the learning rate is absolute.
+    min_dim_size_to_factor: Smallest side of a kernel that is factored.
+    max_gradient_norm: Largest global norm of the gradients, which are clipped
+      before anything else. None disables clipping.
+
+  Returns:
+    The optimizer. Its state is an `AdafactorState`.
   """
 
   def init_one(param):
@@ -75,7 +97,7 @@ def adafactor(
       return jnp.zeros(small), jnp.zeros(large), empty
     return empty, empty, jnp.zeros(param.shape, jnp.float32)
 
-  def update_one(grad, param, v_row, v_col, v, decay, rate):
+  def update_one(grad, param, v_row, v_col, v, *, decay, rate, scaled):
     square = jnp.square(grad) + 1e-30
     if _is_factored(param, min_dim_size_to_factor):
       small, large = _sides(param)
@@ -92,7 +114,7 @@ def adafactor(
       update = grad * v**-0.5
     if clipping_threshold is not None:
       update /= jnp.maximum(1.0, _rms(update) / clipping_threshold)
-    if multiply_by_parameter_scale:
+    if scaled:
       rate *= jnp.maximum(_rms(param), 1e-3)
     return -rate * update, v_row, v_col, v
 
@@ -108,7 +130,13 @@ def adafactor(
     rate = schedules.learning_rate_at(learning_rate, state.count)
 
     def leaf(param, axes, grad, *moments):
-      function = lambda *args: update_one(*args, decay, rate)
+      adapter = models.LORA_RANK_AXIS in axes
+      function = functools.partial(
+        update_one,
+        decay=decay,
+        rate=rate,
+        scaled=multiply_by_parameter_scale and not adapter,
+      )
       return _per_entry(function, axes)(
         grad.astype(jnp.float32), param.astype(jnp.float32), *moments
       )
@@ -132,18 +160,21 @@ def adam(
   weight_decay: float = 0.0,
   max_gradient_norm: float | None = None,
 ) -> optax.GradientTransformation:
-  """Adam, or AdamW with a weight_decay (https://arxiv.org/abs/1711.05101).
+  """Makes Adam, or AdamW (https://arxiv.org/abs/1711.05101) with weight decay.
 
   Args:
-    logical_axes: as for `adafactor`; not needed.
-    learning_rate: absolute.
-    b1: decay of the first moment.
-    b2: decay of the second moment.
-    epsilon: added to the root of the second moment.
-    weight_decay: fraction of a parameter, times learning_rate, that an update
-      takes off it.
-    max_gradient_norm: of the gradients of all parameters together; None: not
-      clipped.
+    logical_axes: Axis names of each parameter. Only `adafactor` reads them.
+    learning_rate: Number or schedule, absolute.
+    b1: Decay of the first moment.
+    b2: Decay of the second moment.
+    epsilon: Number added to the root of the second moment.
+    weight_decay: Factor of learning_rate times the parameter that every update
+      subtracts.
+    max_gradient_norm: Largest global norm of the gradients. None disables
+      clipping.
+
+  Returns:
+    The optimizer, `optax.adamw`.
   """
   del logical_axes
   rate = lambda step: schedules.learning_rate_at(learning_rate, step)
@@ -157,20 +188,25 @@ class SkippingState(NamedTuple):
   """The state of `skipping`."""
 
   inner: Any
-  in_a_row: jax.Array  # [] int32, skipped since the last update that was made
+  in_a_row: jax.Array  # [] int32, updates skipped since the last one made
 
 
 def skipping(
   optimizer: optax.GradientTransformation, *, max_gradient_norm: float | None
 ) -> optax.GradientTransformation:
-  """Leaves out updates whose gradient is not finite or too large.
+  """Skips updates whose gradient is not finite or too large.
 
-  Such an update changes neither parameters nor the optimizer's state; it still
-  counts as a step, whose batch is spent.
+  A skipped update changes neither the parameters nor the optimizer's state. It
+  still counts as a step, and its batch is spent. `optax.apply_if_finite` has no
+  limit on the norm, and applies a bad update after a number of errors.
 
   Args:
-    optimizer: makes the updates.
-    max_gradient_norm: over all parameters, before clipping; None: any.
+    optimizer: Optimizer that makes the updates.
+    max_gradient_norm: Largest global norm of the gradients before clipping.
+      None allows any finite norm.
+
+  Returns:
+    The optimizer. Its state is a `SkippingState`.
   """
 
   def init(params):
@@ -198,10 +234,16 @@ def apply(
   grads: types.Params,
   state: types.TrainState,
 ) -> tuple[types.TrainState, dict[str, jax.Array]]:
-  """One update with a gradient.
+  """Applies one update to the training state.
+
+  Args:
+    optimizer: Optimizer that makes the update.
+    grads: Gradients of the parameters.
+    state: Training state.
 
   Returns:
-    The next state; grad_norm and, with `skipping`, skipped_in_a_row.
+    The next state, and the metrics grad_norm and, with `skipping`,
+    skipped_in_a_row.
   """
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   metrics = {'grad_norm': optax.tree.norm(grads)}
@@ -223,7 +265,7 @@ def _clipped(
 
 
 def _per_entry(function: Callable, axes: tuple[str, ...]) -> Callable:
-  """`function` of one parameter, for a stack of them."""
+  """Maps a function of one parameter over a stack of parameters."""
   for axis in axes:
     if axis not in STACKED:
       break
@@ -232,7 +274,7 @@ def _per_entry(function: Callable, axes: tuple[str, ...]) -> Callable:
 
 
 def _sides(param: jax.Array) -> tuple[int, int]:
-  """The axes of a kernel [R, C]: of its smaller side, of its larger side."""
+  """Returns the axes of the smaller and of the larger side of a kernel."""
   return (0, 1) if param.shape[0] <= param.shape[1] else (1, 0)
 
 
@@ -245,7 +287,7 @@ def _rms(x: jax.Array) -> jax.Array:
 
 
 def _unzip(params: types.Params, out: Any) -> list[Any]:
-  """A tree of tuples -> a list of trees like `params`."""
+  """Turns a tree of tuples into a list of trees like `params`."""
   structure = jax.tree.structure(params)
   columns = zip(*structure.flatten_up_to(out), strict=True)
   return [jax.tree.unflatten(structure, column) for column in columns]

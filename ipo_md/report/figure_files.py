@@ -1,4 +1,4 @@
-"""PNG and CSV of the report's figures."""
+"""Writes the figures of the report as PNG and CSV."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ipo_md.report import figures
 
 _DASHES = ('-', (0, (7, 3)), (0, (2, 3)), (0, (9, 3, 2, 3)))
 _MARKERS = ('o', 's', '^', 'D')
-_MOST_NAMES = 14  # series that a PNG has a legend for
+_MAX_LEGEND = 14  # A PNG with more series has no legend.
 
 
 def write(
@@ -25,9 +25,9 @@ def write(
   """Writes NAME.png and NAME.csv of each figure and of each judge's matrix.
 
   Args:
-    folder: made if it is not there.
-    drawn: the figures.
-    results: contents of results.json.
+    folder: Folder of the files, created if it does not exist.
+    drawn: Figures.
+    results: Contents of results.json.
   """
   folder.mkdir(parents=True, exist_ok=True)
   for figure in drawn:
@@ -57,7 +57,7 @@ def write(
 
 
 def plot(figure: figures.Figure) -> matplotlib.figure.Figure:
-  """A figure by matplotlib."""
+  """Draws a figure with matplotlib."""
   page = matplotlib.figure.Figure(figsize=(7, 4.5), layout='constrained')
   axes = page.add_subplot()
   for series in figure.series:
@@ -91,7 +91,7 @@ def plot(figure: figures.Figure) -> matplotlib.figure.Figure:
     axes.set_xscale('log')
   axes.set(title=figure.title, xlabel=figure.x, ylabel=figure.y)
   axes.grid(alpha=0.3)
-  if 1 < len(figure.series) <= _MOST_NAMES:
+  if 1 < len(figure.series) <= _MAX_LEGEND:
     axes.legend(fontsize=7)
   return page
 
@@ -101,7 +101,13 @@ def heat_map(
   rates: Sequence[Sequence[float | None]],
   bounds: Sequence[Sequence[Sequence[float] | None]],
 ) -> matplotlib.figure.Figure:
-  """Win rates of rows over columns, with their intervals."""
+  """Draws the win rates of rows over columns, with their intervals.
+
+  Args:
+    names: M policies.
+    rates: [M, M] win rates, None for pairs that were not judged.
+    bounds: [M, M] lower and upper ends of the intervals.
+  """
   size = 1.6 + 0.95 * len(names)
   page = matplotlib.figure.Figure(figsize=(size, size), layout='constrained')
   axes = page.add_subplot()
@@ -132,6 +138,7 @@ def heat_map(
 
 
 def _save(path: epath.Path, page: matplotlib.figure.Figure) -> None:
+  """Writes a PNG."""
   buffer = io.BytesIO()
   page.savefig(buffer, format='png', dpi=110)
   path.write_bytes(buffer.getvalue())
@@ -140,6 +147,7 @@ def _save(path: epath.Path, page: matplotlib.figure.Figure) -> None:
 def _table(
   path: epath.Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
+  """Writes a CSV."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(header)

@@ -1,6 +1,6 @@
-"""The report's figures as numbers.
+"""Computes the figures of the report.
 
-Each is computed once, here; the page draws it with page_figures.js, and
+Each figure is computed once, here. The page draws it with page_figures.js, and
 `figure_files` writes it to FOLDER/figures/NAME.png and NAME.csv.
 """
 
@@ -11,8 +11,10 @@ import math
 import re
 from typing import Any
 
-# Of Okabe and Ito; with dashes and markers no two look alike without colour
-# either. page_figures.js has the same.
+from ipo_md.core import intervals
+
+# The palette of Okabe and Ito, as in page_figures.js. Dashes and markers tell
+# the series apart without colour, too.
 COLORS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00')
 _MAIN_CURVES = (
   'loss',
@@ -26,13 +28,13 @@ _MAIN_CURVES = (
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """A line or some marks of a figure.
+  """A line or a set of marks in a figure.
 
   Attributes:
-    name: in the legend.
-    style: index of its colour, dashes and marker.
-    points: (x, y) or (x, y, low, high).
-    run: whose it is, for the page's filter; '': always shown.
+    name: Name in the legend.
+    style: Index of the colour, the dashes and the marker.
+    points: Points (x, y) or (x, y, low, high).
+    run: Run that the page can hide, or '' for a series that is always shown.
   """
 
   name: str
@@ -46,16 +48,16 @@ class Figure:
   """A plot.
 
   Attributes:
-    name: of its files.
-    place: id of the page's element that it goes into.
-    title: above it.
-    x: label of the axis.
-    y: label of the axis.
-    series: what is drawn.
-    lines: whether the points of a series are joined.
-    log: whether x is logarithmic.
-    diagonal: whether y = x is drawn.
-    level: a horizontal line, such as a win rate of 1/2.
+    name: Name of its files.
+    place: Id of the element of the page that contains it.
+    title: Title above the plot.
+    x: Label of the x axis.
+    y: Label of the y axis.
+    series: Lines or marks.
+    lines: Whether the points of a series are joined.
+    log: Whether the x axis is logarithmic.
+    diagonal: Whether y = x is drawn.
+    level: Height of a horizontal line, such as a win rate of 1/2, or None.
   """
 
   name: str
@@ -75,12 +77,12 @@ def every(
   runs: Mapping[str, Mapping[str, Any]],
   sweep: Mapping[str, Any],
 ) -> list[Figure]:
-  """All figures that the data has something for.
+  """Makes all figures for which there is data.
 
   Args:
-    results: contents of results.json.
-    runs: name -> {'metrics': {name: [[step, value], ...]}, ...}.
-    sweep: contents of sweep.json, or empty.
+    results: Contents of results.json.
+    runs: Name -> {'metrics': {name: [[step, value], ...]}, ...}.
+    sweep: Contents of sweep.json, or empty.
   """
   found = [
     *frontiers(results),
@@ -94,7 +96,7 @@ def every(
 
 
 def frontiers(results: Mapping[str, Any]) -> list[Figure]:
-  """Win rate over the first policy against KL: what a win costs; by judge."""
+  """Plots win rate over the first policy against KL, a figure per judge."""
   policies, kl = results['policies'], results.get('kl', {})
   found = []
   for judge in results['judges']:
@@ -120,7 +122,7 @@ def frontiers(results: Mapping[str, Any]) -> list[Figure]:
 
 
 def along_runs(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
-  """The same along each run, as measured while it trained."""
+  """Plots win rate against KL along each run, as measured during training."""
   series = []
   for i, (name, run) in enumerate(runs.items()):
     kl = dict(map(tuple, run['metrics'].get('eval_kl', [])))
@@ -143,7 +145,7 @@ def along_runs(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def sweeps(sweep: Mapping[str, Any]) -> list[Figure]:
-  """Win rate over each axis of a sweep, an algorithm and seed a line."""
+  """Plots win rate over each axis of a sweep, a line per algorithm and seed."""
   runs = sweep.get('runs', [])
   algorithms = list(dict.fromkeys(run['algorithm'] for run in runs))
   found = []
@@ -182,7 +184,7 @@ def sweeps(sweep: Mapping[str, Any]) -> list[Figure]:
 
 
 def curves(runs: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
-  """Every metric over the steps of every run, the main ones first."""
+  """Plots every metric over the steps of every run, main metrics first."""
   metrics = sorted(
     {
       name
@@ -211,14 +213,16 @@ def curves(runs: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
 
 
 def calibrations(results: Mapping[str, Any]) -> list[Figure]:
-  """Accuracy of the judges over their confidence, by set of pairs."""
+  """Plots the accuracy of judges over their confidence, by set of pairs."""
   found = []
   for pairs, judges in results.get('calibration', {}).items():
     series = [
       Series(
         f'{_words(judge)} (ECE {table["ece"]:.3f})',
         i,
-        [[b['confidence'], b['accuracy'], *_wilson(b)] for b in table['bins']],
+        [
+          [b['confidence'], b['accuracy'], *_interval(b)] for b in table['bins']
+        ],
       )
       for i, (judge, table) in enumerate(judges.items())
     ]
@@ -237,20 +241,20 @@ def calibrations(results: Mapping[str, Any]) -> list[Figure]:
 
 
 def by_length(results: Mapping[str, Any]) -> list[Figure]:
-  """Accuracy of the judges by how much longer the better completion is."""
+  """Plots the accuracy of judges over how much longer the better one is."""
   return [
     Figure(
       name=f'length_{_file(pairs)}',
       place='calibration',
       title=f'Accuracy by length on {_words(pairs)}',
-      x='tokens that the better one is longer',
+      x='tokens by which the better completion is longer',
       y='accuracy',
       series=[
         Series(
           _words(judge),
           i,
           [
-            [(b['low'] + b['high']) / 2, b['accuracy'], *_wilson(b)]
+            [(b['low'] + b['high']) / 2, b['accuracy'], *_interval(b)]
             for b in bins
           ],
         )
@@ -263,17 +267,19 @@ def by_length(results: Mapping[str, Any]) -> list[Figure]:
 
 
 def number(value: str) -> float | None:
-  """The number in a gin value: '0.1', or the last one of '(0.0, 0.125)'."""
+  """Returns the last number in a gin value, or None.
+
+  number('(0.0, 0.125)')  # 0.125
+  """
   found = re.findall(r'[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?', value)
   return float(found[-1]) if found else None
 
 
-def _wilson(share: Mapping[str, float]) -> tuple[float, float]:
-  """95 % interval of an accuracy over `count` pairs."""
-  n, p, z = share['count'], share['accuracy'], 1.959964
-  middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-  half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-  return middle - half, middle + half
+def _interval(share: Mapping[str, float]) -> tuple[float, float]:
+  """Returns the 95 % interval of an accuracy over `count` pairs."""
+  right = share['accuracy'] * share['count']
+  low, high = intervals.score_interval(right, 0, share['count'])
+  return float(low), float(high)
 
 
 def _finite(value: float | None) -> bool:

@@ -6,7 +6,7 @@ const words = name => name.replaceAll('_', ' ');
 const number = (x, digits = 3) =>
   typeof x === 'number' ? x.toFixed(digits) : '–';
 
-// Every text of the data enters the page as a text node, never as HTML.
+// Makes an element. Texts from the data become text nodes, never HTML.
 function element(tag, attributes = {}, ...children) {
   const svg = ['svg', 'g', 'path', 'line', 'text', 'title'];
   const node = svg.includes(tag) ?
@@ -46,8 +46,8 @@ function entry(index) {
   return parsed[page][index];
 }
 
-// P(row > column) of one prompt; the lines hold the upper triangle. Undefined
-// where the pair was not judged.
+// Returns P(row > column) for one prompt, or undefined if the pair was not
+// judged. A line holds the upper triangle of the pairs.
 function preference(line, judge, row, column) {
   const values = line.preference?.[judge];
   if (!values || row === column) return 0.5;

@@ -1,17 +1,20 @@
-"""The results of a comparison as one HTML page that needs nothing else.
+"""Writes the results of a comparison as one self-contained HTML page.
 
+It reads
   FOLDER/results.json       win rates, intervals and measures of the policies
   FOLDER/completions.jsonl  a line per prompt, as `side_by_side` writes it:
     {"prompt": text, "completions": {policy: {"text": ..., "score": {...}}},
      "preference": {judge: [p, ...]}}
-  FOLDER/sweep.json         of a sweep: every run with its place in it
-  MODEL_DIR/metrics.jsonl   of each run, its *.gin and versions.json
-    -> FOLDER/index.html
-    -> FOLDER/figures/      each figure as PNG and CSV
+  FOLDER/sweep.json         the runs of a sweep, if there is one
+  MODEL_DIR/metrics.jsonl, *.gin and versions.json of each run
+and writes
+  FOLDER/index.html         the page
+  FOLDER/figures/           each figure as PNG and CSV
 
-`preference` lists P(i > k) for i < k, row by row of the policies of
-results.json; it may be absent. The page makes no network request, and the same
-input gives the same bytes: it holds no time and no path above FOLDER's parent.
+`preference` lists P(i > k) for i < k, row by row, of the policies in
+results.json. It may be absent. The page makes no network requests. The same
+input gives the same bytes, because the page holds neither the time nor a path
+above the parent of FOLDER.
 """
 
 from collections.abc import Iterable
@@ -31,16 +34,16 @@ from ipo_md.report import figure_files
 from ipo_md.report import figures
 
 _PROMPTS_PER_PAGE = 64
-_MAX_BYTES = 25_000_000  # of prompts in the page; the rest is in the JSON lines
-_MAX_POINTS = 400  # of a curve
+_MAX_BYTES = 25_000_000  # Prompts beyond this are in completions.jsonl alone.
+_MAX_POINTS = 400  # Per curve.
 
 
 def write(folder: str, runs: Mapping[str, str] | None = None) -> str:
-  """Writes FOLDER/index.html.
+  """Writes FOLDER/index.html and FOLDER/figures.
 
   Args:
-    folder: holds results.json and completions.jsonl.
-    runs: name of each training run to show -> its MODEL_DIR.
+    folder: Folder of results.json and completions.jsonl.
+    runs: Name of each training run to show -> its MODEL_DIR.
 
   Returns:
     The path of the page.
@@ -75,14 +78,14 @@ def page(
   drawn: Sequence[figures.Figure],
   sweep: Mapping[str, Any],
 ) -> str:
-  """The page as text.
+  """Makes the HTML of the page.
 
   Args:
-    results: contents of results.json.
-    completions: the lines of completions.jsonl.
-    runs: name -> {'gin': text, 'versions': {package: version}}.
-    drawn: the figures.
-    sweep: contents of sweep.json, or empty.
+    results: Contents of results.json.
+    completions: Lines of completions.jsonl.
+    runs: Name -> {'gin': text, 'versions': {package: version}}.
+    drawn: Figures.
+    sweep: Contents of sweep.json, or empty.
   """
   pages, sizes, left_out = [], [], 0
   budget = _MAX_BYTES
@@ -125,12 +128,13 @@ def page(
 
 
 def _script(text: str, name: str) -> str:
-  """JSON inside HTML: no text in it can end the element."""
+  """Embeds JSON in HTML so that no text in it can end the element."""
   text = text.replace('<', '\\u003c')
   return f'<script type="application/json" id="{name}">{text}</script>'
 
 
 def _batched(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+  """Yields the lines, stripped, in lists of at most `size`."""
   batch = []
   for line in lines:
     batch.append(line.strip())
@@ -142,7 +146,12 @@ def _batched(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def _history(model_dir: epath.Path, home: str) -> dict[str, Any]:
-  """The metrics of a run, thinned to `_MAX_POINTS`, its gin and its commit."""
+  """Reads the gin, the versions and the thinned metrics of a run.
+
+  Args:
+    model_dir: MODEL_DIR of the run.
+    home: Folder whose path is replaced by DIR in the gin.
+  """
   gin = [
     f'# {name}\n{(model_dir / name).read_text()}'
     for name in ('config.gin', 'operative_config.gin')
@@ -158,7 +167,7 @@ def _history(model_dir: epath.Path, home: str) -> dict[str, Any]:
   for name in sorted({name for values in history.values() for name in values}):
     steps = [step for step in history if name in history[step]]
     stride = math.ceil(len(steps) / _MAX_POINTS)
-    steps = steps[::-stride][::-1]  # keeps the last one
+    steps = steps[::-stride][::-1]  # The last step stays.
     metrics[name] = [[step, history[step][name]] for step in steps]
   return {
     'gin': '\n'.join(gin).replace(home, 'DIR'),
@@ -168,7 +177,7 @@ def _history(model_dir: epath.Path, home: str) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-  """The value with None for NaN and infinity, which JSON lacks."""
+  """Replaces NaN and infinity, which JSON lacks, by None."""
   if isinstance(value, Mapping):
     return {key: _finite(item) for key, item in value.items()}
   if isinstance(value, list | tuple):

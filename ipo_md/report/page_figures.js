@@ -1,5 +1,5 @@
-// Draws the figures of figures.py. Colours of Okabe and Ito; with dashes and
-// marks no two lines look alike without colour either.
+// Draws the figures of figures.py. The colours are those of Okabe and Ito;
+// dashes and marks tell the lines apart without colour, too.
 const COLORS = [
   '#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00'];
 const DASHES = ['', '7 3', '2 3', '9 3 2 3'];
@@ -51,7 +51,7 @@ function range(values) {
   return [low - room, high + room];
 }
 
-// The frame of a figure with its grid, and the maps from data to pixels.
+// Makes the frame of a figure with its grid, and the maps from data to pixels.
 function frame({title, x: xLabel, log, level}, points) {
   const along = v => log ? Math.log10(v) : v;
   const xs = points.map(([x]) => along(x));
@@ -64,7 +64,7 @@ function frame({title, x: xLabel, log, level}, points) {
   const y = v => (HEIGHT - BOTTOM) * (1 - (v - bottom) / (top - bottom)) + 4;
   const svg = element('svg', {
     viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img', tabindex: '0',
-    'aria-label': `${title}. Arrow keys read its points.`});
+    'aria-label': `${title}. Use the arrow keys to read its points.`});
   for (const v of ticks(bottom, top)) {
     svg.append(
       element('line', {class: 'grid', x1: LEFT, x2: WIDTH, y1: y(v), y2: y(v)}),
@@ -105,7 +105,7 @@ function drawSeries({svg, x, y}, {name, style, points}, lines) {
   svg.append(group);
 }
 
-// Pointer or arrow keys read all points at the nearest x.
+// Lets the pointer and the arrow keys read all points at the nearest x.
 function readable({svg, x, y}, series, xLabel) {
   const cross = element(
     'line', {class: 'cross', y1: 4, y2: HEIGHT - BOTTOM + 4});
@@ -139,7 +139,7 @@ function readable({svg, x, y}, series, xLabel) {
   return readout;
 }
 
-// One figure with the series of the runs that are shown; null without any.
+// Draws one figure with the series of the runs that are shown; null if none.
 function draw(figure, shown) {
   const series = figure.series.filter(
     ({run, points}) => points.length && (!run || shown.has(run)));
@@ -166,7 +166,7 @@ const files = name => element('p', {class: 'files'},
   ...['png', 'csv'].map(kind => element(
     'a', {href: `figures/${name}.${kind}`, download: ''}, kind.toUpperCase())));
 
-// The runs that are shown: checkboxes, and buttons for many at once.
+// Draws a checkbox for each run, and buttons that set many at once.
 function drawLegend() {
   const styles = new Map(data.figures.flatMap(({series}) =>
     series.filter(({run}) => run).map(({run, style}) => [run, style])));

@@ -1,4 +1,4 @@
-// The tables of the report.
+// Draws the tables of the report.
 function tableRows(table, header, rows) {
   const cells = header.map(name => element('th', {scope: 'col'}, name));
   table.replaceChildren(
@@ -40,7 +40,7 @@ function drawMatrix() {
   byId('matrix-files').replaceChildren(files(`win_rate_${judge}`));
 }
 
-// These before what a task measures.
+// These columns come before the measures of a task.
 const FIRST = ['kl', 'length', 'entropy', 'eos_rate'];
 
 function drawMeasures() {
@@ -67,8 +67,8 @@ function drawMeasures() {
   tableRows(byId('measures'), ['policy', ...measures.map(words)], rows);
 }
 
-// {pairs: {judge: [share, low, high, number of pairs]}} as a table; without
-// pairs it is of those that are compared.
+// Draws {pairs: {judge: [share, low, high, number of pairs]}} as a table. Shares
+// without a set of pairs belong to the pairs that are compared.
 function drawShares(table, shares = {}) {
   if (Object.values(shares).some(Array.isArray)) shares = {compared: shares};
   const sets = Object.keys(shares);
@@ -85,8 +85,8 @@ function drawShares(table, shares = {}) {
   return sets.length;
 }
 
-// Policies of several seeds: each seed apart, their mean, and its t-interval.
-// Each pair has one row, with the one that wins in front.
+// Draws the policies that have several seeds: each seed, the mean, and its
+// t-interval. Each pair has one row, and the winner comes first.
 function drawSeeds() {
   const rows = results.seeds?.[byId('judge').value] ?? [];
   const turned = ({policy, over}) =>
@@ -107,7 +107,7 @@ function drawSeeds() {
     }));
 }
 
-// Nash averaging of the win rates (arXiv 1806.02643).
+// Draws the Nash averaging of the win rates (arXiv 1806.02643).
 function drawNash() {
   const found = results.nash_averaging?.[byId('judge').value];
   byId('nash').parentElement.hidden = !found;
@@ -124,15 +124,17 @@ function drawJudged() {
   drawNash();
 }
 
-// Every run of a sweep with the win rate by which it was selected, or not.
+// Draws every run of a sweep with the win rate on which selection is based.
 function drawSweep() {
   const swept = sweep.runs ?? [];
   byId('sweep').hidden = !swept.length;
   if (!swept.length) return;
-  byId('sweep-note').textContent = `Each algorithm has the setting with the ` +
-    `highest win rate by ${words(sweep.judge)} on ${sweep.splits[0]} prompts, ` +
-    `the mean over seeds ${sweep.seeds.join(', ')}; the win rates above are ` +
-    `on ${sweep.splits[1]} prompts. Of several checkpoints the best is shown.`;
+  byId('sweep-note').textContent = `For each algorithm, the setting with the ` +
+    `highest win rate by ${words(sweep.judge)} on ${sweep.splits[0]} prompts ` +
+    `is selected; the win rate is the mean over seeds ` +
+    `${sweep.seeds.join(', ')}. The win rates above are on ` +
+    `${sweep.splits[1]} prompts. For a run with several checkpoints, the best ` +
+    `one is shown.`;
   tableRows(byId('sweep-runs'),
     ['run', 'selected', 'win rate', 'over'], swept.map(run => {
       const rates = Object.values(run.measured);

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ipo_md import models as models_lib
-from ipo_md.core import sharding
+from ipo_md.core import partitioning
 from ipo_md.core import types
 
 # A token attends to all columns of a cache, filled or not. So the caches grow,
@@ -177,7 +177,7 @@ def sample(
     return tuple(model.init_cache(c, len(s), length) for _, c, s in models)
 
   block = max(CACHE_BLOCK, math.ceil(t / MAX_CACHE_WIDTHS))
-  if sharding.on_tpu():
+  if partitioning.on_tpu():
     block = max(block, _TPU_TILE_COLUMNS)
   loop = _Loop(
     n=jnp.int32(0),
@@ -189,7 +189,7 @@ def sample(
     log_probs=tuple(jnp.zeros((b, len(s), t)) for _, _, s in models),
   )
   for end in (*range(block, t, block), t):
-    wider = jax.tree.map(_put_first, empty_caches(end), loop.caches)
+    wider = models_lib.widen_caches(empty_caches(end), loop.caches)
     loop = jax.lax.while_loop(
       lambda loop, end=end: (loop.n < end) & ~jnp.all(loop.finished),
       step,
@@ -202,13 +202,6 @@ def sample(
     if len(mixed) == k and not int8
     else None,
   )
-
-
-def _put_first(wide: jax.Array, narrow: jax.Array) -> jax.Array:
-  """`wide` with `narrow` in its first corner."""
-  if wide.ndim > narrow.ndim:  # one strip of keys becomes several
-    narrow = jnp.expand_dims(narrow, 2)
-  return jax.lax.dynamic_update_slice(wide, narrow, (0,) * wide.ndim)
 
 
 def choose(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ipo_md import models
-from ipo_md.core import sharding
+from ipo_md.core import partitioning
 from ipo_md.core import types
 
 # Elements of the largest array of logits that a loss holds on a device at a
@@ -119,7 +119,7 @@ def token_log_probs(
 
   b, k, t = targets.shape
   vocab = jax.eval_shape(model.logits, params, hidden).shape[-1]
-  most = LOGITS_CHUNK * sharding.activation_parts()
+  most = LOGITS_CHUNK * partitioning.activation_parts()
   chunks = min(t, math.ceil(b * k * t * vocab / most))
   if chunks == 1:
     return project((hidden, targets))
@@ -207,3 +207,8 @@ def sum_or_mean(
   if not per_token:
     return total
   return total / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+
+
+def ended(tokens: types.Tokens, eos_id: int) -> jax.Array:
+  """Returns [B, K] whether each completion [B, K, T] reached EOS."""
+  return jnp.any(tokens.mask & (tokens.ids == eos_id), axis=-1)

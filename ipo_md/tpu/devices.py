@@ -1,4 +1,4 @@
-"""TPU chips and slices: what they can do, and their devices without one."""
+"""Devices of TPU slices, for compilation on a machine without TPUs."""
 
 from collections.abc import Sequence
 import importlib.util
@@ -11,22 +11,23 @@ from ipo_md.core import tpu_slices
 
 
 def devices(topology: str, num_slices: int = 1) -> Sequence[jax.Device]:
-  """Devices to compile for, without having any.
+  """Returns the devices of TPU slices as targets of compilation.
 
   Args:
-    topology: such as 'v5e:4x4' or 'v4:4x4x4'.
-    num_slices: NUM_SLICES, slices of this topology.
+    topology: TOPOLOGY of each slice, such as 'v5e:4x4' or 'v4:4x4x4'.
+    num_slices: NUM_SLICES, the number of slices.
 
   Raises:
-    ValueError: there is no such topology, or libtpu is not installed.
+    ValueError: If there is no such topology, or if libtpu is not installed.
   """
   found = tpu_slices.chip(topology)
   if importlib.util.find_spec('libtpu') is None:
     raise ValueError(
-      "Compiling for TPU needs libtpu: pip install -e '.[tpu]' -c "
+      "Compiling for a TPU needs libtpu: pip install -e '.[tpu]' -c "
       'constraints.txt (no TPU is needed).'
     )
-  # Without these libtpu asks a metadata server, and allows one process alone.
+  # Without these settings libtpu queries a metadata server and allows only one
+  # process.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')

@@ -1,9 +1,10 @@
-"""Model FLOPs and the bytes that must be read, by hand.
+"""Counts model FLOPs and the bytes that sampling must read.
 
-A product of [M, A] and [A, B] is 2 M A B FLOPs. A network reads N tokens with
-2 N FLOPs for each weight that multiplies them, and attends with 4 FLOPs a head
-feature for each pair of a query and a column that it sees. Recomputation, norms
-and softmaxes do not count: these are the FLOPs of the model, not of a program.
+The product of [M, A] and [A, B] takes 2 M A B FLOPs. A network that reads N
+tokens takes 2 N FLOPs for each weight that multiplies them. Its attention takes
+4 FLOPs per head feature for each pair of a query and a column that the query
+sees. Recomputation, norms and softmaxes do not count: these are the FLOPs of
+the model, not of a program.
 """
 
 import dataclasses
@@ -21,15 +22,16 @@ class Network:
   """The sizes that the formulas need.
 
   Attributes:
-    prompt_weights: that multiply each token of a prompt.
-    completion_weights: that multiply each token of a completion, but the head.
-    head_weights: of the vocabulary.
-    stored_weights: completion_weights with all of a mixture's experts.
-    prompt_width: heads times head size, summed over the layers that a prompt
-      goes through.
-    completion_width: likewise, of a completion.
-    key_width: of the heads of keys that a completion attends to.
-    encoder_decoder: whether a prompt's tokens see one another in both
+    prompt_weights: Weights that multiply each token of a prompt.
+    completion_weights: Weights that multiply each token of a completion,
+      without the head.
+    head_weights: Weights of the vocabulary's head.
+    stored_weights: The completion weights with all experts of a mixture.
+    prompt_width: Number of heads times head size, summed over the layers that
+      a prompt passes through.
+    completion_width: The same sum over the layers of a completion.
+    key_width: The same sum over the heads of keys of a completion.
+    encoder_decoder: Whether the tokens of a prompt see each other in both
       directions.
   """
 
@@ -43,7 +45,7 @@ class Network:
   encoder_decoder: bool
 
   def encode(self, rows: int, length: int) -> int:
-    """FLOPs of `rows` prompts of `length` tokens, read once."""
+    """Returns the FLOPs of reading `rows` prompts of `length` tokens once."""
     pairs = length**2
     if not self.encoder_decoder:
       pairs = length * (length + 1) // 2
@@ -53,7 +55,14 @@ class Network:
   def decode(
     self, rows: int, length: int, prompt: int, *, head: bool = True
   ) -> int:
-    """FLOPs of `rows` completions of `length` tokens after a prompt."""
+    """Returns the FLOPs of decoding completions.
+
+    Args:
+      rows: Number of completions.
+      length: Tokens of a completion.
+      prompt: Tokens of a prompt.
+      head: Whether logits are computed.
+    """
     pairs = length * prompt + length * (length + 1) // 2
     weights = self.completion_weights + (self.head_weights if head else 0)
     return rows * (2 * length * weights + 4 * self.completion_width * pairs)
@@ -68,15 +77,15 @@ class Network:
     item: int,
     weight_item: int,
   ) -> float:
-    """Bytes that one round of sampling reads, on average over the rounds.
+    """Returns the mean number of bytes that sampling one token reads.
 
     Args:
-      prompts: whose contexts are read.
-      rows: completions.
-      length: of a completion.
-      prompt: length of a prompt.
-      item: bytes of a number in contexts and caches.
-      weight_item: bytes of a weight.
+      prompts: Number of prompts whose contexts are read.
+      rows: Number of completions.
+      length: Tokens of a completion.
+      prompt: Tokens of a prompt.
+      item: Bytes of a number in contexts and caches.
+      weight_item: Bytes of a weight.
     """
     weights = self.stored_weights + self.head_weights
     context = 2 * prompts * prompt * self.key_width
@@ -85,7 +94,7 @@ class Network:
 
 
 def network(model: models.Model) -> Network:
-  """The sizes of a T5 or of a decoder-only model."""
+  """Returns the sizes of a T5 or of a decoder-only model."""
   config = model.base.config
   params = model.base.abstract_params
   decoder = params['decoder']
@@ -127,14 +136,17 @@ def network(model: models.Model) -> Network:
 
 
 def count(params: types.Params) -> int:
-  """Weights of all kernels and norms of a tree."""
+  """Counts the weights of all kernels and norms in a tree."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
 class Recorder:
-  """Stands for a model and notes what it is asked to read.
+  """Wraps a model and records what it is asked to read.
 
-  Everything else is the model's own.
+  All other attributes are those of the model.
+
+  Args:
+    model: Model to wrap.
   """
 
   def __init__(self, model: models.Model):
@@ -146,7 +158,7 @@ class Recorder:
 
   @property
   def flops(self) -> int:
-    """Of one forward pass over all that was asked for."""
+    """FLOPs of one forward pass over everything that was read."""
     encoded = sum(self._network.encode(*sizes) for sizes in self._encoded)
     return encoded + sum(
       self._network.decode(*sizes, head=self._projects)

@@ -1,13 +1,14 @@
-"""What a compiled TPU program says of itself: cycles and collectives by phase.
+"""Reads cycles and collectives by phase from a compiled TPU program.
 
-Cycles are the compiler's own estimates. They stand beside each instruction, so
-those in a loop's body count as often as the loop runs: an upper limit where it
-may end early, as the sampling loop does. Phases are the `jax.named_scope`s of
-`steps`, the innermost one of an instruction; 'backward' is what JAX transposed.
+The compiler writes its own estimate of cycles beside each instruction. An
+estimate in the body of a loop counts once per iteration, which gives an upper
+limit for a loop that may end early, like the sampling loop. The phase of an
+instruction is its innermost `jax.named_scope` among `PHASES`; instructions that
+JAX transposed belong to the phase 'backward'.
 
-The estimates leave out what is fetched from HBM while other instructions work,
-and what waits for it. Those waits are counted here: fetches one after another,
-in the order of the program, each at the full bandwidth.
+The estimates do not include waits for data that is fetched from HBM while other
+instructions run. This module adds those waits: it assumes that fetches follow
+one another in program order, each at the full bandwidth.
 """
 
 from collections.abc import Iterator
@@ -44,15 +45,15 @@ _BRANCHES = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective of the program.
+  """One collective operation of the program.
 
   Attributes:
-    kind: such as 'all-gather'.
-    shapes: of what it makes, on one chip.
-    bytes: of that.
-    times: how often it runs in a step.
-    phase: where.
-    in_loop: whether once for each sampled token.
+    kind: Operation, such as 'all-gather'.
+    shapes: Shapes of the results on one chip.
+    bytes: Size of the results on one chip.
+    times: Number of executions in a step.
+    phase: Phase of the step.
+    in_loop: Whether it runs once for each sampled token.
   """
 
   kind: str
@@ -65,16 +66,16 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """Of one chip and one step.
+  """What one chip does in one step.
 
   Attributes:
-    cycles: by phase.
-    waits: cycles for which instructions wait for fetches from HBM, by phase.
-    token_cycles: of one round of the sampling loop; 0 without one.
-    token_waits: of one round.
-    tokens: rounds of the sampling loop at most.
-    kernels: how many custom kernels run, of which there is no estimate.
-    collectives: all of them.
+    cycles: Estimated cycles by phase.
+    waits: Cycles spent waiting for fetches from HBM, by phase.
+    token_cycles: Cycles of one iteration of the sampling loop; 0 without one.
+    token_waits: Waiting cycles of one iteration.
+    tokens: Largest number of iterations of the sampling loop.
+    kernels: Number of executions of custom kernels, which have no estimate.
+    collectives: All collective operations.
   """
 
   cycles: Mapping[str, int]
@@ -99,14 +100,14 @@ class _Instruction:
 
 
 class _Found:
-  """What a walk through computations adds up."""
+  """Totals of a walk through computations."""
 
   def __init__(self):
     self.cycles = dict.fromkeys((*PHASES, OTHER), 0)
     self.waits = dict.fromkeys((*PHASES, OTHER), 0)
     self.kernels = 0
     self.collectives = []
-    # (cycles of one round, waits, rounds) of the decode phase's
+    # (cycles per iteration, waits per iteration, iterations) of decode loops
     self.loops = []
 
   def add(self, other: '_Found') -> None:
@@ -124,11 +125,11 @@ class _Found:
 
 
 def analyse(text: str, *, bytes_per_cycle: float) -> Program:
-  """Reads a compiled TPU program.
+  """Analyses a compiled TPU program.
 
   Args:
-    text: `jax.stages.Compiled.as_text()`.
-    bytes_per_cycle: of the chip's HBM.
+    text: Program text, from `jax.stages.Compiled.as_text()`.
+    bytes_per_cycle: HBM bandwidth of the chip, in bytes per cycle.
   """
   computations, entry = _computations(text)
   walk = functools.partial(_walk, computations, bytes_per_cycle=bytes_per_cycle)
@@ -140,6 +141,7 @@ def analyse(text: str, *, bytes_per_cycle: float) -> Program:
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+  """Parses the computations by name, and the name of the entry."""
   computations, entry, current = {}, '', None
   for line in text.splitlines():
     if line[:1].isspace():
@@ -161,10 +163,10 @@ def _walk(
   in_loop: bool,
   bytes_per_cycle: float,
 ) -> _Found:
-  """All that a computation does, `times` over."""
+  """Adds up what a computation does when it runs `times` times."""
   walk = functools.partial(_walk, computations, bytes_per_cycle=bytes_per_cycle)
   found = _Found()
-  arrivals, arrival, waited = {}, 0.0, 0  # of fetches from HBM, in cycles
+  arrivals, arrival, waited = {}, 0.0, 0  # fetches from HBM, in cycles
   for instruction in computations[name]:
     here = _phase(instruction.line) or phase
     now = found.total / times + waited
@@ -182,8 +184,8 @@ def _walk(
     elif 'custom_call_target="tpu_custom_call"' in instruction.line:
       found.kernels += times
     kind = instruction.opcode.removesuffix('-start')
-    # A collective that runs beside other work stands in each fusion that it
-    # runs beside. The one that starts it counts.
+    # A collective that overlaps with other work appears in every fusion that
+    # it overlaps with. Only the one that starts it counts.
     if kind in _COLLECTIVES and not name.startswith('async_collective_fusion'):
       found.collectives.append(
         _collective(kind, instruction, times, here, in_loop)
@@ -203,7 +205,7 @@ def _walk(
         found.loops.append((inner.total // every, waits // every, rounds))
       found.add(inner)
     elif branches := _BRANCHES.search(instruction.line):
-      # One of them runs: the longest is counted.
+      # Only one branch runs; the longest one counts.
       inner = [
         walk(b, times=times, phase=here, in_loop=in_loop)
         for b in re.findall(r'[\w.-]+', ' '.join(branches.groups('')))
@@ -212,14 +214,14 @@ def _walk(
     else:
       for called in _inner(instruction, computations):
         inner = walk(called, times=times, phase=here, in_loop=in_loop)
-        if instruction.opcode == 'fusion':  # it has its own estimate
+        if instruction.opcode == 'fusion':  # its own estimate counts
           inner.cycles.clear()
         found.add(inner)
   return found
 
 
 def _inner(instruction: _Instruction, computations: Mapping) -> Iterator[str]:
-  """Computations that run within an instruction, reducers aside."""
+  """Yields the computations that run in an instruction, except reducers."""
   if instruction.opcode in ('fusion', 'call', 'async-start', 'custom-call'):
     for attribute in ('calls', 'to_apply'):
       called = instruction.called(attribute)
@@ -228,6 +230,7 @@ def _inner(instruction: _Instruction, computations: Mapping) -> Iterator[str]:
 
 
 def _phase(line: str) -> str | None:
+  """Returns the phase that an instruction's metadata names, if any."""
   match = _OP_NAME.search(line)
   if not match:
     return None
@@ -238,7 +241,7 @@ def _phase(line: str) -> str | None:
 
 
 def _rounds(condition: Sequence[_Instruction]) -> int:
-  """The constant that the loop's counter is compared with; else 1."""
+  """Returns the constant that limits the loop's counter, or 1 without one."""
   constants = {}
   for instruction in condition:
     if value := re.search(r' constant\((\d+)\)', instruction.line):
@@ -256,7 +259,7 @@ def _collective(
   kind: str, instruction: _Instruction, times: int, phase: str, in_loop: bool
 ) -> Collective:
   arrays = _arrays(instruction.type)
-  if instruction.opcode.endswith('-start'):  # operands, results, contexts
+  if instruction.opcode.endswith('-start'):  # lists operands and contexts too
     arrays = [max(arrays)]
   return Collective(
     kind=kind,
@@ -269,7 +272,7 @@ def _collective(
 
 
 def _arrays(text: str) -> list[tuple[int, tuple[int, ...]]]:
-  """Bytes and shapes of the arrays of a type."""
+  """Returns the bytes and shapes of the arrays in an HLO type."""
   arrays = []
   for dtype, shape in _ARRAY.findall(text):
     shape = tuple(map(int, filter(None, shape.split(','))))

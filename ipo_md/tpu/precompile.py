@@ -1,13 +1,13 @@
-"""Compiles a training run for a TPU slice, on a machine without one.
+"""Compiles a training run for a TPU slice, on a machine without TPUs.
 
-Neither checkpoints nor data are read: parameters, state and batch are shapes
-that gin gives. What the compiled program says of itself is printed and saved:
+No checkpoint and no data are read: gin gives the shapes of parameters, state
+and batch. The report on the compiled program is printed and saved:
 
   MODEL_DIR/precompile.json, precompile.txt    the report
-  MODEL_DIR/shardings.txt                      where every parameter lies
+  MODEL_DIR/shardings.txt                      the sharding of every parameter
 
-Memory and collectives are the program's. Cycles are the compiler's estimates,
-and bounds are computed by hand (`roofline`): nothing here was measured.
+Memory and collectives are read from the program. Cycles are the compiler's
+estimates, and bounds are computed by hand (`roofline`). Nothing is measured.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,12 @@ import jax
 import jax.numpy as jnp
 
 from ipo_md import data
+from ipo_md import judges
 from ipo_md import optim
 from ipo_md import training
+from ipo_md.algorithms import needs
+from ipo_md.algorithms import step_kinds
+from ipo_md.core import partitioning
 from ipo_md.core import sharding
 from ipo_md.core import tpu_slices
 from ipo_md.core import types
@@ -36,7 +40,7 @@ from ipo_md.tpu import search
 
 
 class Words:
-  """Stands for a vocabulary: a token for each word, where none is at hand.
+  """A stand-in for a vocabulary that makes one token per word.
 
   Args:
     eos_id: EOS_ID.
@@ -61,21 +65,22 @@ def precompile(
   """Compiles the run that gin describes and reports on it.
 
   Args:
-    model_dir: MODEL_DIR, for the report.
-    topology: TOPOLOGY, such as 'v5e:4x4' or 'v4:4x4x4'.
-    num_slices: NUM_SLICES of this topology, joined by the data centre network.
-    fit: FIT; None: compiles the run as it is. 'batch': also finds the largest
-      BATCH_SIZE that fits. 'slice': also the smallest slice.
-    print_shardings: PRINT_SHARDINGS, prints the table of shardings, too.
-    num_completions: NUM_COMPLETIONS, K of a data set of rewards.
+    model_dir: MODEL_DIR, the folder of the report.
+    topology: TOPOLOGY of a slice, such as 'v5e:4x4' or 'v4:4x4x4'.
+    num_slices: NUM_SLICES, the number of slices, joined by the data centre's
+      network.
+    fit: FIT. None compiles the run as it is. 'batch' also finds the largest
+      BATCH_SIZE that fits, and 'slice' the smallest slice.
+    print_shardings: PRINT_SHARDINGS, whether to print the table of shardings.
+    num_completions: NUM_COMPLETIONS, the K of a data set of rewards.
 
   Raises:
-    ValueError: no such topology, a mesh that does not make it or does not
-      divide the batch or a parameter, or libtpu is not installed.
+    ValueError: If there is no such topology, if the mesh does not match it or
+      does not divide the batch or a parameter, or if libtpu is not installed.
   """
   if fit not in (None, 'batch', 'slice'):
     raise ValueError(f"FIT = {fit!r} is not None, 'batch' or 'slice'.")
-  run = gin.get_bindings('training.train')
+  run = gin.get_bindings(training.train)
   if fit == 'slice' and -1 not in run['mesh_shape']:
     raise ValueError(
       f"FIT = 'slice' needs -1 in MESH_SHAPE = {run['mesh_shape']}: the axis "
@@ -83,9 +88,9 @@ def precompile(
     )
   if 'program' in run:
     raise ValueError(
-      'A run with a judge on the host (gin/algorithms/oaif.gin) is two '
-      'programs with the host between them; compile one with a judge on the '
-      'device (gin/judges).'
+      'A run with a judge on the host (gin/algorithms/oaif.gin) consists of '
+      'two programs with the host between them. Compile a run with a judge on '
+      'the device (gin/judges) instead.'
     )
   case = search.Case(
     topology,
@@ -121,7 +126,16 @@ def _save(folder: epath.Path, report: Mapping[str, Any]) -> None:
 def compile_case(
   run: Mapping[str, Any], num_completions: int, case: search.Case
 ) -> tuple[dict[str, Any], str]:
-  """The report on one compilation, and the table of shardings."""
+  """Compiles one configuration.
+
+  Args:
+    run: Bindings of `training.train`.
+    num_completions: NUM_COMPLETIONS, the K of a data set of rewards.
+    case: Configuration to compile.
+
+  Returns:
+    The report and the table of shardings.
+  """
   devices = devices_lib.devices(case.topology, case.num_slices)
   mesh = sharding.make_mesh(case.mesh_shape, devices)
   optim.check(case.batch_size, case.microbatches, mesh)
@@ -141,7 +155,7 @@ def compile_case(
   wall, cpu = time.time(), time.process_time()
   error = compiled = None
   with jax.set_mesh(mesh):
-    step = sharding.jit_update(
+    step = partitioning.jit_update(
       functools.partial(whole, model=run['model'], optimizer=optimizer),
       jax.tree.map(lambda x: x.sharding, state),
     )
@@ -190,8 +204,8 @@ def abstract_batch(
   num_completions: int,
   mesh: jax.sharding.Mesh,
 ) -> types.Tokens | types.Labelled:
-  """What the run's data set would yield; the task's features say which."""
-  load = gin.get_bindings('data.load')
+  """Returns the shapes of a batch, according to the features of the task."""
+  load = gin.get_bindings(data.load)
   lengths = load['task_feature_lengths']
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(
     (batch_size, *shape), dtype, sharding=sharding.batch(mesh)
@@ -202,13 +216,16 @@ def abstract_batch(
   prompts = tokens(lengths['inputs'])
   if load.get('prompts_only'):
     return prompts
-  task = data.find(load['mixture_or_task_name'])
+  task = data.find(load['mixture_or_task_name'], module=load.get('module'))
   features = task.output_features
   k = 1
   if features['targets'].rank == 2:
     k = 2 if 'preference' in features else num_completions
-  precomputed = run['step'].__name__ == 'offline_step' and (
-    run['start'].reference_checkpoint_path is None
+  loss = gin.get_bindings(run['step']).get('loss')
+  precomputed = (
+    loss is not None
+    and bool(needs.of(loss).anchors)
+    and run['start'].reference_checkpoint_path is None
   )
   return types.Labelled(
     completions=types.Completions(
@@ -227,18 +244,16 @@ def work_of(
   batch: types.Tokens | types.Labelled,
   mesh: jax.sharding.Mesh,
 ) -> Mapping[str, roofline.Work]:
-  """What each phase must do at least; judge and sampler are gin's."""
-  step, start = run['step'].__name__, run['start']
-  bound = gin.get_bindings(f'algorithms.{step}') if 'online' in step else {}
-  judge, judge_model = bound.get('judge'), start.judge_model
-  if step in ('reward_step', 'comparator_step'):
-    judge = gin.query_parameter('JUDGE/gin.macro.value').scoped_configurable_fn
-    judge_model = run['model']
-  if step == 'online_step' and start.judge_checkpoint_path is None:
+  """Returns the minimal work of each phase of the run."""
+  kind, start = step_kinds.of(run['step']), run['start']
+  bound = gin.get_bindings(run['step'])
+  judge = kind.judge(bound) if kind.judge else None
+  judge_model = run['model'] if kind.trains_judge else start.judge_model
+  if judge is not None and not judges.declaration_of(judge).has_params:
     judge = None
-  coefs = bound.get('mixture_coefs')
-  int8 = bound.get('int8_sampling', False)
-  mixed = coefs is not None and all(coef > 0 for coef in coefs) and not int8
+  coefs, sampler = bound.get('mixture_coefs'), bound.get('sampler')
+  int8 = sampler is not None and sampler.int8
+  mixed = kind.samples and all(coef > 0 for coef in coefs) and not int8
   return roofline.phases(
     roofline.Run(
       model=run['model'],
@@ -248,7 +263,7 @@ def work_of(
       state_bytes=sharding.bytes_per_device(state),
       mesh=mesh,
       mixture_coefs=coefs,
-      max_new_tokens=bound.get('max_new_tokens', 0),
+      max_new_tokens=sampler.max_new_tokens if kind.samples else 0,
       reads_reference=start.reference_checkpoint_path is not None
       and (not mixed or bound.get('ema_decay') is not None),
       int8_sampling=int8,

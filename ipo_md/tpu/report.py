@@ -1,4 +1,4 @@
-"""What a compiled TPU program needs and does, as data and as text."""
+"""Reports what a compiled TPU program needs and does, as data and as text."""
 
 from collections.abc import Mapping
 import re
@@ -8,8 +8,8 @@ from ipo_md.core import tpu_slices
 from ipo_md.tpu import hlo
 from ipo_md.tpu import roofline
 
-# What the compiler says of a program that does not fit: all that it needs, or,
-# where temporaries alone are too much, these.
+# The compiler's messages for a program that does not fit. The second one
+# appears if the temporaries alone are too large.
 _ALL = r'Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm'
 _TEMPORARIES = (
   r'temporaries \(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)'
@@ -17,15 +17,26 @@ _TEMPORARIES = (
 
 
 def is_out_of_memory(error: str) -> bool:
+  """Whether the compiler's error says that a program does not fit."""
   return bool(re.search(_ALL, error) or re.search(_TEMPORARIES, error))
 
 
 def memory(
   stats: Any, chip: tpu_slices.Chip, state: Mapping[str, int]
 ) -> dict[str, Any]:
-  """HBM of a chip: what is there at once, against what it has.
+  """Compares the peak memory of a program with the HBM of a chip.
 
-  A program is compiled if its temporaries alone fit, so that is not enough.
+  The compiler accepts a program whose temporaries alone fit, so a compiled
+  program need not fit.
+
+  Args:
+    stats: Result of `jax.stages.Compiled.memory_analysis()`.
+    chip: Chip that the program was compiled for.
+    state: Bytes per chip of policy, optimizer, reference and judge.
+
+  Returns:
+    Entries of the report: fits, hbm_bytes and, if it does not fit, exceeds_by
+    and would_help.
   """
   peak = (
     stats.argument_size_in_bytes
@@ -48,7 +59,15 @@ def memory(
 
 
 def does_not_fit(error: str, state: Mapping[str, int]) -> dict[str, Any]:
-  """What the compiler's refusal says."""
+  """Reads the sizes from the compiler's out-of-memory error.
+
+  Args:
+    error: Message for which `is_out_of_memory` holds.
+    state: Bytes per chip of policy, optimizer, reference and judge.
+
+  Returns:
+    The same entries of the report as `memory`.
+  """
   sizes = re.search(_TEMPORARIES, error) or re.search(_ALL, error)
   used, limit = (_bytes(size) for size in sizes.groups())
   arguments = sum(state.values())
@@ -62,7 +81,7 @@ def does_not_fit(error: str, state: Mapping[str, int]) -> dict[str, Any]:
 def _too_large(
   sizes: Mapping[str, int], state: Mapping[str, int]
 ) -> dict[str, Any]:
-  """By how much, and what would help."""
+  """Says by how much a program exceeds the memory, and what would help."""
   arguments, used, limit = (sizes[k] for k in ('arguments', 'peak', 'chip'))
   largest = max(state, key=state.get)
   advice = []
@@ -98,11 +117,17 @@ def phases(
   chip: tpu_slices.Chip,
   number: int,
 ) -> dict[str, Any]:
-  """Cycles of each phase against its bound, on `number` chips.
+  """Compares the cycles of each phase with its lower bound.
 
-  The compiler estimates no collective: `network_seconds` are what a chip's
-  neighbours take to send it the collectives' results at the full bandwidth,
-  some or all of it while the chip computes.
+  The compiler does not estimate collectives. `network_seconds` is the time in
+  which the neighbours of a chip send it the results of the collectives at the
+  full bandwidth; some or all of it may overlap with computation.
+
+  Args:
+    program: The analysed program.
+    work: Minimal work of each phase.
+    chip: Chip that the program was compiled for.
+    number: Number of chips.
   """
   received = dict.fromkeys(program.cycles, 0)
   for c in program.collectives:
@@ -147,7 +172,7 @@ def phases(
 
 
 def collectives(program: hlo.Program) -> list[dict[str, Any]]:
-  """Summed by kind, phase and whether they run for each token."""
+  """Sums collectives by kind, phase and whether they run for each token."""
   sums = {}
   for c in program.collectives:
     row = sums.setdefault(
@@ -164,25 +189,29 @@ def collectives(program: hlo.Program) -> list[dict[str, Any]]:
 
 
 def render(report: Mapping[str, Any]) -> str:
-  """The report as text."""
+  """Renders the report as text."""
   gib = lambda size: f'{size / 2**30:.2f} GiB'
   mesh = ' x '.join(f'{k} {v}' for k, v in report['mesh'].items())
   lines = [
     f'{report["slices"]} x {report["topology"]}, {report["chips"]} chips, mesh '
     f'{mesh}, BATCH_SIZE {report["batch_size"]}',
-    'HBM of a chip: '
+    'HBM per chip: '
     + ', '.join(f'{k} {gib(v)}' for k, v in report['hbm_bytes'].items()),
-    'of the arguments: '
+    'arguments: '
     + ', '.join(f'{k} {gib(v)}' for k, v in report['state_bytes'].items()),
     f'compiled in {report["compile_cpu_seconds"]:.0f} CPU-s '
     f'({report["compile_seconds"]:.0f} s), host memory '
     f'{gib(report["host_bytes"])}',
   ]
   if not report['fits']:
-    lines.append(f'DOES NOT FIT, by {gib(report["exceeds_by"])}. Would help:')
+    lines.append(
+      f'DOES NOT FIT, by {gib(report["exceeds_by"])}. These would help:'
+    )
     lines += [f'  {advice}' for advice in report['would_help']]
     return '\n'.join(lines) + '\n'
-  lines.append("FITS. Cycles are the compiler's estimates, bounds are by hand:")
+  lines.append(
+    "FITS. Cycles are the compiler's estimates, bounds are computed by hand:"
+  )
   row = '  {:10} {:>15} {:>8} {:>10} {:>12} {:>15} {:>7}'.format
   titles = ('phase', 'cycles', 'ms', 'network ms', 'model TFLOP', 'bound')
   lines.append(row(*titles, 'ratio'))
@@ -200,24 +229,24 @@ def render(report: Mapping[str, Any]) -> str:
       )
     )
   lines.append(
-    f'step {1e3 * report["step_seconds"]:.0f} ms without waits for the '
-    f'network, which takes {1e3 * report["network_seconds"]:.0f} ms at least, '
-    'some of it meanwhile; '
+    f'step: {1e3 * report["step_seconds"]:.0f} ms without waits for the '
+    f'network, which takes at least {1e3 * report["network_seconds"]:.0f} ms, '
+    'some of it in parallel; '
     f'{report["model_flops"] / 1e12:.1f} model TFLOP, '
     f'{100 * report["utilisation"]:.1f} % of the matmul rate'
   )
   if decode := report.get('decode'):
     lines.append(
-      f'decode: {decode["cycles_per_token"]:,} cycles a token, bound '
+      f'decode: {decode["cycles_per_token"]:,} cycles per token, bound '
       f'{decode["bound_cycles_per_token"]:,.0f}, ratio '
       f'{decode["over_bound"]:.2f}; {decode["tokens"]} tokens'
     )
   if kernels := report['kernels_without_estimate']:
     lines.append(
-      f'The compiler has no estimate of {kernels:,} runs of kernels (such as '
-      "those of experts' products): their time is in none of these figures."
+      f'The compiler has no estimate for {kernels:,} runs of kernels (such as '
+      'the products of experts): these figures do not include their time.'
     )
-  lines.append('collectives, bytes of a chip in a step:')
+  lines.append('collectives, bytes per chip and step:')
   for c in report['collectives']:
     where = 'decode loop' if c['in_decode_loop'] else c['phase']
     lines.append(

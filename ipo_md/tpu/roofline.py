@@ -1,10 +1,10 @@
-"""The least time of each phase of a step on a slice, by hand.
+"""Lower bounds on the time of each phase of a step on a slice.
 
   bound = max(FLOPs / matmul rate, bytes / HBM bandwidth)     of one chip
 
-FLOPs are the model's (`flops`), spread evenly over the chips. Bytes are those
-of the weights as they are read, of context and cache while sampling, and
-of parameters, gradients and optimizer state for the update.
+FLOPs are those of the model (`flops`), spread evenly over the chips. Bytes
+include the weights that a phase reads, contexts and caches while sampling, and
+parameters, gradients and optimizer state in the update.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from ipo_md.tpu import flops as flops_lib
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """Of one phase of one step: FLOPs of all chips, bytes that each reads."""
+  """The work of one phase: FLOPs of all chips, and bytes that each reads."""
 
   flops: float = 0.0
   bytes: float = 0.0
@@ -32,6 +32,7 @@ class Work:
     return Work(self.flops + other.flops, self.bytes + other.bytes)
 
   def seconds(self, chip: tpu_slices.Chip, number: int) -> float:
+    """Returns the least time of the work on a number of chips."""
     return max(
       self.flops / number / chip.flops, self.bytes / chip.hbm_bandwidth
     )
@@ -39,21 +40,21 @@ class Work:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """What the bounds depend on.
+  """Everything that the bounds depend on.
 
   Attributes:
-    model: that is trained.
-    judge_model: None: the judge reads nothing.
-    judge: (params, completions, model=) -> feedback; None: no judge.
-    batch: of the step, abstract.
-    state_bytes: of the training state on one chip.
-    mesh: of all chips.
-    mixture_coefs: of an on-line step; None: nothing is sampled.
-    max_new_tokens: of an on-line step.
-    reads_reference: whether a forward pass of the reference is needed beyond
-      what the sampling loop sees.
-    int8_sampling: whether the sampling loop reads weights of one byte; those
-      of experts and of a head that is the embedding are counted so too.
+    model: Model that is trained.
+    judge_model: Model of the judge. None means that it reads nothing.
+    judge: Judge (params, completions, model=) -> feedback, or None.
+    batch: Abstract batch of the step.
+    state_bytes: Bytes of the training state on one chip.
+    mesh: Mesh of all chips.
+    mixture_coefs: Coefficients of an online step. None means no sampling.
+    max_new_tokens: Length of the completions of an online step.
+    reads_reference: Whether the step needs a forward pass of the reference
+      besides the one in the sampling loop.
+    int8_sampling: Whether the sampling loop reads weights of one byte. Weights
+      of experts and of a tied head count as one byte, too.
   """
 
   model: models.Model
@@ -69,12 +70,15 @@ class Run:
 
   @property
   def split(self) -> int:
-    """How many parts the weights of one product are in while it is taken."""
+    """Number of parts of the weights of a product while it is computed."""
     return self.mesh.shape['tensor'] * self.mesh.shape['expert']
 
 
 def phases(run: Run) -> Mapping[str, Work]:
-  """The work of each phase of `hlo.PHASES`, that of 'decode' for all tokens."""
+  """Returns the minimal work of each phase of `hlo.PHASES`.
+
+  The work of 'decode' covers all tokens.
+  """
   if run.mixture_coefs is None and run.judge is not None:
     read = _judging(run, run.batch.completions)
     return {
@@ -101,9 +105,9 @@ def phases(run: Run) -> Mapping[str, Work]:
   if run.mixture_coefs is None:
     reads += [prompts] * len(reads)
   else:
-    # Policy and reference read the prompts once for samples and loss.
+    # Policy and reference each read the prompts once for samples and loss.
     work = _sampling(run, net, item) | {'encode': prompts + prompts}
-  # Adapters: back through weights whose own gradients nobody needs.
+  # With adapters, no gradients of the base model's weights are computed.
   factor = 1 if isinstance(run.model, models.Lora) else 2
   both = prompts + completions
   return work | {
@@ -114,7 +118,7 @@ def phases(run: Run) -> Mapping[str, Work]:
 
 
 def _sampling(run: Run, net: flops_lib.Network, item: int) -> dict[str, Work]:
-  """The sampling loop and the judge of an on-line step."""
+  """Returns the work of the sampling loop and of the judge."""
   (b, p), k, t = run.batch.ids.shape, len(run.mixture_coefs), run.max_new_tokens
   rows = run.mesh.shape['data'] * run.mesh.shape['fsdp']
   decode = Work()
@@ -140,7 +144,7 @@ def _sampling(run: Run, net: flops_lib.Network, item: int) -> dict[str, Work]:
 
 
 def _judging(run: Run, completions: types.Completions) -> Work:
-  """One forward pass of the judge."""
+  """Returns the work of one forward pass of the judge."""
   if run.judge is None or run.judge_model is None:
     return Work()
   recorder = flops_lib.Recorder(run.judge_model)

@@ -1,4 +1,4 @@
-"""The largest batch and the smallest slice that fit, by compiling them."""
+"""Finds the largest batch or the smallest slice that fits, by compiling."""
 
 from collections.abc import Callable
 import dataclasses
@@ -12,11 +12,11 @@ Attempt = Callable[['Case'], tuple[dict[str, Any], str]]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """What is compiled.
+  """One configuration to compile.
 
   Attributes:
-    topology: of each slice.
-    num_slices: how many.
+    topology: TOPOLOGY of each slice.
+    num_slices: NUM_SLICES, the number of slices.
     mesh_shape: MESH_SHAPE.
     batch_size: BATCH_SIZE.
     microbatches: MICROBATCHES.
@@ -30,14 +30,24 @@ class Case:
 
   @property
   def chips(self) -> int:
+    """Number of chips in all slices."""
     return tpu_slices.size(self.topology) * self.num_slices
 
 
 def largest_batch(case: Case, attempt: Attempt, fits: bool) -> dict[str, Any]:
-  """The largest BATCH_SIZE that fits, a multiple of `_unit`.
+  """Finds the largest BATCH_SIZE that fits, in multiples of `_unit`.
 
-  Doubles or halves until one fits and one does not, then halves the gap; what
-  fits at 64 times the size to start from is said to be no limit.
+  The search doubles or halves the size until one size fits and another does
+  not, and then halves the gap. If 64 times the initial size fits, the result
+  says that it is no limit.
+
+  Args:
+    case: Configuration with the initial size.
+    attempt: Function that compiles a case and reports on it.
+    fits: Whether the initial size fits.
+
+  Returns:
+    The entries largest_batch_size (None if none fits) and is_limit.
   """
   unit = _unit(case)
   low, high = (case.batch_size, None) if fits else (0, case.batch_size)
@@ -52,10 +62,15 @@ def largest_batch(case: Case, attempt: Attempt, fits: bool) -> dict[str, Any]:
 
 
 def smallest_slice(case: Case, attempt: Attempt) -> dict[str, Any]:
-  """The smallest slice of the same chip that fits.
+  """Finds the smallest slice of the same chip that fits.
 
-  One axis of MESH_SHAPE is -1. Slices that the mesh or the batch does not
-  divide are left out, each with what is wrong with it.
+  Args:
+    case: Configuration with an axis of -1 in MESH_SHAPE.
+    attempt: Function that compiles a case and reports on it.
+
+  Returns:
+    The entries smallest_slice (None if none fits) and tried, the outcome or
+    the error of each slice.
   """
   kind = case.topology.partition(':')[0]
   tried = {}
@@ -74,7 +89,7 @@ def smallest_slice(case: Case, attempt: Attempt) -> dict[str, Any]:
 
 
 def _unit(case: Case) -> int:
-  """What a batch must be a multiple of: MICROBATCHES x data x fsdp."""
+  """Divisor of every valid batch: MICROBATCHES x data x fsdp."""
   sizes = [size for size in case.mesh_shape if size != -1]
   rest = case.chips // math.prod(sizes)
   data, fsdp = (rest if s == -1 else s for s in case.mesh_shape[:2])

@@ -9,19 +9,23 @@ from typing import Any
 from ipo_md import checkpoints
 from ipo_md import data
 from ipo_md import models
+from ipo_md.core import model_dir
 
 
+@model_dir.may_change(
+  'train_steps', 'log_period', 'eval_period', 'checkpoint_period'
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-  """When things happen, in updates; 0: never.
+  """When a run logs, evaluates, saves and ends, in updates; 0 means never.
 
   Attributes:
-    train_steps: TRAIN_STEPS, updates in all.
-    log_period: LOG_PERIOD, between two lines of progress and metrics.
-    eval_period: EVAL_PERIOD, between two evaluations.
-    checkpoint_period: CHECKPOINT_PERIOD, between two checkpoints; the last
-      state is always saved.
-    keep: which checkpoints stay.
+    train_steps: TRAIN_STEPS, number of updates.
+    log_period: LOG_PERIOD, updates between two lines of progress and metrics.
+    eval_period: EVAL_PERIOD, updates between two evaluations.
+    checkpoint_period: CHECKPOINT_PERIOD, updates between two checkpoints. The
+      last state is always saved.
+    keep: Which checkpoints are kept.
   """
 
   train_steps: int
@@ -30,20 +34,35 @@ class Schedule:
   checkpoint_period: int
   keep: checkpoints.Keep = checkpoints.Keep()
 
+  def logs_at(self, step: int) -> bool:
+    return _due(step, self.log_period)
 
+  def evaluates_at(self, step: int) -> bool:
+    return _due(step, self.eval_period)
+
+  def saves_at(self, step: int) -> bool:
+    return _due(step, self.checkpoint_period)
+
+
+def _due(step: int, period: int) -> bool:
+  return bool(period) and step % period == 0
+
+
+@model_dir.may_change('hang_seconds', 'profile_start', 'profile_steps')
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Watch:
-  """What is looked out for while a run goes on.
+  """Safeguards and profiles of a run.
 
   Attributes:
-    max_skipped: MAX_SKIPPED, how many updates in a row may be left out for
-      their gradient; 0: none, the run stops.
+    max_skipped: MAX_SKIPPED, how many updates in a row may be skipped because
+      of their gradient. At 0 none is, and the run stops.
     skip_gradient_norm: SKIP_GRADIENT_NORM, the largest norm of a gradient that
-      is not left out; None: all are that are finite.
-    hang_seconds: HANG_SECONDS without an update or a batch of an evaluation,
-      after which a process says where it hangs, and ends; 0: never.
-    profile_start: PROFILE_START, the first update of a profile; None: none but
-      those that touching MODEL_DIR/PROFILE asks for.
+      is not skipped. None allows every finite gradient.
+    hang_seconds: HANG_SECONDS, time without an update or a batch of an
+      evaluation after which a process reports where it hangs, and exits. 0
+      waits for ever.
+    profile_start: PROFILE_START, first update of a profile. None profiles only
+      when MODEL_DIR/PROFILE is touched.
     profile_steps: PROFILE_STEPS, updates in a profile.
   """
 
@@ -59,18 +78,20 @@ class Start:
   """Where parameters come from.
 
   Attributes:
-    initial_checkpoint_path: INITIAL_CHECKPOINT_PATH, of the network that is
-      trained; None: from random ones.
-    fresh: modules that start from random parameters all the same, such as a
+    initial_checkpoint_path: INITIAL_CHECKPOINT_PATH, the network that is
+      trained. None starts from random parameters.
+    fresh: Modules that start from random parameters all the same, such as a
       reward head.
-    reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH; None: no reference.
-    judge_checkpoint_path: JUDGE_CHECKPOINT_PATH; None: the judge has none.
-    judge_model: its network.
-    ema: whether the state holds a moving average of the parameters.
+    reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH. None loads no
+      reference.
+    judge_checkpoint_path: JUDGE_CHECKPOINT_PATH. None if the judge has no
+      parameters.
+    judge_model: Network of the judge.
+    ema: Whether the state holds a moving average of the parameters.
     reference_rules: REFERENCE_SHARDING, logical axis -> mesh axis, if the
-      reference is to lie otherwise than `sharding.RULES` say: {'embed': 'fsdp'}
-      splits it over fsdp alone, {} puts all of it on every chip.
-    judge_rules: JUDGE_SHARDING, likewise.
+      reference is to be laid out otherwise than `sharding.RULES` say.
+      {'embed': 'fsdp'} splits it over fsdp alone, {} replicates it.
+    judge_rules: JUDGE_SHARDING, the same for the judge.
   """
 
   initial_checkpoint_path: str | None = None
@@ -88,10 +109,12 @@ class Evaluation:
   """What is measured on held-out examples.
 
   Attributes:
-    metrics: of `steps`, means over a batch, with the model still open.
-    dataset: of the evaluation split.
-    batch_size: of the evaluation.
-    examples: how many of the split, a multiple of batch_size.
+    metrics: Function of `algorithms` that measures a batch, with the model left
+      open.
+    dataset: Function that loads the evaluation split.
+    batch_size: EVAL_BATCH_SIZE, examples measured at a time.
+    examples: EVAL_EXAMPLES, how many examples of the split are measured, a
+      multiple of the batch size.
   """
 
   metrics: Callable[..., Any]

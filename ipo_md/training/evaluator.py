@@ -6,7 +6,6 @@ import functools
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
-import seqio
 
 from ipo_md import data
 from ipo_md import models
@@ -25,7 +24,22 @@ def evaluator(
   rng: jax.Array,
   watchdog: watchdog_lib.Watchdog,
 ) -> Callable[..., tuple[dict[str, float], dict[str, str]]]:
-  """Makes evaluate(state, frozen) -> means, and a few samples as texts."""
+  """Makes the function that evaluates a state.
+
+  Args:
+    evaluation: What is measured; None measures nothing.
+    model: Network of the policy.
+    mesh: Mesh of all devices.
+    rng: Random key of the samples, the same at each evaluation.
+    watchdog: Told of every batch.
+
+  Returns:
+    A function (state, frozen) -> means of the metrics, and a few samples as
+    texts by name.
+
+  Raises:
+    ValueError: The evaluation split has too few examples.
+  """
   if evaluation is None:
     return lambda state, frozen: ({}, {})
   examples = evaluation.dataset()
@@ -63,9 +77,9 @@ def evaluator(
 
 
 def _texts(
-  samples: types.Completions | None, vocabulary: seqio.Vocabulary
+  samples: types.Completions | None, vocabulary: types.Vocabulary
 ) -> dict[str, str]:
-  """A few prompts with their completions, for TensorBoard."""
+  """Decodes a few prompts with their completions, for TensorBoard."""
   if samples is None:
     return {}
   rows = multihost_utils.process_allgather(samples, tiled=True)

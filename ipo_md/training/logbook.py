@@ -1,29 +1,126 @@
-"""What a training run reports: metrics, sizes and versions."""
+"""What a training run reports: metrics, progress, sizes and versions."""
 
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import importlib.metadata
 import json
 import math
 import pathlib
 import subprocess
+from typing import Any
 
 from etils import epath
 import jax
 import numpy as np
 
+from ipo_md.core import metrics as metrics_lib
 from ipo_md.core import progress
+from ipo_md.core import types
+from ipo_md.training import config
+from ipo_md.training import meter as meter_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def write(writer, step, values, texts) -> None:
-  writer.scalars(step, values)
-  writer.texts(step, texts)
+class Logbook:
+  """Writes the metrics of a run and shows its progress.
+
+  The metrics of updates stay on the device until a window of them is closed, so
+  the host runs ahead of the device in between.
+
+  Args:
+    writer: Writer of the metric files.
+    meter: Clock of the run's phases.
+    state: Training state, whose parameters are counted.
+    first: Number of updates made before.
+    schedule: When the run ends.
+    watch: How many updates may be skipped.
+  """
+
+  def __init__(
+    self,
+    writer: metrics_lib.MetricWriter,
+    meter: meter_lib.Meter,
+    state: types.TrainState,
+    *,
+    first: int,
+    schedule: config.Schedule,
+    watch: config.Watch,
+  ):
+    self._writer, self._meter = writer, meter
+    self._max_skipped = watch.max_skipped
+    self._parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    self._line = progress.ProgressLine(schedule.train_steps, first)
+    self._window = []
+    self._means, self._tokens = {}, 0.0
+
+  def counts(self, counts: Mapping[str, int]) -> None:
+    """Writes what was counted in the data, as metrics of step 0."""
+    self._writer.scalars(0, {f'data_{k}': v for k, v in counts.items()})
+
+  def add(self, metrics: Mapping[str, Any]) -> None:
+    """Adds the metrics of one update to the window."""
+    self._window.append(metrics)
+
+  def close_window(self, done: int) -> None:
+    """Writes the means over the updates since the last window.
+
+    Raises:
+      FloatingPointError: A metric is not finite, or too many were skipped.
+    """
+    with self._meter.phase('update'):  # the host ran ahead until here
+      self._means, self._tokens = means(self._window, done, self._max_skipped)
+    self._writer.scalars(done, self._means)
+
+  def evaluation(
+    self, done: int, evaluate: Callable[..., Any], *arguments: Any
+  ) -> dict[str, float]:
+    """Evaluates, writes what was measured, and returns it."""
+    with self._meter.phase('evaluation'):
+      measured, texts = evaluate(*arguments)
+    self._writer.scalars(done, measured)
+    self._writer.texts(done, texts)
+    return measured
+
+  def show(self, done: int, measured: Mapping[str, float]) -> None:
+    """Shows the line of progress and starts the next window."""
+    self._line.update(done, self._means | measured, tokens=self._tokens)
+    found = self._meter.report(
+      updates=len(self._window),
+      tokens=self._tokens,
+      parameters=self._parameters,
+    )
+    self._writer.performance(done, found)
+    self._window.clear()
+    for program in self._meter.recompiled():
+      progress.say(
+        f'Compiled again up to step {done:,}, as shapes vary: {program}'
+      )
+
+  def close(self) -> None:
+    """Ends the line of progress."""
+    self._line.close()
 
 
-def means(window, done, max_skipped) -> tuple[dict[str, float], float]:
-  """Means over the updates up to `done` but those that were skipped."""
-  window = jax.device_get(window)
+def means(
+  window: Sequence[Mapping[str, Any]], done: int, max_skipped: int
+) -> tuple[dict[str, float], float]:
+  """Averages metrics over the updates that were not skipped.
+
+  Args:
+    window: Metrics of consecutive updates.
+    done: Number of the last of them.
+    max_skipped: MAX_SKIPPED, how many updates in a row may be skipped.
+
+  Returns:
+    The means, and the number of tokens.
+
+  Raises:
+    FloatingPointError: A metric is not finite, or too many were skipped.
+  """
   made, skipped = [], 0
+  window = jax.device_get(list(window))
   for step, metrics in enumerate(window, done - len(window) + 1):
     in_a_row = metrics.pop('skipped_in_a_row', 0)
     skipped += in_a_row > 0
@@ -34,20 +131,19 @@ def means(window, done, max_skipped) -> tuple[dict[str, float], float]:
         f'{values} at step {step}'
         + (f', the gradient of {in_a_row} updates in a row' if in_a_row else '')
         + '. The checkpoints in MODEL_DIR are from before it; a lower '
-        'LEARNING_RATE is the usual remedy, MAX_SKIPPED leaves such updates '
-        'out.'
+        'LEARNING_RATE is the usual remedy, MAX_SKIPPED skips such updates.'
       )
     if not in_a_row:
       made.append(metrics)
-  means = {k: float(np.mean([m[k] for m in made])) for k in window[0] if made}
-  tokens = means.pop('tokens', 0.0) * len(made)
+  found = {k: float(np.mean([m[k] for m in made])) for k in window[0] if made}
+  tokens = found.pop('tokens', 0.0) * len(made)
   if skipped:
-    means['skipped'] = skipped
-  return means, tokens
+    found['skipped'] = skipped
+  return found, tokens
 
 
 def describe(model_dir, state, frozen, mesh, examples) -> None:
-  """Prints what runs, and saves versions beside the checkpoints."""
+  """Prints the sizes of a run, and saves versions beside the checkpoints."""
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   parts = [f'policy {size(state.params):,} parameters']
   for name in ('reference', 'judge'):

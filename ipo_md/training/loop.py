@@ -17,6 +17,7 @@ from ipo_md import models
 from ipo_md import optim
 from ipo_md.core import metrics as metrics_lib
 from ipo_md.core import model_dir as model_dir_lib
+from ipo_md.core import partitioning
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.training import config
@@ -35,18 +36,19 @@ def one_program(
   dataset: data.Dataset,
   state_sharding: Any,
 ) -> Callable[..., Any]:
-  """Compiles a step as it is. `algorithms.two_programs` goes over the host.
+  """Compiles a step as it is. `algorithms.two_programs` is the alternative.
 
   Args:
     step: (state, frozen, batch, rng) -> (state, metrics).
-    model: network that is trained.
-    dataset: of the batches.
-    state_sharding: of the state, which is donated.
+    model: Network that is trained; not needed here.
+    dataset: Data set of the batches; not needed here.
+    state_sharding: Shardings of the state, which is donated.
   """
   del model, dataset
-  return sharding.jit_update(step, state_sharding)
+  return partitioning.jit_update(step, state_sharding)
 
 
+@model_dir_lib.may_change('model_dir', 'mesh_shape')
 def train(
   *,
   model_dir: str,
@@ -71,35 +73,34 @@ def train(
   (seed, step): a resumed run is the uninterrupted run, bit for bit.
 
   Args:
-    model_dir: MODEL_DIR, for checkpoints and metrics.
+    model_dir: MODEL_DIR, the folder of checkpoints and metrics.
     seed: SEED of initialisation, order of the data, dropout and samples.
-    mesh_shape: MESH_SHAPE.
-    batch_size: BATCH_SIZE, over all hosts.
-    model: network that is trained.
-    optimizer: logical axes -> the optimizer of its parameters.
-    step: of `steps`, with model and optimizer still open.
-    dataset: the training examples.
-    schedule: when things happen.
-    start: where parameters come from.
-    evaluation: None for none.
-    watch: what is looked out for.
-    program: makes of the step what is called for each batch.
-    microbatches: MICROBATCHES, parts of a batch whose gradients are summed up
-      one after another: less memory, as much work.
-    part_weight: see `optim.accumulate`.
+    mesh_shape: MESH_SHAPE, sizes of the mesh axes.
+    batch_size: BATCH_SIZE, examples of an update over all hosts.
+    model: Network that is trained.
+    optimizer: Function from logical axes to the optimizer of the parameters.
+    step: A step of `algorithms`, with model and optimizer left open.
+    dataset: Function that loads the training examples.
+    schedule: When the run logs, evaluates, saves and ends.
+    start: Where parameters come from.
+    evaluation: What is measured on held-out examples; None measures nothing.
+    watch: Safeguards and profiles of the run.
+    program: Function that compiles the step.
+    microbatches: MICROBATCHES, parts of a batch whose gradients are summed one
+      after another. It takes less memory and as much work.
+    part_weight: Weight of a part in the sum (`optim.accumulate`).
 
   Raises:
-    FloatingPointError: a metric is not finite, or more updates were skipped
-      than may be; names it and the step. The checkpoints that are there stay
-      as they are.
-    ValueError: the configuration does not fit together.
+    FloatingPointError: A metric is not finite, or too many updates were
+      skipped. The message names metric and step. Checkpoints stay as they are.
+    ValueError: The configuration does not fit together.
   """
-  # What does not go together is said before anything is made.
+  # Everything that can be refused is refused before anything is written.
   mesh = sharding.make_mesh(mesh_shape)
   optim.check(batch_size, microbatches, mesh)
   sharding.params(mesh, model.abstract_params, model.logical_axes)
   state_lib.abstract_frozen(mesh, model, start)
-  model_dir_lib.claim(model_dir, gin.config_str())
+  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
   if model_dir_lib.is_completed(model_dir, schedule.train_steps):
     progress.say(f'{model_dir} is complete: {schedule.train_steps:,} steps.')
     return
@@ -142,13 +143,12 @@ def train(
     adapts = checkpoints.adapted(model, start.reference_checkpoint_path)
     model_dir_lib.reopen(model_dir)
     first = int(state.step)
+    log = logbook.Logbook(
+      writer, meter, state, first=first, schedule=schedule, watch=watch
+    )
     if first == 0:
-      writer.scalars(0, {f'data_{k}': v for k, v in examples.counts.items()})
-      with meter.phase('evaluation'):
-        logbook.write(writer, 0, *evaluate(state, frozen))
-    line = progress.ProgressLine(schedule.train_steps, first)
-    size = sum(x.size for x in jax.tree.leaves(state.params))
-    window = []
+      log.counts(examples.counts)
+      log.evaluation(0, evaluate, state, frozen)
     steps = range(first, schedule.train_steps)
     for done, batch in meter.waiting(
       'data', enumerate(data.prefetch(training, steps), first + 1)
@@ -160,19 +160,16 @@ def train(
         )
         profiler.after(done, metrics)
       watchdog.alive(f'step {done:,}')
-      window.append(metrics)
-      last, measured = done == schedule.train_steps, {}
+      log.add(metrics)
+      last = done == schedule.train_steps
       preempted = multihost_utils.reached_preemption_sync_point(done)
-      saving = last or preempted or _due(done, schedule.checkpoint_period)
-      showing = saving or _due(done, schedule.log_period)
-      if showing:
-        with meter.phase('update'):  # until here the host ran ahead
-          means, tokens = logbook.means(window, done, watch.max_skipped)
-        writer.scalars(done, means)
-      if _due(done, schedule.eval_period) or last:
-        with meter.phase('evaluation'):
-          measured, texts = evaluate(state, frozen)
-        logbook.write(writer, done, measured, texts)
+      saving = last or preempted or schedule.saves_at(done)
+      logging = saving or schedule.logs_at(done)
+      if logging:
+        log.close_window(done)
+      measured = {}
+      if last or schedule.evaluates_at(done):
+        measured = log.evaluation(done, evaluate, state, frozen)
       if saving:
         with meter.phase('checkpoint'):
           checkpoints.save(
@@ -182,25 +179,16 @@ def train(
             measured.get('win_rate'),
             adapts,
           )
-      if showing:
-        line.update(done, means | measured, tokens=tokens)
-        found = meter.report(
-          updates=len(window), tokens=tokens, parameters=size
-        )
-        writer.performance(done, found)
-        window.clear()
+      if logging:
+        log.show(done, measured)
         profiler.look(done)
-        for program in meter.recompiled():
-          progress.say(
-            f'Compiled again up to step {done:,}, as shapes vary: {program}'
-          )
       if preempted and not last:
         checkpoints.wait(saved)
         progress.say(
           f'Stopped by SIGTERM: step {done:,} is saved in {model_dir}.'
         )
         return
-    line.close()
+    log.close()
     checkpoints.wait(saved)
   if jax.process_index() == 0:
     path = epath.Path(model_dir) / 'operative_config.gin'
@@ -208,5 +196,4 @@ def train(
   model_dir_lib.complete(model_dir, schedule.train_steps)
 
 
-def _due(step: int, period: int) -> bool:
-  return bool(period) and step % period == 0
+train.saves_on_sigterm = True  # pyright: ignore[reportFunctionMemberAccess]

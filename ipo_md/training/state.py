@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import seqio
 
 from ipo_md import checkpoints
 from ipo_md import models
@@ -23,7 +22,7 @@ def make_optimizer(
   model: models.Model,
   watch: config.Watch,
 ) -> optax.GradientTransformation:
-  """The optimizer of a model's parameters, with what skips updates."""
+  """Makes the optimizer of a model's parameters, skipping updates if asked."""
   optimizer = optimizer(model.logical_axes)
   if watch.max_skipped or watch.skip_gradient_norm is not None:
     optimizer = optimizers.skipping(
@@ -36,9 +35,9 @@ def load_frozen(
   mesh: jax.sharding.Mesh,
   model: models.Model,
   start: config.Start,
-  vocabulary: seqio.Vocabulary,
+  vocabulary: types.Vocabulary,
 ) -> types.FrozenParams:
-  """Reference and judge, from their own paths into their own buffers."""
+  """Loads reference and judge from their own paths into their own buffers."""
   reference = judge = None
   if start.reference_checkpoint_path is not None:
     reference = checkpoints.load_params(
@@ -67,7 +66,7 @@ def abstract_state(
   optimizer: optax.GradientTransformation,
   start: config.Start,
 ) -> types.TrainState:
-  """The state of a run as `jax.ShapeDtypeStruct`s with their shardings."""
+  """Returns the state of a run as `jax.ShapeDtypeStruct`s with shardings."""
   make = functools.partial(_make_state, optimizer=optimizer, start=start)
   abstract = jax.eval_shape(make, model.abstract_params)
   shardings = sharding.like_params(
@@ -81,7 +80,7 @@ def abstract_state(
 def abstract_frozen(
   mesh: jax.sharding.Mesh, model: models.Model, start: config.Start
 ) -> types.FrozenParams:
-  """Reference and judge of a run, likewise."""
+  """Returns reference and judge as `jax.ShapeDtypeStruct`s with shardings."""
   reference = judge = None
   if start.reference_checkpoint_path is not None:
     reference = sharding.abstract_params(
@@ -112,7 +111,7 @@ def _make_state(params, *, optimizer, start) -> types.TrainState:
 def initial_state(
   mesh, model, optimizer, start, vocabulary, saved, rng
 ) -> tuple[types.TrainState, Any]:
-  """The state to go on from, and its shardings."""
+  """Restores or initialises the state, and returns it with its shardings."""
   make = functools.partial(_make_state, optimizer=optimizer, start=start)
   abstract = abstract_state(mesh, model, optimizer, start)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -135,7 +134,7 @@ def initial_state(
 
 
 def _overlay(params: types.Params, loaded: types.Params) -> types.Params:
-  """`params` with what was loaded in place of its own."""
+  """Returns `params` with loaded parameters in place of their own."""
   return {
     key: _overlay(value, loaded[key])
     if isinstance(value, dict) and key in loaded

@@ -17,6 +17,7 @@ import gin
 
 from ipo_md.core import gin_config
 from ipo_md.core import model_dir
+from ipo_md.core import private_apis
 
 
 def config_of(arguments: list[str], axes: list[str]) -> str:
@@ -35,9 +36,8 @@ def config_of(arguments: list[str], axes: list[str]) -> str:
     (files if flag == '--gin_file' else bindings).append(value)
   gin.clear_config()
   gin_config.parse(files, bindings)
-  config = gin.config._CONFIG  # pylint: disable=protected-access
   used, scopes = set(), {''}
-  for reference in gin.config.iterate_references(config):
+  for reference in private_apis.references():
     if reference.selector == 'gin.macro':
       continue
     used.add(reference.selector)
@@ -63,7 +63,7 @@ def _check_judge(judge: str) -> None:
 
 
 def main() -> int:
-  gin.add_config_file_search_path(gin_config.ROOT)
+  gin.add_config_file_search_path(str(gin_config.root()))
   seen = {}
   for name, run in json.load(sys.stdin).items():
     try:

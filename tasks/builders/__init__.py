@@ -1,1 +1,1 @@
-"""TFDS builders of the data sets with original files."""
+"""TFDS builders of data sets from their original files."""

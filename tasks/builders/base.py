@@ -1,4 +1,4 @@
-"""TFDS builders of data sets whose original files are JSON lines."""
+"""The base class of TFDS builders that read JSON lines."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -15,18 +15,19 @@ from tasks.lib import json_lines
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Reads files that were put into TFDS's manual directory, or downloads them.
+  """A builder that reads files from a manual directory or downloads them.
 
   Args:
-    manual_dir: where all files have to be; None: TFDS's, or they are
-      downloaded.
-    max_bad_rows: MAX_BAD_ROWS of a split, left out and listed.
-    checksums: file name -> SHA-256, of every file; None: they are not checked.
-    **kwargs: of the base class.
+    manual_dir: A directory that must hold all files. None reads them from
+      TFDS's manual directory, or downloads them.
+    max_bad_rows: MAX_BAD_ROWS, the number of bad rows of a split that are left
+      out and listed before reading fails.
+    checksums: The SHA-256 of every file, by name. None skips the check.
+    **kwargs: Arguments of the base class.
   """
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
-    'Only where there is no network: put the original files here.'
+    'If there is no network, put the original files here.'
   )
 
   def __init__(
@@ -45,15 +46,22 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def find(
     self, dl_manager: tfds.download.DownloadManager, urls: Mapping[str, str]
   ) -> dict[str, str]:
-    """The files behind some addresses.
+    """Returns the paths of files, downloaded if necessary.
+
+    Args:
+      dl_manager: TFDS's download manager.
+      urls: The address of each file, by key.
+
+    Returns:
+      The path of each file, by key.
 
     Raises:
-      ValueError: some are in the manual directory and others are not, none is
-        and there is no network, or one does not have its checksum.
+      ValueError: Only some of the files are in the manual directory, none is
+        and the download fails, or a checksum differs.
     """
     try:
       folder = self._manual_dir or str(dl_manager.manual_dir)
-    except AssertionError:  # TFDS's way to say that there is none
+    except AssertionError:  # TFDS reports an absent directory so
       folder = ''
     names = {key: url.rsplit('/', 1)[-1] for key, url in urls.items()}
     by_hand = {
@@ -68,7 +76,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       paths = by_hand or dl_manager.download(dict(urls))
     except OSError as error:
       raise ValueError(
-        f'{", ".join(names.values())} cannot be downloaded ({error}); put '
+        f'{", ".join(names.values())} cannot be downloaded ({error}). Put '
         'them into a directory and name it with --manual_dir.'
       ) from None
     paths = {key: str(path) for key, path in paths.items()}
@@ -79,7 +87,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def read(
     self, paths: Iterable[str], parse: Callable[[dict[str, Any]], Any]
   ) -> Iterator[tuple[str, Any]]:
-    """Keys and what parse makes of the rows."""
+    """Yields the key and the parsed value of each row.
+
+    Raises:
+      ValueError: There are too many bad rows, or no row at all.
+    """
     paths = list(paths)
     empty = True
     for row in json_lines.read(paths, parse, max_bad_rows=self._max_bad_rows):
@@ -88,7 +100,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     if empty:
       raise ValueError(f'No row of this split in {", ".join(paths)}.')
 
-  def _check(self, path: str, name: str):
+  def _check(self, path: str, name: str) -> None:
     with open(path, 'rb') as file:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
     logging.info('%s  %s', digest, name)
@@ -104,7 +116,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def text(value: Any) -> Any:
-  """bytes -> str, in the rows that TFDS gives back."""
+  """Decodes the bytes in a row that TFDS returns, at any depth."""
   if isinstance(value, bytes):
     return value.decode()
   if isinstance(value, Mapping):

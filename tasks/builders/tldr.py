@@ -1,10 +1,10 @@
 """TFDS builders of the TL;DR data sets, from OpenAI's original files.
 
   tldr_summaries    posts and their summaries, for fine-tuning
-  tldr_comparisons  pairs of summaries and which one a person preferred
+  tldr_comparisons  pairs of summaries and the one that a person preferred
 
-Files are downloaded, or read from TFDS's manual directory where they were put
-by hand, with the names that they have at their source:
+The files are downloaded, or read from TFDS's manual directory under the names
+that they have at their source:
 
   tldr_summaries    train.jsonl valid.jsonl test.jsonl
   tldr_comparisons  batch3.json to batch20.json, batch22.json,
@@ -78,8 +78,9 @@ class TldrSummaries(base.Builder):
 class TldrComparisons(base.Builder):
   """Comparisons of two summaries of a post.
 
-  Each row's own `split` decides: train, valid1 (validation) and valid2 (test).
-  Comparisons on CNN/DM articles, which have no `post`, are left out.
+  The field `split` of a row decides its split: train, valid1 (validation) or
+  valid2 (test). Comparisons on CNN/DM articles, which have no `post`, are left
+  out.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -96,7 +97,7 @@ class TldrComparisons(base.Builder):
           'choice': np.int64,
           'worker': tfds.features.Text(),
           'batch': tfds.features.Text(),
-          'confidence': np.int64,  # 1 to 9; -1 where there is none
+          'confidence': np.int64,  # 1 to 9, or -1 if unknown
         }
       ),
       homepage='https://github.com/openai/summarize-from-feedback',

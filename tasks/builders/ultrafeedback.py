@@ -1,8 +1,8 @@
 """TFDS builder of UltraFeedback, from its original files.
 
-Files are downloaded, or read from TFDS's manual directory where they were put
-by hand: evol_instruct.jsonl false_qa.jsonl flan.jsonl sharegpt.jsonl
-truthful_qa.jsonl ultrachat.jsonl.
+The files are downloaded, or read from TFDS's manual directory:
+evol_instruct.jsonl false_qa.jsonl flan.jsonl sharegpt.jsonl truthful_qa.jsonl
+ultrachat.jsonl.
 
 https://huggingface.co/datasets/openbmb/UltraFeedback, arXiv 2310.01377.
 """
@@ -33,15 +33,15 @@ _ASPECTS = (
   'truthfulness',
   'helpfulness',
 )
-_HELD_OUT = 32  # one instruction of so many is for validation
+_HELD_OUT = 32  # one instruction in 32 is for validation
 
 
 class Ultrafeedback(base.Builder):
   """Instructions with up to 4 completions that GPT-4 scored.
 
-  There is one original split. One instruction of 32, chosen by its CRC-32, is
-  held out for validation, so a repeated instruction stays on one side.
-  `overall_score` is wrong for 2,628 rows; use `fine_grained_score`.
+  The original has one split. One instruction in 32, chosen by its CRC-32, is
+  held out for validation, so that a repeated instruction is in one split only.
+  `overall_score` is wrong for 2,628 rows. Use `fine_grained_score`.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -58,7 +58,7 @@ class Ultrafeedback(base.Builder):
           'responses': tfds.features.Sequence(tfds.features.Text()),
           'fine_grained_scores': tfds.features.Sequence(np.float32),
           'overall_scores': tfds.features.Sequence(np.float32),
-          # NaN where the original says N/A
+          # NaN if the original has N/A
           'ratings': tfds.features.Sequence(
             dict.fromkeys(_ASPECTS, np.float32)
           ),

@@ -1,1 +1,1 @@
-"""What task modules are made of: files of rows, features, metrics."""
+"""Building blocks of task modules: files of rows, features, metrics."""

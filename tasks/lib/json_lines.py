@@ -1,4 +1,4 @@
-"""Rows of JSON-lines files, with errors that name file, row and field."""
+"""Reads JSON lines, with errors that name the file, the row and the field."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -15,19 +15,26 @@ import numpy as np
 
 T = TypeVar('T')
 
-_LISTED = 20  # bad rows that are named
+_LISTED = 20  # bad rows that a message lists
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 class BadRow(ValueError):
-  """A row that does not hold what it should; says which field."""
+  """A row with wrong content. The message names the field."""
 
 
 def field(row: Any, path: str, kind: type | tuple[type, ...]) -> Any:
-  """row['a']['b'] for the path 'a.b'; a number in it indexes a list.
+  """Returns row['a']['b'] for the path 'a.b'. A number indexes a list.
+
+    content = field(row, 'messages.0.content', str)
+
+  Args:
+    row: The parsed row.
+    path: Names and list indices, joined by dots.
+    kind: The type or types that the field may have.
 
   Raises:
-    BadRow: there is no such field, or it is not of this kind.
+    BadRow: The field is absent or has another type.
   """
   value = row
   for part in path.split('.'):
@@ -43,7 +50,11 @@ def field(row: Any, path: str, kind: type | tuple[type, ...]) -> Any:
 
 
 def number(row: Any, path: str) -> float:
-  """A finite number that float32 holds, or the text of one."""
+  """Returns a field that is a finite float32 number or the text of one.
+
+  Raises:
+    BadRow: The field is absent or is not such a number.
+  """
   value = field(row, path, (int, float, str))
   try:
     value = float(value)
@@ -59,7 +70,10 @@ def number(row: Any, path: str) -> float:
 
 
 def max_bad_rows() -> int:
-  """MAX_BAD_ROWS of the environment, for tasks whose files it names, too."""
+  """Returns MAX_BAD_ROWS of the environment, 0 by default.
+
+  It is for tasks whose files are named in the environment, too.
+  """
   text = os.environ.get('MAX_BAD_ROWS', '0')
   if not text.isdigit():
     raise ValueError(f'MAX_BAD_ROWS = {text!r} in the environment is no count.')
@@ -72,19 +86,20 @@ def read(
   *,
   max_bad_rows: int = 0,
 ) -> Iterator[tuple[str, T]]:
-  """Parses each row of files of JSON lines, gzipped or not.
+  """Parses each row of JSON-lines files, gzipped or not.
 
   Args:
-    paths: of the files.
-    parse: makes something of a row; None leaves the row out; a BadRow says
-      what is wrong with it.
-    max_bad_rows: MAX_BAD_ROWS, so many bad rows are left out and listed.
+    paths: Paths of the files.
+    parse: A function of a row. It returns None to leave the row out and raises
+      BadRow if the row is wrong.
+    max_bad_rows: MAX_BAD_ROWS, the number of bad rows that are left out and
+      listed before reading fails.
 
   Yields:
-    a key, 'file:row', and what parse made of the row.
+    A key 'file:row' and the value that `parse` returned.
 
   Raises:
-    ValueError: more bad rows than that, or a missing file.
+    ValueError: There are more bad rows, or a file is absent or unreadable.
   """
   bad = []
   for path in paths:

@@ -1,4 +1,4 @@
-"""seqio metrics of targets and predictions: means over examples, in percent."""
+"""seqio metrics, as means over examples in percent."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -13,11 +13,15 @@ _ROUGE = ('rouge1', 'rouge2', 'rougeLsum')
 def rouge(
   targets: Sequence[str], predictions: Sequence[str]
 ) -> Mapping[str, float]:
-  """F1 of shared unigrams, bigrams and longest common subsequences.
+  """Returns the F1 of unigrams, bigrams and longest common subsequences.
 
-  Scores of Google's rouge_score without stemming, as in T5's metrics, which
-  report the median of a bootstrap where this is the mean.
+  The scores are those of Google's rouge_score without stemming, as in T5's
+  metrics. T5 reports the median of a bootstrap, this function the mean.
   Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004.
+
+  Args:
+    targets: [N] reference texts.
+    predictions: [N] predicted texts.
   """
   found = [
     _scorer().score(*pair) for pair in zip(targets, predictions, strict=True)
@@ -36,7 +40,12 @@ def _scorer() -> rouge_scorer.RougeScorer:
 def exact_match(
   targets: Sequence[str | None], predictions: Sequence[str | None]
 ) -> Mapping[str, float]:
-  """How often both are the same; None, no answer, is never right."""
+  """Returns how often a prediction equals its target.
+
+  Args:
+    targets: [N] correct answers.
+    predictions: [N] predicted answers. None is no answer and never correct.
+  """
   same = [
     t is not None and t == p for t, p in zip(targets, predictions, strict=True)
   ]

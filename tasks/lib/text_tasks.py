@@ -1,7 +1,8 @@
-"""What all tasks on text share: sources, and text -> bare token segments.
+"""Sources of text examples, and their tokenisation to bare token segments.
 
-A source yields examples of text; `SUMMARY` has one target, `COMPLETIONS` has
-some, each with a reward, or two with a preference.
+The signature of a source says what its examples hold: a prompt alone
+(`PROMPT`), one target (`SUMMARY`), two completions with a preference
+(`PREFERENCE`) or several completions with rewards (`REWARDS`).
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 import itertools
 from typing import Any
 
@@ -17,7 +19,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-# Of the public T5 checkpoints; a run may replace it (VOCABULARY).
+# The vocabulary of the public T5 checkpoints. VOCABULARY replaces it.
 T5_VOCABULARY = seqio.SentencePieceVocabulary(
   'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
 )
@@ -30,18 +32,20 @@ REWARDS = COMPLETIONS | {'rewards': tf.TensorSpec([None], tf.float32)}
 
 Rows = Iterator[dict[str, Any]]
 
-_BATCH = 256  # examples that are converted and tokenised at a time
+_BATCH = 256  # examples that are converted and tokenised together
 
 
 class Source(seqio.DataSource):
-  """Examples that a Python generator makes of files.
+  """A source of examples that a Python generator makes from files.
+
+    Source(rows, files=files, signature=SUMMARY, splits=('train', 'test'))
 
   Args:
-    rows: split -> examples, in a fixed order.
-    files: split -> the files that they come from; a change of one makes
-      tokens that were kept of it stale.
-    signature: name -> tf.TensorSpec of an example.
-    splits: names of the splits.
+    rows: A function from a split to its examples, in a fixed order.
+    files: A function from a split to the paths of its files. A cache of tokens
+      is made again if one of them changes.
+    signature: A `tf.TensorSpec` for each name of an example.
+    splits: Names of the splits.
   """
 
   def __init__(
@@ -67,9 +71,9 @@ class Source(seqio.DataSource):
   def get_dataset(
     self, split: str = 'train', shuffle: bool = False, **unused: Any
   ) -> tf.data.Dataset:
-    """In the order of the files; a loader shuffles the examples."""
+    """Returns the examples in the order of the files, never shuffled."""
     del shuffle, unused
-    self._list_files(split)  # raises if they are not there
+    self._list_files(split)  # raises if they are absent
     batches = tf.data.Dataset.from_generator(
       lambda: self._batches(split),
       output_signature={
@@ -82,7 +86,7 @@ class Source(seqio.DataSource):
     return batches.unbatch()
 
   def _batches(self, split: str) -> Iterator[dict[str, Any]]:
-    """Many rows at a time, for TensorFlow takes long over each."""
+    """Yields many rows at a time, because TensorFlow is slow per element."""
     rows = self._rows(split)
     while batch := list(itertools.islice(rows, _BATCH)):
       yield {
@@ -107,13 +111,13 @@ def tfds_source(
   signature: Mapping[str, tf.TensorSpec],
   splits: Mapping[str, str] | Sequence[str] = ('train', 'validation', 'test'),
 ) -> Source:
-  """A source on a data set in array_record files, made by `tasks.build`.
+  """Returns a source on a data set that `tasks.build` made.
 
   Args:
-    name: of the builder.
-    parse: makes an example of a row; None leaves it out.
-    signature: of the examples.
-    splits: names of the splits, or ours -> the builder's.
+    name: Name of the builder.
+    parse: A function from a row to an example, or to None to leave it out.
+    signature: Signature of the examples.
+    splits: Names of the splits, or a mapping from them to the builder's.
   """
   theirs = splits if isinstance(splits, Mapping) else {s: s for s in splits}
 
@@ -125,23 +129,29 @@ def tfds_source(
     if theirs[split] not in info.splits:
       raise ValueError(
         f'{name} is not in {info.data_dir}: make it with `python -m '
-        f'tasks.build {name}`, or set TFDS_DATA_DIR to where it is.'
+        f'tasks.build {name}`, or set TFDS_DATA_DIR to the directory that '
+        'has it.'
       )
     return [str(path) for path in info.splits[theirs[split]].filepaths]
 
-  def rows(split: str) -> Rows:
+  def rows(parse: Callable, split: str) -> Rows:
     for row in builder().as_data_source(split=theirs[split]):
       example = parse(row)
       if example is not None:
         yield example
 
-  return Source(rows, files=files, signature=signature, splits=theirs)
+  # The partial makes `parse` visible to the fingerprint of the token cache.
+  read = functools.partial(rows, parse)
+  return Source(read, files=files, signature=signature, splits=theirs)
 
 
 def tokenise(
   dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-  """Text -> tokens: `inputs` bare, `targets` [*] or [K, *] with EOS."""
+  """Tokenises `inputs` to [*] bare tokens and adds `targets` with EOS.
+
+  `targets` become [*] tokens, and `completions` [K, *] tokens of `targets`.
+  """
   vocabulary = output_features['inputs'].vocabulary
 
   def with_eos(texts: tf.Tensor) -> tf.RaggedTensor:
@@ -168,9 +178,10 @@ def tokenise(
 
 
 def _encode(texts: tf.Tensor, vocabulary: seqio.Vocabulary) -> tf.RaggedTensor:
-  """[n] texts -> [n, *] tokens, SentencePiece on all cores.
+  """Encodes [n] texts to ragged [n, *] tokens.
 
-  The Python tokenizer takes half the time of TensorFlow's operation.
+  SentencePiece runs on all cores. Its Python tokenizer takes half the time of
+  TensorFlow's operation.
   """
 
   def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +203,10 @@ def _encode(texts: tf.Tensor, vocabulary: seqio.Vocabulary) -> tf.RaggedTensor:
 
 
 def exactly(k: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-  """K targets: the missing ones are rows of 0, with reward NaN."""
+  """Returns a preprocessor that pads to K targets.
+
+  An absent target is a row of zeros with the reward NaN.
+  """
 
   @seqio.map_over_dataset
   def pad(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -216,17 +230,18 @@ def add_task(
   targets_rank: int | None = None,
   postprocess_fn: Callable | None = None,
   metric_fns: Sequence[Callable] = (),
-):
-  """Registers a task of text.
+) -> None:
+  """Registers a task of text examples.
 
   Args:
-    name: of the task.
-    source: of examples of text.
-    preprocessors: what comes after `tokenise`.
-    scores: 'preference' or 'rewards', where the examples have them.
-    targets_rank: 1 for a lone target, 2 for K; None: bare prompts.
-    postprocess_fn: seqio's, of targets and predictions before the metrics.
-    metric_fns: seqio's, of lone targets and predictions.
+    name: Name of the task.
+    source: Source of text examples.
+    preprocessors: Preprocessors that follow `tokenise`.
+    scores: 'preference' or 'rewards' if the examples have them.
+    targets_rank: 1 for a single target, 2 for K targets, None for bare prompts.
+    postprocess_fn: seqio's function of targets and predictions that runs
+      before the metrics.
+    metric_fns: seqio's metrics of single targets and predictions.
   """
   features = {'inputs': seqio.Feature(T5_VOCABULARY, add_eos=False)}
   if targets_rank is not None:

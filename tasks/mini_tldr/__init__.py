@@ -1,4 +1,4 @@
-"""The embedded task; importing this package registers its seqio tasks."""
+"""The embedded task. Importing this package registers its seqio tasks."""
 
 from tasks.mini_tldr import tasks
 

@@ -1,14 +1,14 @@
-"""Posts of mini_tldr: short, and drawn from a seeded grammar.
+"""Short posts of mini_tldr, drawn from a seeded grammar.
 
-A post is a subreddit, a title, three to five facts among one to three fillers,
-and a question. A fact is a kind and one of its values; no value belongs to two
-kinds, and each is one piece of the vocabulary.
+A post has a subreddit, a title, three to five facts, one to three fillers and a
+question. A fact is a kind and one of its values. No value belongs to two kinds,
+and each value is one piece of the vocabulary.
 
   r/jobs title: no raise again. post: i live in denver. sorry for the long
   post. now i feel guilty. i work as a nurse. should i quit my job? tl;dr:
 
-A post is a function of (seed, split, index) through a hash: it is the same in
-every process and on every version of Python and numpy.
+A post is a function of (seed, split, index) through a hash, so it is the same
+in every process and under every version of Python and NumPy.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ import zlib
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """A kind of fact: how posts and summaries say it, and its values."""
+  """A kind of fact, with its values and its wording."""
 
-  post: tuple[str, ...]  # templates of a sentence
-  summary: str  # template of a clause
+  post: tuple[str, ...]  # templates of a sentence in a post
+  summary: str  # template of a clause in a summary
   values: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Topic:
-  """What a post is about."""
+  """The topic of a post."""
 
   subreddit: str
   titles: tuple[str, ...]
@@ -40,7 +40,7 @@ class Topic:
 
 @dataclasses.dataclass(frozen=True)
 class Post:
-  """A post and what it says, in its order."""
+  """A post and its content, in order."""
 
   text: str
   facts: tuple[tuple[int, int], ...]  # (kind, value), indices
@@ -170,10 +170,10 @@ _BUCKETS = {'train': (2, 3, 4, 5, 6, 7), 'validation': (0,), 'test': (1,)}
 
 
 class Dice:
-  """Throws that are a function of the key alone.
+  """A random number generator that is a function of its key alone.
 
-  A 512-bit hash of the key is read as a number of mixed radix; when it is
-  used up, the next one is.
+  A 512-bit hash of the key is read as a mixed-radix number. When it is used up,
+  the hash of the key and the next block number follows.
   """
 
   def __init__(self, *key: Any):
@@ -182,8 +182,8 @@ class Dice:
     self._rest = 0
 
   def roll(self, sides: int) -> int:
-    """A number from 0 to sides - 1."""
-    if self._rest.bit_length() < 64:  # too few bits for a fair throw
+    """Returns an integer from 0 to sides - 1."""
+    if self._rest.bit_length() < 64:  # too few bits for a fair roll
       block = repr((*self._key, self._blocks)).encode()
       self._rest = int.from_bytes(hashlib.blake2b(block).digest(), 'big')
       self._blocks += 1
@@ -197,14 +197,14 @@ class Dice:
     return items[self.roll(len(items))]
 
   def shuffle(self, items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the items, without replacement, in random order."""
+    """Draws `count` items without replacement, in random order."""
     items = list(items)
     return [items.pop(self.roll(len(items))) for _ in range(count)]
 
 
 @functools.cache
 def clause(kind: int, value: int) -> str:
-  """How a summary says the fact."""
+  """Returns the clause that states a fact in a summary."""
   return KINDS[kind].summary.format(KINDS[kind].values[value])
 
 
@@ -233,12 +233,17 @@ def _draw_post(dice: Dice) -> Post:
 
 
 def post(split: str, index: int, *, seed: int = 0) -> Post:
-  """The post at `index` of a split.
+  """Returns the post at `index` of a split.
 
-  A checksum of its text tells the split, so no text is in two splits.
+  A checksum of its text determines the split, so no text is in two splits.
+
+  Raises:
+    ValueError: There is no such split.
   """
   if split not in _BUCKETS:
-    raise ValueError(f'mini_tldr has no split {split!r}: {list(_BUCKETS)}.')
+    raise ValueError(
+      f'mini_tldr has no split {split!r}, only {list(_BUCKETS)}.'
+    )
   for attempt in range(1000):
     drawn = _draw_post(Dice(seed, split, index, attempt))
     if zlib.crc32(drawn.text.encode()) % 8 in _BUCKETS[split]:
@@ -247,5 +252,5 @@ def post(split: str, index: int, *, seed: int = 0) -> Post:
 
 
 def words(text: str) -> list[str]:
-  """Words and marks, each of which is a piece of the vocabulary."""
+  """Splits a text into words and punctuation marks, the pieces."""
   return re.findall(r'[a-z0-9]+|[^a-z0-9 ]', text)

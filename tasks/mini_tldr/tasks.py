@@ -1,10 +1,11 @@
-"""The embedded task: seqio tasks on generated posts, no download.
+"""The embedded task: seqio tasks on generated posts, without a download.
 
   mini_tldr_sft      inputs, targets: posts and references of mixed quality
-  mini_tldr_prompts  the same; an online run reads the inputs alone
-  mini_tldr_pairs    inputs, targets [2, T], preference: graded pairs
+  mini_tldr_prompts  the same; an online run reads only the inputs
+  mini_tldr_pairs    inputs, targets [2, T], preference: pairs and the ground
+                     truth's preference
 
-`inputs` are bare tokens: the model's gin adds what it wants around them.
+`inputs` are bare tokens, to which the model's prompt format is added, and
 `targets` end in EOS. Inputs have up to 72 tokens, targets up to 32.
 """
 
@@ -47,7 +48,7 @@ def _pairs(split: str) -> Iterator[dict[str, Any]]:
 def _source(
   examples: Callable[[str], Iterator[dict[str, Any]]],
 ) -> seqio.FunctionDataSource:
-  """A source of generated examples; their columns are kept in memory."""
+  """Returns a source of generated examples, which stay in memory."""
 
   @functools.cache
   def columns(split: str) -> dict[str, list]:
@@ -57,7 +58,7 @@ def _source(
   def dataset(
     split: str, shuffle_files: bool, seed: int | None = None
   ) -> tf.data.Dataset:
-    del shuffle_files, seed  # The posts are fixed; a loader shuffles them.
+    del shuffle_files, seed  # The order is fixed. The loader shuffles.
     return tf.data.Dataset.from_tensor_slices(columns(split))
 
   return seqio.FunctionDataSource(
@@ -68,7 +69,7 @@ def _source(
 def _tokenize_pairs(
   dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-  """Tokens of both summaries, each with its EOS, padded to one length."""
+  """Tokenises both summaries with EOS and pads them to one length."""
   vocabulary = output_features['targets'].vocabulary
 
   def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -1,8 +1,8 @@
-"""The ground truth of mini_tldr: what a summary says, and what it is worth.
+"""The ground truth of mini_tldr: it reads a summary and scores it.
 
-It reads text alone, so it scores whatever a policy writes. It makes the
-preferences of the data set and evaluates policies; training on line sees the
-preference model that was learnt from them.
+It reads any text, so it can score everything that a policy writes. It makes the
+preferences of the data set and evaluates policies. Online training sees only
+the judge that was trained on these preferences.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from tasks.mini_tldr import grammar
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """What a summary says, whatever the post.
+  """The content of a summary, independent of the post.
 
-  A clause ends at a comma, a full stop, a question mark or the end. The first
-  time that it is said it is a fact, a filler, a question or malformed; after
-  that it is repeated.
+  A clause ends at a comma, a full stop, a question mark or the end of the text.
+  Its first occurrence is a fact, a filler, a question or malformed. Further
+  occurrences are repetitions.
   """
 
   facts: frozenset[tuple[int, int]]  # (kind, value)
@@ -32,18 +32,19 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """A summary beside its post, counted, and what it is worth."""
+  """The counts of a summary, compared with its post, and their total."""
 
   kept: int  # facts of the post
   invented: int  # facts that the post does not state
   repeated: int
   fillers: int
   malformed: int
-  question: int  # 1: the post's alone; 0: none; -1: another
+  question: int  # 1: only the post's question, 0: none, -1: another one
   words: int
 
   @property
   def total(self) -> float:
+    """The weighted sum of the counts, a multiple of 1/20."""
     return (
       self.kept
       - 1.5 * self.invented
@@ -72,16 +73,16 @@ _SEGMENT = re.compile(r'([^,.?]*)([,.?]|$)')
 
 
 def _segments(text: str) -> list[tuple[str, str]]:
-  """(clause, the mark that ends it); the last one may have none."""
+  """Splits a text into (clause, end mark). The last mark may be empty."""
   return [(' '.join(c.split()), mark) for c, mark in _SEGMENT.findall(text)]
 
 
 @functools.lru_cache(maxsize=65536)
 def read_post(post: str) -> tuple[frozenset[tuple[int, int]], str]:
-  """(facts, question) of a post.
+  """Returns the facts and the question of a post.
 
   Raises:
-    ValueError: the text is not a post of mini_tldr.
+    ValueError: The text is not a post of mini_tldr.
   """
   segments = _segments(post.partition(' post: ')[2])
   facts = frozenset(_SENTENCES[c] for c, _ in segments if c in _SENTENCES)
@@ -92,7 +93,7 @@ def read_post(post: str) -> tuple[frozenset[tuple[int, int]], str]:
 
 
 def read_summary(summary: str) -> Reading:
-  """Reads any text."""
+  """Reads any text as a summary."""
   said, facts, questions = set(), set(), []
   repeated = fillers = malformed = 0
   for part, mark in _segments(summary):
@@ -138,9 +139,9 @@ def score(post: str, summary: str) -> Score:
 
 
 def preference(post: str, y_1: str, y_2: str) -> float:
-  """1 if y_1 is the better summary, 0 if y_2 is, 0.5 if they tie."""
+  """Returns 1 if y_1 is the better summary, 0 if y_2 is, 0.5 for a tie."""
   difference = score(post, y_1).total - score(post, y_2).total
-  # Totals are multiples of 1/20: a smaller difference is rounding.
+  # Totals are multiples of 1/20, so a smaller difference is rounding.
   if abs(difference) < 1e-6:
     return 0.5
   return float(difference > 0)
@@ -149,11 +150,14 @@ def preference(post: str, y_1: str, y_2: str) -> float:
 def measures(
   posts: Sequence[str], summaries: Sequence[str]
 ) -> list[dict[str, float]]:
-  """What is reported of each summary.
+  """Returns the reported measures of each summary.
 
-  A reader of the summary alone can count all but facts_kept, facts_invented
-  and score: `clauses` are facts stated, right or wrong, and `questions` are
-  asked, right or wrong.
+  All but `facts_kept`, `facts_invented` and `score` can be counted without the
+  post: `clauses` and `questions` count right and wrong ones.
+
+  Args:
+    posts: [N] posts.
+    summaries: [N] summaries of these posts.
   """
   return [
     _measures(score(post, summary), read_summary(summary))

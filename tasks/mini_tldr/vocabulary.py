@@ -1,10 +1,10 @@
 """Makes the SentencePiece model of mini_tldr from its grammar.
 
-  python -m tasks.mini_tldr_vocabulary tasks/mini_tldr.model
+  python -m tasks.mini_tldr.vocabulary tasks/mini_tldr/mini_tldr.model
 
-Every word of the grammar and of the judges' prompts is a piece; the rest of
-the 320 pieces are letters, for other text, and what BPE merges of them. The
-model is a function of the grammar alone.
+Every word of the grammar and of the judges' prompts is a piece. The rest of the
+320 pieces are letters, for other text, and their BPE merges. The model depends
+on the grammar alone.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sentencepiece
 from tasks.mini_tldr import grammar
 
 SIZE = 320
-# Of the prompts of a comparator and of a reward model.
+# Words of the prompts of a comparator and of a reward model.
 JUDGE_WORDS = (
   'you are an expert rater given a piece of text and two of its possible '
   'summaries output 1 or 2 to indicate which summary is better first second '
@@ -25,7 +25,7 @@ JUDGE_WORDS = (
 
 
 def grammar_words() -> list[str]:
-  """All words of the grammar and of the judges' prompts, sorted."""
+  """Returns the sorted words of the grammar and of the judges' prompts."""
   texts = [JUDGE_WORDS, 'r title post tl dr', *grammar.FILLERS]
   for kind in grammar.KINDS:
     texts += [*kind.post, kind.summary, *kind.values]
@@ -37,7 +37,7 @@ def grammar_words() -> list[str]:
 
 
 def make() -> bytes:
-  """The serialised SentencePiece model."""
+  """Returns the serialised SentencePiece model."""
   words = grammar_words()
   posts = [grammar.post('train', index).text for index in range(1000)]
   model = io.BytesIO()
@@ -46,7 +46,7 @@ def make() -> bytes:
     model_writer=model,
     model_type='bpe',
     vocab_size=SIZE,
-    # After a space; a subreddit follows a slash.
+    # Words follow a space, and a subreddit follows a slash.
     user_defined_symbols=[
       *(f'\u2581{word}' for word in words),
       *(topic.subreddit for topic in grammar.TOPICS),
@@ -63,9 +63,11 @@ def make() -> bytes:
   return model.getvalue()
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('path')
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('path', help='file to write')
   path = parser.parse_args().path
   with open(path, 'wb') as file:
     file.write(make())

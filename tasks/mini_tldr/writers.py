@@ -1,11 +1,11 @@
 """Summaries of mini_tldr's posts, by writers of mixed quality.
 
-A summary is clauses joined by commas, then the question:
+A summary consists of clauses joined by commas and the question:
 
   in denver, feel guilty, work as nurse. should i quit my job?
 
-As in the real data, most writers leave facts out, ramble or get a fact wrong,
-so that a policy fine-tuned on them has room to improve.
+As in real data, most writers leave facts out, ramble or get a fact wrong, so
+that a policy fine-tuned on their summaries has room to improve.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from tasks.mini_tldr import grammar
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-  """How often a summary of this writer goes wrong.
+  """The error rates of a writer.
 
-  The first four are rates per fact of the post, the others per summary.
+  The first four are probabilities per fact of the post, the others per summary.
   """
 
   drop: float  # leaves the fact out
@@ -32,25 +32,25 @@ class Writer:
 
 
 # Writers of the references for supervised fine-tuning: a careful one, a
-# careless one and one who rambles.
+# careless one and one that rambles.
 WRITERS = (
   Writer(0.1, 0.02, 0.0, 0.02, 0.05, 0.1, 0.1, 0.02),
   Writer(0.4, 0.15, 0.05, 0.1, 0.2, 0.3, 0.4, 0.1),
   Writer(0.25, 0.15, 0.05, 0.2, 0.3, 0.8, 0.4, 0.05),
 )
-# Writers of the summaries that are compared: the same, and two with the errors
-# of a small language model, which garbles a clause or gets the value wrong.
+# Writers of the compared summaries: the same, and two with the errors of a
+# small language model, which garbles clauses and gets values wrong.
 COMPARED_WRITERS = (
   *WRITERS,
   Writer(0.3, 0.5, 0.1, 0.1, 0.3, 0.3, 0.3, 0.2),
   Writer(0.1, 0.3, 0.02, 0.05, 0.1, 0.1, 0.1, 0.1),
 )
 PERFECT = Writer(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-MAX_WORDS = 31  # words and marks of a summary
+MAX_WORDS = 31  # words and punctuation marks of a summary
 
 
 def join(clauses: Sequence[str], question: str | None) -> str:
-  """A summary of its parts, the last ones cut if it grows too long."""
+  """Joins a summary and drops the last clauses if it is too long."""
   said = ', '.join(clauses)
   asked = '' if question is None else f'{question}?'
   text = f'{said}. {asked}'.strip() if said else asked
@@ -60,7 +60,7 @@ def join(clauses: Sequence[str], question: str | None) -> str:
 
 
 def _garble(said: str, dice: grammar.Dice) -> str:
-  """Loses a word of the clause, or takes one from another clause."""
+  """Deletes a word of the clause or replaces it by one of another clause."""
   words = said.split()
   place = dice.roll(len(words))
   if dice.chance(0.5):
@@ -74,7 +74,7 @@ def _garble(said: str, dice: grammar.Dice) -> str:
 def _draft(
   about: grammar.Post, writer: Writer, dice: grammar.Dice
 ) -> tuple[list[str], str | None]:
-  """(clauses, question) of a summary."""
+  """Draws the clauses and the question of a summary."""
   clauses = []
   for kind, value in about.facts:
     if dice.chance(writer.drop):
@@ -110,17 +110,17 @@ def _other_value(kind: int, value: int, dice: grammar.Dice) -> int:
 
 
 def write(about: grammar.Post, writer: Writer, dice: grammar.Dice) -> str:
-  """A summary of the post."""
+  """Returns a summary of the post."""
   return join(*_draft(about, writer, dice))
 
 
 def write_pair(about: grammar.Post, dice: grammar.Dice) -> tuple[str, str]:
-  """Two summaries of the post to compare.
+  """Returns two summaries of the post to compare.
 
   Two in five pairs are by two writers. The others differ in one place: a fact
-  is kept by one of them and changed or left out by the other, or a clause is
-  there twice. They teach a judge to look a fact up in the post, and to notice
-  a repetition.
+  is right in one summary and changed or left out in the other, or one summary
+  repeats a clause. These pairs teach a judge to look facts up in the post and
+  to notice repetitions.
   """
   writer = dice.choose(COMPARED_WRITERS)
   if dice.chance(0.4):
@@ -149,7 +149,7 @@ def write_pair(about: grammar.Post, dice: grammar.Dice) -> tuple[str, str]:
 def reference(
   split: str, index: int, *, seed: int = 0
 ) -> tuple[grammar.Post, str]:
-  """A post and the summary that supervised fine-tuning imitates."""
+  """Returns a post and the summary that supervised fine-tuning imitates."""
   about = grammar.post(split, index, seed=seed)
   dice = grammar.Dice(seed, split, index, 'reference')
   return about, write(about, dice.choose(WRITERS), dice)
@@ -158,6 +158,6 @@ def reference(
 def compared(
   split: str, index: int, *, seed: int = 0
 ) -> tuple[grammar.Post, str, str]:
-  """A post and two summaries to compare."""
+  """Returns a post and two summaries to compare."""
   about = grammar.post(split, index, seed=seed)
   return about, *write_pair(about, grammar.Dice(seed, split, index, 'pair'))

@@ -17,6 +17,7 @@ import pytest
 from ipo_md import __main__ as main
 from ipo_md.algorithms import host_feedback
 from ipo_md.algorithms import losses
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import offline
 from ipo_md.algorithms import online as online_lib
 from ipo_md.checkpoints import load
@@ -32,6 +33,7 @@ from ipo_md.judges import host
 from ipo_md.judges import learned
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
+from ipo_md.sampling import sampler
 from tasks.mini_tldr import tasks
 
 SIZES = {
@@ -55,9 +57,7 @@ MODEL = model_lib.Model(
 )
 SAMPLING = {
   'mixture_coefs': (0.0, 0.5),
-  'max_new_tokens': 6,
-  'eos_id': 1,
-  'temperature': 0.9,
+  'sampler': sampler.Sampler(max_new_tokens=6, eos_id=1, temperature=0.9),
 }
 LOSS = functools.partial(losses.ipo, tau=1.0)
 
@@ -99,7 +99,10 @@ def test_it_is_the_online_step_where_the_judges_are_one(tmp_path):
     )
     online = jax.jit(
       functools.partial(
-        online_lib.online_step, judge=judge, **common, **SAMPLING
+        online_lib.online_step,
+        feedback=objective.Feedback(judge=judge),
+        **common,
+        **SAMPLING,
       )
     )
     expected, theirs = online(make(), frozen, prompts, jax.random.key(3))
@@ -108,11 +111,13 @@ def test_it_is_the_online_step_where_the_judges_are_one(tmp_path):
       model=MODEL,
       dataset=dataset,
       state_sharding=None,
-      judge=host.LearnedJudge(
-        judge=judge,
-        model=MODEL,
-        checkpoint_path=str(tmp_path / 'judge'),
-        batch_size=8,
+      feedback=objective.Feedback(
+        judge=host.LearnedJudge(
+          judge=judge,
+          model=MODEL,
+          checkpoint_path=str(tmp_path / 'judge'),
+          batch_size=8,
+        )
       ),
       **SAMPLING,
     )
@@ -138,7 +143,7 @@ def test_it_takes_pairs():
       model=MODEL,
       dataset=None,
       state_sharding=None,
-      judge=None,
+      feedback=objective.Feedback(judge=None),
       **SAMPLING | {'mixture_coefs': (0.0,)},
     )
 
@@ -204,7 +209,7 @@ def run_fixture(monkeypatch, tmp_path, url):
       'CHECKPOINT_PERIOD': 0,
       'LEARNING_RATE': 0.01,
       'data.load.split': "'validation'",
-      **{f't5.T5.{size}': value for size, value in SIZES.items()},
+      **{f'models.T5.{size}': value for size, value in SIZES.items()},
     } | changes
     gin.clear_config()
     for flag in ('gin_file', 'gin_bindings'):

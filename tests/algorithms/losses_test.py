@@ -326,7 +326,7 @@ def test_a_soft_label_is_the_mean_over_sampled_ones(name):
 )
 def test_wrong_hyperparameters_of_pairwise_losses(loss, name, wrong):
   with pytest.raises(
-    ValueError, match=f'{loss.__name__}.{name}.*{name.upper()}'
+    ValueError, match=f'{loss.__name__}.{name} = .* must be positive'
   ):
     loss(jnp.zeros((1, 2)), jnp.zeros(1), **{name: wrong})
 
@@ -334,11 +334,11 @@ def test_wrong_hyperparameters_of_pairwise_losses(loss, name, wrong):
 @pytest.mark.parametrize(
   'loss, hyper, match',
   [
-    (losses.reinforce, {'tau': 0}, 'reinforce.tau.*TAU'),
-    (losses.nca, {'beta': 0, 'alpha': 1}, 'nca.beta.*BETA'),
-    (losses.nca, {'beta': 1, 'alpha': -1}, 'nca.alpha.*ALPHA'),
-    (losses.info_nca, {'beta': -1, 'alpha': 1}, 'info_nca.beta.*BETA'),
-    (losses.info_nca, {'beta': 1, 'alpha': -1}, 'info_nca.alpha.*ALPHA'),
+    (losses.reinforce, {'tau': 0}, 'reinforce.tau = 0 must be'),
+    (losses.nca, {'beta': 0, 'alpha': 1}, 'nca.beta = 0 must be'),
+    (losses.nca, {'beta': 1, 'alpha': -1}, 'nca.alpha = -1 must not'),
+    (losses.info_nca, {'beta': -1, 'alpha': 1}, 'info_nca.beta = -1 must be'),
+    (losses.info_nca, {'beta': 1, 'alpha': -1}, 'info_nca.alpha = -1 must not'),
   ],
 )
 def test_wrong_hyperparameters_of_scored_losses(loss, hyper, match):
@@ -353,20 +353,20 @@ def test_a_negative_z_loss_is_refused():
 
 @pytest.mark.parametrize('name', PAIRWISE)
 def test_pairwise_losses_refuse_other_feedback(name):
-  with pytest.raises(ValueError, match='preference.*LOSS'):
+  with pytest.raises(ValueError, match=r'a preference of shape \(2,\)'):
     PAIRWISE[name](jnp.zeros((2, 2)), jnp.zeros((2, 2)))
   for k in (1, 3):
-    with pytest.raises(ValueError, match='MIXTURE_COEFS'):
+    with pytest.raises(ValueError, match='compares 2 completions'):
       PAIRWISE[name](jnp.zeros((2, k)), jnp.zeros(2))
 
 
 @pytest.mark.parametrize('name', SCORED)
 def test_scored_losses_refuse_other_feedback(name):
-  with pytest.raises(ValueError, match='rewards.*LOSS'):
+  with pytest.raises(ValueError, match=r'rewards of shape \(2, 2\)'):
     SCORED[name](jnp.zeros((2, 2)), jnp.zeros(2))
 
 
 @pytest.mark.parametrize('name', CONTRASTIVE)
 def test_contrastive_losses_refuse_one_completion(name):
-  with pytest.raises(ValueError, match='MIXTURE_COEFS'):
+  with pytest.raises(ValueError, match='at least 2 completions'):
     CONTRASTIVE[name](jnp.zeros((2, 1)), jnp.zeros((2, 1)))

@@ -97,7 +97,7 @@ def test_attached(found, tmp_path):
     ),
   ]
   for other in others:
-    with pytest.raises(ValueError, match='computed of other tokens'):
+    with pytest.raises(ValueError, match='computed on other tokens'):
       attached(dataset=lambda other=other: other)
 
 

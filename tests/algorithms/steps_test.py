@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from ipo_md.algorithms import losses
+from ipo_md.algorithms import needs
 from ipo_md.algorithms import objective
 from ipo_md.algorithms import offline as offline_lib
 from ipo_md.algorithms import online as online_lib
@@ -19,6 +20,7 @@ from ipo_md.judges import learned
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 from ipo_md.sampling import mixture
+from ipo_md.sampling import sampler as sampler_lib
 from ipo_md.sampling import sequences
 
 B, P, T, EOS = 8, 6, 5, 1
@@ -71,17 +73,21 @@ def state_and_frozen() -> tuple[types.TrainState, types.FrozenParams]:
   return state, types.FrozenParams(reference=reference, judge=judge)
 
 
-def online(coefs=(0.125, 0.125), **changes):
+JUDGE = functools.partial(learned.likelihood, model=MODEL)
+
+
+def online(coefs=(0.125, 0.125), *, judge=JUDGE, feedback=(), sampler=(), **kw):
   arguments = {
     'model': MODEL,
     'optimizer': OPTIMIZER,
-    'judge': functools.partial(learned.likelihood, model=MODEL),
+    'feedback': objective.Feedback(judge=judge, **dict(feedback)),
     'loss': functools.partial(losses.ipo, tau=0.1),
     'mixture_coefs': coefs,
-    'max_new_tokens': T,
-    'eos_id': EOS,
+    'sampler': sampler_lib.Sampler(
+      **{'max_new_tokens': T, 'eos_id': EOS} | dict(sampler)
+    ),
   }
-  return functools.partial(online_lib.online_step, **arguments | changes)
+  return functools.partial(online_lib.online_step, **arguments | kw)
 
 
 def offline(loss, **changes):
@@ -100,7 +106,7 @@ def test_int8_changes_samples_and_nothing_else_of_a_step():
   state = state.replace(params=frozen.reference)
   errors = {}
   for int8 in (False, True):
-    step = jax.jit(online(int8_sampling=int8))
+    step = jax.jit(online(sampler={'int8': int8}))
     _, metrics = step(state, frozen, prompts(), jax.random.key(3))
     assert abs(metrics['log_ratio']) < 1e-5
     errors[int8] = metrics['sampling_error']
@@ -295,8 +301,8 @@ def test_truncation_reward_replaces_rewards_of_cut_completions():
   step = online(
     (0.0,),
     loss=functools.partial(losses.reinforce, tau=0.1),
-    eos_id=99,
-    truncation_reward=-3.0,
+    sampler={'eos_id': 99},
+    feedback={'truncation_reward': -3.0},
   )
   _, metrics = step(state, frozen, prompts(), jax.random.key(3))
   assert metrics['rewards'] == -3.0
@@ -313,7 +319,7 @@ def test_labels_are_made_of_the_preference():
 
   def mean_label(label):
     state, frozen = state_and_frozen()
-    _, metrics = online(judge=judge, label=label)(
+    _, metrics = online(judge=judge, feedback={'label': label})(
       state, frozen, prompts(), jax.random.key(3)
     )
     return float(metrics['preference'])
@@ -336,11 +342,11 @@ def test_labels_are_made_of_the_preference():
       labelled().replace(rewards=None),
       'nca needs rewards',
     ),
-    (offline(functools.partial(losses.ipo, tau=-1.0)), labelled(), 'TAU'),
+    (offline(functools.partial(losses.ipo, tau=-1.0)), labelled(), 'ipo.tau'),
     (
       offline(functools.partial(losses.dpo, beta=0.1)),
       labelled(3),
-      'compares 2 completions',
+      'dpo needs 2 completions',
     ),
     (
       online(
@@ -353,21 +359,74 @@ def test_labels_are_made_of_the_preference():
     ),
     (online((0.5, 1.5)), prompts(), 'MIXTURE_COEFS'),
     (online(0.5), prompts(), 'MIXTURE_COEFS'),
-    (online((0.0,)), prompts(), 'ipo needs preference.* MIXTURE_COEFS'),
-    (online(truncation_reward=0.0), prompts(), 'TRUNCATION_REWARD'),
+    (online((0.0,)), prompts(), 'ipo needs 2 completions.* MIXTURE_COEFS'),
+    (
+      online(
+        (0.125, 0.125),
+        loss=functools.partial(losses.policy_gradient, tau=0.1),
+      ),
+      prompts(),
+      'only if y_1 is sampled from the policy itself.*MIXTURE_COEFS',
+    ),
+    (
+      online((0.0, 0.5), loss=functools.partial(losses.reinforce, tau=0.1)),
+      prompts(),
+      'only if every completion is sampled .*MIXTURE_COEFS',
+    ),
+    (
+      online(feedback={'truncation_reward': 0.0}),
+      prompts(),
+      'TRUNCATION_REWARD',
+    ),
     (
       online(
         (0.0,),
         loss=functools.partial(losses.reinforce, tau=0.1),
-        label=losses.hard_label,
+        feedback={'label': losses.hard_label},
       ),
       prompts(),
       'LABEL',
     ),
-    (online(temperature=-1.0), prompts(), 'TEMPERATURE'),
   ],
 )
 def test_errors_come_when_the_step_is_traced(step, batch, message):
   state, frozen = state_and_frozen()
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(step, state, frozen, batch, jax.random.key(0))
+
+
+def test_a_temperature_out_of_range_is_refused_with_the_sampler():
+  with pytest.raises(ValueError, match='TEMPERATURE'):
+    online(sampler={'temperature': -1.0})
+
+
+@needs.declare(feedback='preference', completions=2, anchors=())
+def reference_free(log_prob, preference):
+  """A pairwise loss on log pi alone."""
+  return losses.dpo(log_prob, preference, beta=0.5)
+
+
+def test_a_reference_free_objective_needs_no_reference():
+  """The step runs without one, and equals one whose reference is uniform."""
+  state, frozen = state_and_frozen()
+  alone = types.FrozenParams(judge=frozen.judge)
+  step = online((0.0, 0.0), loss=reference_free)
+  after, metrics = step(state, alone, prompts(), jax.random.key(3))
+  assert metrics['log_prob'] < 0
+  assert 'log_ratio' not in metrics
+  with_one, _ = step(state, frozen, prompts(), jax.random.key(3))
+  jax.tree.map(np.testing.assert_array_equal, after.params, with_one.params)
+  batch = labelled()
+  offline(reference_free)(state, alone, batch, None)
+  for wrong in (online((0.0, 0.0)), online((0.5, 0.5), loss=reference_free)):
+    with pytest.raises(ValueError, match='REFERENCE_CHECKPOINT_PATH'):
+      wrong(state, alone, prompts(), jax.random.key(3))
+  with pytest.raises(ValueError, match='REFERENCE_CHECKPOINT_PATH'):
+    offline(functools.partial(losses.ipo, tau=0.1))(state, alone, batch, None)
+
+
+def test_an_objective_that_declares_nothing_says_how():
+  state, frozen = state_and_frozen()
+  step = online(loss=lambda log_ratios, preference: log_ratios[:, 0])
+  with pytest.raises(ValueError, match='does not declare .* @needs.declare'):
+    step(state, frozen, prompts(), jax.random.key(3))

@@ -1,9 +1,9 @@
-"""`--without=NAME`: a benchmark with one optimisation taken out again."""
+"""Adds `--without=NAME`, which removes one optimisation from a benchmark."""
 
 import argparse
 
 from ipo_md.algorithms import objective
-from ipo_md.models import kv_cache
+from ipo_md.models import cpu_layouts
 from ipo_md.models import model as model_lib
 from ipo_md.sampling import mixture
 from ipo_md.sampling import sequences
@@ -25,7 +25,7 @@ def _cache_blocks():
 
 
 def _strips():
-  kv_cache._STRIP = 2**30
+  cpu_layouts.STRIP_COLUMNS = 2**30
 
 
 def _real_length():
@@ -33,18 +33,20 @@ def _real_length():
 
 
 _WITHOUT = {
-  'decode_form': _decode_form,  # weights as they are trained, in the loop
-  'shared_prompts': _shared_prompts,  # the loss reads the prompts again
-  'cache_blocks': _cache_blocks,  # caches of full width from the start
-  'strips': _strips,  # keys of full width, on a CPU too
+  'decode_form': _decode_form,  # the loop reads the training weights
+  'shared_prompts': _shared_prompts,  # the loss encodes the prompts again
+  'cache_blocks': _cache_blocks,  # caches start with their full width
+  'strips': _strips,  # keys are not in strips on a CPU
   'real_length': _real_length,  # judge and reference read all padding
 }
 
 
 def add_flag(flags: argparse.ArgumentParser) -> None:
+  """Adds the flag to a parser."""
   flags.add_argument('--without', choices=list(_WITHOUT))
 
 
 def apply(args: argparse.Namespace) -> None:
+  """Removes the optimisation that the flag names."""
   if args.without:
     _WITHOUT[args.without]()

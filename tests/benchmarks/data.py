@@ -1,12 +1,12 @@
-"""What the host does beside the device: batches, metrics, checkpoints.
+"""Measures the host's work: batches, metrics and checkpoints.
 
   python tests/benchmarks/data.py
   python tests/benchmarks/data.py --threads=2 --clock=wall
 
-Prints the time of making one batch, and the time of `--steps` supervised
-updates whose batches are prefetched, then with metrics written and a checkpoint
-saved too, over that of as many updates on one batch that is there already. A
-single core also does what a host does on others.
+Prints the time to make one batch. It also prints the time of `--steps`
+supervised updates with prefetched batches, without and with metrics and a
+checkpoint, relative to the same number of updates on one fixed batch. With a
+single thread, the host's work and the updates share a core.
 """
 
 import statistics
@@ -32,7 +32,7 @@ from ipo_md.optim import optimizers
 
 
 def _dataset(args) -> dataset_lib.Dataset:
-  """4,096 examples of random tokens and lengths."""
+  """Makes 4,096 examples of random tokens and lengths."""
   rng = np.random.default_rng(0)
 
   def ragged(longest):

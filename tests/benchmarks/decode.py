@@ -1,14 +1,14 @@
-"""Sampling: seconds against its bound, and the share of drawing tokens.
+"""Measures sampling against its bound, and the share of drawing tokens.
 
   python tests/benchmarks/decode.py --family=t5
   python tests/benchmarks/decode.py --family=decoder --mixture_coef=0.125
   python tests/benchmarks/decode.py --family=decoder --beside=tokens=128
 
-No completion ends early. The prompts are read before, `encode` apart. `draw`
-is everything after the logits of policy and reference: the mixture, the token,
-its log-probabilities. `--beside` takes other sizes in turn with the first, in
-one process: `beside_over_first` has the medians of the ratios of seconds and
-of seconds over bound, and the ratio of the programs' temporary memory.
+No completion ends early. `encode` reads the prompts and is measured separately.
+`draw` is everything after the logits of policy and reference: the mixture, the
+token and its log-probabilities. `--beside` measures other sizes alternately
+with the first ones in one process. `beside_over_first` holds the median ratios
+of seconds and of seconds over bound, and the ratio of temporary memory.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from ipo_md.sampling import mixture
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-  """One set of sizes: what is run, and its bounds."""
+  """The work and the bounds for one set of sizes."""
 
   work: dict[str, Callable[[], Any]]
   bounds: dict[str, limits.Cost]
@@ -58,7 +58,7 @@ def _case(args: argparse.Namespace) -> _Case:
     )
 
   def draw(logits, rng):
-    """T draws, each from other logits."""
+    """Draws T tokens, each from different logits."""
 
     def one(n, total):
       token, log_probs = mixture.choose(
@@ -93,7 +93,7 @@ def _case(args: argparse.Namespace) -> _Case:
 
 
 def _sizes(text: str) -> dict[str, int]:
-  """'k=8,batch=2' -> {'k': 8, 'batch': 2}."""
+  """Parses 'k=8,batch=2' as {'k': 8, 'batch': 2}."""
   pairs = [pair.split('=') for pair in text.split(',')]
   return {name: int(value) for name, value in pairs}
 
@@ -103,13 +103,13 @@ def main() -> None:
   networks.add_flags(flags, 't5')
   flags.add_argument('--mixture_coef', type=float, default=0.0)
   flags.add_argument(
-    '--beside', type=_sizes, default={}, help='other sizes, as k=8,batch=2'
+    '--beside', type=_sizes, default={}, help='other sizes: k=8,batch=2'
   )
   ablations.add_flag(flags)
   args = networks.fill(flags.parse_args())
   shape = {*networks.SHAPES[args.family], 'batch', 'k', 'tokens'}
   if not shape >= args.beside.keys():
-    flags.error(f'--beside: {[*args.beside]} are not all among {[*shape]}.')
+    flags.error(f'--beside: {[*args.beside]} are not all in {[*shape]}.')
   ablations.apply(args)
   protocol.prepare(args.threads)
 

@@ -1,15 +1,16 @@
-"""How often the 95 % intervals of win rates hold the truth.
+"""Measures how often the 95 % intervals of win rates cover the truth.
 
   python tests/benchmarks/intervals.py
 
-Simulates 2,000 comparisons for each win rate, share of ties (of the largest
-that the win rate allows) and number of prompts, and prints the share of
-intervals that cover the win rate. `length` is the length-controlled win rate on
-500 comparisons whose outcome does not depend on length. Takes a minute.
+Simulates 2,000 comparisons for each win rate, number of prompts and share of
+ties, relative to the largest share that the win rate allows. Prints the share
+of intervals that cover the win rate. `length` is the length-controlled win rate
+in 500 comparisons whose outcome does not depend on length. Takes a minute.
 """
 
 import numpy as np
 
+from ipo_md.core import intervals
 from ipo_md.evaluation import statistics
 
 REPETITIONS = 2000
@@ -17,15 +18,16 @@ LENGTH_REPETITIONS = 500
 
 
 def coverage(rng, rate, tied, count):
-  """Of `statistics.win_rate`, over its counts alone."""
+  """Returns the coverage of the score interval."""
   ties = tied * 2 * min(rate, 1 - rate)
   shares = [rate - ties / 2, ties, 1 - rate - ties / 2]
   wins, ties, _ = rng.multinomial(count, shares, size=REPETITIONS).T
-  low, high = statistics.score_interval(wins, ties, count)
+  low, high = intervals.score_interval(wins, ties, count)
   return np.mean((low <= rate) & (rate <= high))
 
 
 def coverage_of_length_control(rng, rate, count):
+  """Returns the coverage of the length-controlled win rate's interval."""
   covered = 0
   for _ in range(LENGTH_REPETITIONS):
     wins = (rng.random(count) < rate).astype(float)

@@ -1,10 +1,10 @@
-"""A judge's forward pass against the FLOPs that it cannot avoid.
+"""Measures a judge's forward pass against its minimal FLOPs.
 
   python tests/benchmarks/judge.py --judge=reward_model
   python tests/benchmarks/judge.py --judge=likelihood --real=0.5
 
-`--real` is the part of each completion that is not padding. FLOPs are those
-of real tokens, so that padding that is computed shows as a lower fraction.
+`--real` is the share of each completion that is not padding. FLOPs count real
+tokens only, so computing padding lowers the fraction.
 """
 
 import argparse

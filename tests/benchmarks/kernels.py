@@ -1,10 +1,12 @@
-"""Products of few rows with kernels in each order, as sampling has them.
+"""Measures products of few rows with kernels in each memory layout.
 
   python tests/benchmarks/kernels.py --rows=16 --inputs=512 --outputs=1024
 
-There are as many kernels as hold 128 MB, so that each comes from memory when
-its turn is there. `of_rate` has the fractions of the rate of a large matmul.
+The kernels take 128 MB together, so that each one is read from memory.
+`of_rate` holds the fractions of the rate of a large matrix product.
 """
+
+import functools
 
 import jax
 from jax import lax
@@ -12,17 +14,17 @@ import jax.numpy as jnp
 import limits
 import protocol
 
+from ipo_md.models import cpu_layouts
 from ipo_md.models import layers
-from ipo_md.models import packed_kernels
 
 _BYTES = 2**27
 
 
-# What is kept of W, and its product with x.
+# How W is stored, and its product with x.
 _ORDERS = {
   'kernel': (lambda w: w, lambda w, x: x @ w),
   'transposed': (jnp.transpose, lambda w, x: layers.project(x, w, 1)),
-  'panels': (packed_kernels.in_panels, lambda w, x: x @ w),
+  'panels': (cpu_layouts.in_panels, lambda w, x: x @ w),
 }
 
 
@@ -39,18 +41,18 @@ def main() -> None:
   cost = limits.Cost(flops=2 * args.rows * size * n)
   rows = jax.random.normal(jax.random.key(0), (args.rows, args.inputs))
   work = {}
-  for name, (keep, product) in _ORDERS.items():
-    kept = [
-      jax.jit(keep)(jnp.full((args.inputs, args.outputs), 1.0 + i))
+  for name, (store, product) in _ORDERS.items():
+    stored = [
+      jax.jit(store)(jnp.full((args.inputs, args.outputs), 1.0 + i))
       for i in range(n)
     ]
 
-    def run(kept, rows, product=product):
-      # Each result is made in full before the next product.
-      return [lax.optimization_barrier(product(w, rows)) for w in kept]
+    def run(stored, rows, product=product):
+      # Each result is complete before the next product starts.
+      return [lax.optimization_barrier(product(w, rows)) for w in stored]
 
-    program = protocol.compiled(run, kept, rows)
-    work[name] = lambda program=program, kept=kept: program.run(kept, rows)
+    program = protocol.compiled(run, stored, rows)
+    work[name] = functools.partial(program.run, stored, rows)
     protocol.timed(work[name])
   meter = protocol.Meter(args)
   times, rates = meter.measure(work)

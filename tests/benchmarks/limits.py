@@ -1,15 +1,15 @@
-"""The least that each phase of a step must compute and read.
+"""Computes lower bounds on the work of each phase of a step.
 
   python tests/benchmarks/limits.py --family=t5
 
-prints FLOPs, bytes and the time that follows at this machine's rates:
+Prints FLOPs, bytes and the resulting time at this machine's rates:
 
   bound = max(FLOPs / matmul rate, bytes / bandwidth)
 
-FLOPs are of matrix products, 2 for each multiplication and addition, causal
-attention counted as the triangle that it is. Every prompt is read once by each
-model. The backward pass is twice the forward pass. Bytes are those of weights,
-context and cache, once for each token that is sampled.
+FLOPs are those of matrix products, 2 for each multiplication with its addition.
+Causal attention counts as a triangle. Each model reads every prompt once. The
+backward pass takes twice the FLOPs of the forward pass. Bytes are those of
+weights, contexts and caches, read once for each sampled token.
 """
 
 import argparse
@@ -25,6 +25,8 @@ _MIXED = {'ipo_md': lambda k: k, 'nash_md': lambda k: k - 1}
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
+  """FLOPs and bytes of some work."""
+
   flops: float = 0.0
   bytes: float = 0.0
 
@@ -35,6 +37,7 @@ class Cost:
     return Cost(self.flops * factor, self.bytes * factor)
 
   def seconds(self, rates: protocol.Rates) -> float:
+    """Returns the bound at the given rates."""
     return max(self.flops / rates.matmul, self.bytes / rates.bandwidth)
 
 
@@ -43,7 +46,7 @@ def _joined(args: argparse.Namespace) -> int:
 
 
 def _kernels(args: argparse.Namespace) -> tuple[int, int, int]:
-  """Weights of one attention, of one feed-forward, of the head."""
+  """Counts the weights of an attention, a feed-forward layer and the head."""
   return (
     4 * args.emb_dim * _joined(args),
     3 * args.emb_dim * args.mlp_dim,
@@ -52,7 +55,7 @@ def _kernels(args: argparse.Namespace) -> tuple[int, int, int]:
 
 
 def encode(args: argparse.Namespace) -> Cost:
-  """FLOPs of the prompts, read once; its bytes never bind."""
+  """Returns the cost of reading the prompts; its bytes never bind."""
   attention, mlp, _ = _kernels(args)
   b, p = args.batch, args.prompt
   layer = attention + mlp
@@ -64,14 +67,14 @@ def encode(args: argparse.Namespace) -> Cost:
 
 
 def decode(args: argparse.Namespace, *, head: bool = True) -> Cost:
-  """T tokens of B K completions, the prompts being read; bytes of sampling."""
+  """Returns the cost of sampling B K completions of T tokens."""
   attention, mlp, vocab = _kernels(args)
   rows, t, p = args.batch * args.k, args.tokens, args.prompt
   layer = attention + mlp
   if args.family == 't5':
     layer += attention / 2  # cross-attention queries and output
   weights = args.layers * layer + (vocab if head else 0)
-  columns = t * p + t * (t + 1) / 2  # a completion's queries see so many
+  columns = t * p + t * (t + 1) / 2  # seen by the queries of a completion
   scores = 2 * _joined(args) * args.layers * columns
   width = jnp.dtype(args.dtype).itemsize
   context = 2 * _joined(args) * args.layers * args.batch * p * t
@@ -83,9 +86,9 @@ def decode(args: argparse.Namespace, *, head: bool = True) -> Cost:
 
 
 def phases(args: argparse.Namespace, algorithm: str) -> dict[str, Cost]:
-  """Of one online step with a reward model of the policy's size.
+  """Returns the costs of an online step, with a judge of the policy's size.
 
-  Algorithms differ in how many slots of a prompt decode the reference too.
+  Algorithms differ in how many completions of a prompt mix in the reference.
   """
   flops = lambda cost: Cost(cost.flops)
   mixed = _MIXED.get(algorithm, lambda k: 0)(args.k)
@@ -93,7 +96,7 @@ def phases(args: argparse.Namespace, algorithm: str) -> dict[str, Cost]:
   sample = encode(args) + decode(args)
   if mixed:
     sample += encode(args) + decode(player)
-  # The mixture's decode gives the reference's log-probabilities.
+  # Sampling from the mixture yields the reference's log-probabilities.
   reference = Cost() if mixed == args.k else flops(decode(args))
   if not mixed:
     reference += encode(args)
@@ -101,13 +104,13 @@ def phases(args: argparse.Namespace, algorithm: str) -> dict[str, Cost]:
     'sample': sample,
     'judge': encode(args) + flops(decode(args, head=False)),
     'reference': reference,
-    # The forward pass over the prompts is the sampler's.
+    # The sampler has already done the forward pass over the prompts.
     'loss': encode(args) * 2 + flops(decode(args)) * 3,
   }
 
 
 def update(args: argparse.Namespace, algorithm: str) -> Cost:
-  """Of all phases together; 'supervised' is an algorithm too."""
+  """Returns the cost of all phases; 'supervised' is an algorithm, too."""
   if algorithm == 'supervised':
     return (encode(args) + Cost(decode(args).flops)) * 3
   return sum(phases(args, algorithm).values(), Cost())

@@ -1,4 +1,4 @@
-"""The networks and batches that the benchmarks measure, from their flags."""
+"""Makes the networks and batches that the flags of a benchmark describe."""
 
 import argparse
 import functools
@@ -11,8 +11,8 @@ from ipo_md.models import decoder_only
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 
-# What the flags of a shape are where they are not given: T5 1.1 small, and a
-# decoder of 6 million parameters.
+# Defaults of the flags for shapes: T5 1.1 small, and a decoder with 6 million
+# parameters.
 SHAPES = {
   't5': {
     'emb_dim': 512,
@@ -36,19 +36,21 @@ SHAPES = {
 
 
 def add_flags(flags: argparse.ArgumentParser, family: str) -> None:
-  """Flags of shape and batch; `family` is the default one."""
+  """Adds the flags for shape and batch; `family` is the default family."""
   flags.add_argument('--family', choices=list(SHAPES), default=family)
   for name in SHAPES[family]:
     flags.add_argument(f'--{name}', type=int)
   flags.add_argument('--batch', type=int, default=8, help='prompts, B')
-  flags.add_argument('--k', type=int, default=2, help='completions of a prompt')
-  flags.add_argument('--tokens', type=int, default=64, help='of each, T')
-  flags.add_argument('--dtype', default='float32', help='of activations')
+  flags.add_argument('--k', type=int, default=2, help='completions per prompt')
+  flags.add_argument(
+    '--tokens', type=int, default=64, help='tokens per completion, T'
+  )
+  flags.add_argument('--dtype', default='float32', help='type of activations')
   flags.add_argument('--scan', action='store_true', help='scan over layers')
 
 
 def fill(args: argparse.Namespace) -> argparse.Namespace:
-  """Shapes that were not given are the family's."""
+  """Fills in the shapes of the family that were not given."""
   for name, value in SHAPES[args.family].items():
     if getattr(args, name) is None:
       setattr(args, name, value)
@@ -56,7 +58,7 @@ def fill(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def network(args: argparse.Namespace, *, reward_head: bool = False):
-  """The `models.Model` of the flags."""
+  """Makes the `models.Model` that the flags describe."""
   common = {
     'vocab_size': args.vocab,
     'emb_dim': args.emb_dim,
@@ -90,18 +92,19 @@ def network(args: argparse.Namespace, *, reward_head: bool = False):
 
 
 def init(model: model_lib.Model, seed: int) -> types.Params:
+  """Makes random parameters."""
   return jax.jit(model.init)(jax.random.key(seed))
 
 
 def prompts(args: argparse.Namespace) -> types.Tokens:
-  """[B, P] random tokens, no padding."""
+  """Makes prompts of [B, P] random tokens without padding."""
   shape = (args.batch, args.prompt)
   ids = jax.random.randint(jax.random.key(1), shape, 2, args.vocab, jnp.int32)
   return types.Tokens(ids=ids, mask=jnp.ones(shape, bool))
 
 
 def completions(args: argparse.Namespace) -> types.Completions:
-  """K full completions of each prompt."""
+  """Makes K completions of full length for each prompt."""
   shape = (args.batch, args.k, args.tokens)
   ids = jax.random.randint(jax.random.key(2), shape, 2, args.vocab, jnp.int32)
   return types.Completions(

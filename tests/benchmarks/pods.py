@@ -1,11 +1,10 @@
-"""The table of docs/pods.md: compiled for slices, on a machine without TPU.
+"""Makes the table of docs/pods.md by compiling for TPU slices.
 
   python tests/benchmarks/pods.py --folder=/tmp/pods                 # all rows
   python tests/benchmarks/pods.py --folder=/tmp/pods --only v5e_4x4
 
-A row takes three to five CPU-minutes and 4 to 6 GB. Rows that are there
-already are not compiled again. Then it prints the table of all rows that are
-there.
+A row takes three to five CPU-minutes and 4 to 6 GB, and needs no TPU. Rows that
+exist in the folder are not compiled again. The table lists all existing rows.
 """
 
 import argparse
@@ -20,8 +19,8 @@ T5 = ('models/t5_1_1_large', 'models/judge_t5_1_1_xl', 'judges/comparator')
 MISTRAL = ('models/mistral_7b', 'judges/likelihood')
 MIXTRAL = ('models/mixtral_8x7b', 'judges/likelihood')
 
-# name: files beside the run's, algorithm, topology, MESH_SHAPE, BATCH_SIZE and
-# what else is bound
+# name: gin files besides the run's, algorithm, topology, MESH_SHAPE, BATCH_SIZE
+# and optional bindings
 CASES = {
   'v5e_4x4': (T5, 'ipo', 'v5e:4x4', (1, 16, 1), 32),
   'v4_4x4x4': (T5, 'ipo', 'v4:4x4x4', (1, 32, 2), 32),
@@ -51,6 +50,7 @@ CASES = {
 
 
 def command(name: str, folder: pathlib.Path) -> list[str]:
+  """Returns the command that compiles a row."""
   files, algorithm, topology, mesh_shape, batch_size, *others = CASES[name]
   models = [f for f in files if f.startswith('models/')]
   judge = [f for f in files if f.startswith('judges/')]
@@ -72,7 +72,7 @@ def command(name: str, folder: pathlib.Path) -> list[str]:
 
 
 def row(name: str, report: dict) -> str:
-  """A line of the table."""
+  """Renders a row of the table."""
   gib = lambda key: f'{report["hbm_bytes"].get(key, 0) / 2**30:.1f}'
   mesh = ', '.join(str(size) for size in report['mesh'].values())
   cells = [

@@ -1,20 +1,20 @@
-"""How every benchmark here measures.
+"""The protocol by which all benchmarks measure.
 
-The rate of a shared machine moves, so nothing is quoted in seconds alone. One
-process on fixed cores measures rates, work, rates, work, ..., rates; a figure
-is the median over the repetitions of work divided by the mean of the rates
-just before and just after it. Compilation and a first run come before, apart.
+The speed of a shared machine varies, so no figure is in seconds alone. One
+process on fixed cores measures rates, work, rates, work, ..., rates. A figure
+is the median over repetitions of the work, divided by the mean of the rates
+just before and just after it. Compilation and a first run come before all that.
 
   rate        float32 matmul of 1024 x 1024, in FLOP/s
   bandwidth   a read of 256 MB, in bytes/s
 
-XLA takes the memory of a program's temporaries from malloc at each call and
-gives it back after it. glibc hands that back to the kernel, whose zeroing of
-pages took from .02 s to .3 s of the same step, by turns; so here it is kept.
+XLA allocates the temporaries of a program with malloc at each call and frees
+them afterwards. glibc returns the memory to the kernel, which then zeroes pages
+again and took between .02 s and .3 s of the same step. The benchmarks therefore
+make glibc keep the memory.
 
-Seconds are of the CPU (`--clock=cpu`, what the process itself used; the
-default, right where other processes share the cores and there is one thread)
-or of the wall (`--clock=wall`). Both are reported.
+Seconds are CPU time of the process (`--clock=cpu`, the default, which suits one
+thread on shared cores) or wall time (`--clock=wall`). Both are reported.
 """
 
 import argparse
@@ -34,8 +34,8 @@ import jax.numpy as jnp
 
 _BANDWIDTH_BYTES = 2**28
 
-# mallopt's names for: no memory of its own for a large array, one arena, and
-# nothing given back to the kernel below 2 GiB.
+# Options of mallopt: large arrays get no mapping of their own, there is one
+# arena, and up to 2 GiB of free memory are not returned to the kernel.
 _KEEP_MEMORY = {
   'M_MMAP_MAX': (-4, 0),
   'M_ARENA_MAX': (-8, 1),
@@ -45,7 +45,7 @@ _KEEP_MEMORY = {
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-  """What the machine does at the moment."""
+  """The current rates of the machine."""
 
   matmul: float  # FLOP/s, 1024 x 1024 x 1024
   matmul_2048: float | None  # FLOP/s, 2048 x 2048 x 2048
@@ -54,29 +54,40 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
+  """The time of one call."""
+
   wall: float
   cpu: float
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-  """The flags that all benchmarks share."""
+  """Makes a parser with the flags that all benchmarks share."""
   flags = argparse.ArgumentParser(
     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  flags.add_argument('--threads', type=int, default=1, help='cores used')
+  flags.add_argument('--threads', type=int, default=1, help='number of cores')
   flags.add_argument('--repeats', type=int, default=5)
   flags.add_argument('--clock', choices=('cpu', 'wall'), default='cpu')
   return flags
 
 
 def prepare(threads: int) -> None:
-  """Pins the process to its last `threads` cores, with as many XLA threads.
+  """Pins the process to its last cores and keeps freed memory.
 
-  Keeps freed memory too. To be called before JAX computes anything.
+  Must be called before JAX computes anything.
+
+  Args:
+    threads: Number of cores, and of XLA's threads.
+
+  Raises:
+    ValueError: If there are not as many cores.
   """
   cores = sorted(os.sched_getaffinity(0))
   if not 1 <= threads <= len(cores):
-    raise ValueError(f'--threads={threads}: there are {len(cores)} cores.')
+    raise ValueError(
+      f'--threads={threads} is not between 1 and {len(cores)}, the number of '
+      'cores.'
+    )
   os.sched_setaffinity(0, cores[-threads:])
   flags = [
     os.environ.get('XLA_FLAGS', ''),
@@ -91,14 +102,18 @@ def prepare(threads: int) -> None:
 
 
 def timed(f: Callable[[], Any]) -> Seconds:
-  """Of one call, until its results are there."""
+  """Measures one call until its results are ready."""
   wall, cpu = time.perf_counter(), time.process_time()
   jax.block_until_ready(f())
   return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 class Meter:
-  """Measures work between measurements of the machine's rates."""
+  """Measures work between measurements of the machine's rates.
+
+  Args:
+    args: Flags of `parser`.
+  """
 
   def __init__(self, args: argparse.Namespace):
     self._args = args
@@ -111,9 +126,12 @@ class Meter:
     self.rates(large=True)
 
   def seconds(self, times: Seconds) -> float:
+    """Returns the time by the clock that the flags select."""
     return getattr(times, self._args.clock)
 
   def rates(self, large: bool = False) -> Rates:
+    """Measures the rates of the machine."""
+
     def best(f, *x):
       return min(self.seconds(timed(lambda: f(*x))) for _ in range(3))
 
@@ -128,10 +146,14 @@ class Meter:
   def measure(
     self, work: dict[str, Callable[[], Any]]
   ) -> tuple[dict[str, list[Seconds]], list[Rates]]:
-    """Times of each piece of work, `repeats` of each, and the rates around it.
+    """Measures `repeats` repetitions of each piece of work.
 
-    All pieces are run between two measurements of the rates: repetition i of
-    each lies between rates i and i + 1.
+    Args:
+      work: Pieces of work by name.
+
+    Returns:
+      The times by name, and the rates. Repetition i of every piece runs between
+      the measurements of rates i and i + 1.
     """
     times = {name: [] for name in work}
     rates = [self.rates()]
@@ -147,14 +169,14 @@ class Meter:
     rates: Sequence[Rates],
     bound: Callable[[Rates], float],
   ) -> list[float]:
-    """Seconds over `bound(rates)` seconds of each repetition."""
+    """Returns seconds over `bound(rates)` seconds of each repetition."""
     return [
       self.seconds(t) / ((bound(before) + bound(after)) / 2)
       for t, before, after in zip(times, rates[:-1], rates[1:], strict=True)
     ]
 
   def ratio(self, *args: Any) -> float:
-    """The median of `ratios`."""
+    """Returns the median of `ratios`."""
     return statistics.median(self.ratios(*args))
 
   def report(
@@ -181,15 +203,21 @@ class Meter:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """A program, compiled ahead, and what that took."""
+  """A program compiled ahead of time, and the cost of compiling it."""
 
   run: Callable[..., Any]
   seconds: float
-  temporary_mb: float  # beside arguments and results
+  temporary_mb: float  # without arguments and results
 
 
 def compiled(f: Callable[..., Any], *args: Any, donate: int = -1) -> Compiled:
-  """Compiles f for arguments like these."""
+  """Compiles f for arguments of the same shapes.
+
+  Args:
+    f: Function to compile.
+    *args: Arguments that give the shapes.
+    donate: Number of the argument that is donated; -1 donates none.
+  """
   jitted = jax.jit(f, donate_argnums=() if donate < 0 else donate)
   start = time.perf_counter()
   program = jitted.lower(*args).compile()

@@ -1,10 +1,10 @@
-"""What reading a batch costs, against an update of the smoke run.
+"""Compares the cost of reading a batch with an update of the smoke run.
 
   python tests/benchmarks/reading.py
 
-Prints milliseconds of CPU for a batch and for an update (the ratio holds on a
-busy machine, too), and the time of updates on one batch that stays against
-updates on batches that the loop's prefetch thread reads.
+Prints milliseconds of CPU time for a batch and for an update, whose ratio is
+also valid on a busy machine. Then it prints the time of updates on one fixed
+batch and on batches that the prefetch thread of the training loop reads.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _UPDATES = 40
 
 
 def _timed(function: Callable[[], None]) -> tuple[float, float]:
-  """Seconds, and seconds of CPU of this process, all threads."""
+  """Returns wall seconds, and CPU seconds of all threads of the process."""
   wall, cpu = time.perf_counter(), time.process_time()
   function()
   return time.perf_counter() - wall, time.process_time() - cpu
@@ -42,7 +42,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--blocks', type=int, default=5)
   blocks = parser.parse_args().blocks
-  gin.add_config_file_search_path(gin_config.ROOT)
+  gin.add_config_file_search_path(str(gin_config.root()))
   gin_config.parse(_FILES, _BINDINGS)
   run = gin.get_bindings('training.train')
   model, mesh = run['model'], sharding.make_mesh(run['mesh_shape'])

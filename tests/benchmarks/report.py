@@ -1,10 +1,11 @@
-"""Size of a report of many completions, and how soon its page is drawn.
+"""Measures the size of a large report, and how fast its page is drawn.
 
   python tests/benchmarks/report.py [--completions=100000]
 
-Ten policies, summaries of 25 words, prompts of 60; needs chromium in PATH. One
-JSON line: megabytes of the page, prompts in it and left out, and seconds from
-the start of loading until the page is drawn.
+The report has ten policies, summaries of 25 words and prompts of 60 words.
+Chromium must be in PATH. Prints one JSON line: megabytes of the page, the
+number of prompts in it and left out, and seconds from the start of loading
+until the page is drawn.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""A whole update, and its phases, against the FLOPs that it cannot avoid.
+"""Measures a whole update against its minimal FLOPs.
 
   python tests/benchmarks/step.py
   python tests/benchmarks/step.py --algorithm=ipo_md
   python tests/benchmarks/step.py --family=t5 --algorithm=supervised
 
-The default is online IPO of a small decoder, judged by a reward model of its
-size, no completion ending early. `fraction_of_rate` is minimal FLOPs over
-seconds over the matmul rate. Several algorithms after a comma are measured in
-turn, in one process: `over_first` is the time over that of the first, and
-`extra_over_sample` what it is longer, over the time that the policy takes to
-read the prompts and sample.
+The default is online IPO with a small decoder and a reward model of its size.
+No completion ends early. `fraction_of_rate` is minimal FLOPs per second over
+the rate of a large matrix product. Several algorithms, separated by commas, are
+measured alternately in one process. `over_first` is the time relative to the
+first algorithm. `extra_over_sample` is the additional time relative to the time
+in which the policy reads the prompts and samples.
 """
 
 import functools
@@ -23,12 +23,14 @@ import networks
 import protocol
 
 from ipo_md.algorithms import losses
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import online
 from ipo_md.algorithms import supervised
 from ipo_md.core import types
 from ipo_md.judges import learned
 from ipo_md.optim import optimizers
 from ipo_md.sampling import mixture
+from ipo_md.sampling import sampler
 
 _LOSSES = {
   'ipo': functools.partial(losses.ipo, tau=0.1),
@@ -43,7 +45,7 @@ _LOSSES = {
 
 
 def _update(algorithm, args, model, judge_model, optimizer):
-  """The step of an algorithm, its batch still open."""
+  """Returns the step of an algorithm, without its state and batch."""
   if algorithm == 'supervised':
     return functools.partial(
       supervised.supervised_step, model=model, optimizer=optimizer, z_loss=0.0
@@ -56,17 +58,18 @@ def _update(algorithm, args, model, judge_model, optimizer):
   return functools.partial(
     online.online_step,
     model=model,
-    judge=functools.partial(learned.reward_model, model=judge_model),
+    feedback=objective.Feedback(
+      judge=functools.partial(learned.reward_model, model=judge_model)
+    ),
     loss=_LOSSES[algorithm],
     optimizer=optimizer,
     mixture_coefs=coefs,
-    max_new_tokens=args.tokens,
-    eos_id=-1,
+    sampler=sampler.Sampler(max_new_tokens=args.tokens, eos_id=-1),
   )
 
 
 def _sampling(args, model):
-  """The policy alone: (params, prompts, rng) -> samples."""
+  """Returns a function (params, prompts, rng) -> samples of the policy."""
 
   def sample(params, prompts, rng):
     return mixture.sample(

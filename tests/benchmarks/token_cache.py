@@ -1,10 +1,11 @@
-"""How fast the cache of tokens is made and read.
+"""Measures how fast the token cache is made and read.
 
   python tests/benchmarks/token_cache.py --vocabulary=spm.model
 
-Examples are random words, prompts of about 128 tokens and one target. Prints
-the tokenizer's own rate on one thread, the rate at which the cache is made,
-the time of a start from it, the time of a batch of 32 and the peak memory.
+Examples consist of random words: prompts of about 128 tokens and one target.
+Prints the rate of the tokeniser on one thread, the rate at which the cache is
+made, the time to start from the cache, the time of a batch of 32 and the peak
+memory.
 """
 
 import argparse

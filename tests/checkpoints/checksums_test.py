@@ -1,4 +1,4 @@
-"""Damaged checkpoints: detected, set aside, and the run goes on."""
+"""Damaged checkpoints are detected and moved, and the run continues."""
 
 import json
 import pathlib
@@ -10,14 +10,11 @@ import numpy as np
 import pytest
 
 from ipo_md.checkpoints import checksums
-from ipo_md.checkpoints import manager
-from ipo_md.core import types
-from tasks.mini_tldr import tasks
 from tests.training import micro_run
 
 
 def run(path: pathlib.Path, steps: int = 6, **changes) -> None:
-  """A micro run that saves at every other step."""
+  """Starts a micro run that saves at every other step."""
   micro_run.supervised(path, steps, evaluation=None, **changes)
 
 
@@ -30,7 +27,7 @@ def straight_fixture(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(name='copied')
 def copied_fixture(straight, tmp_path) -> pathlib.Path:
-  """The run as it was before its end: not marked as complete."""
+  """Returns a copy of the run that is not marked as complete."""
   shutil.copytree(straight, tmp_path / 'run')
   (tmp_path / 'run' / 'COMPLETED').unlink()
   return tmp_path / 'run'
@@ -59,7 +56,7 @@ def test_any_flipped_byte_cut_or_missing_file_is_named(straight, tmp_path):
   source = straight / 'checkpoints' / '6'
   files = [p.relative_to(source) for p in source.rglob('*') if p.is_file()]
   for number, name in enumerate(files):
-    if str(name) == checksums.COMMITTED:  # nothing reads it
+    if str(name) == checksums.COMMITTED:  # it is never read
       continue
     for fault in ('flip', 'cut', 'missing'):
       copy = tmp_path / f'{number}{fault}'
@@ -77,7 +74,7 @@ def test_any_flipped_byte_cut_or_missing_file_is_named(straight, tmp_path):
 
 
 @pytest.mark.parametrize('fault', ['flip', 'metadata', 'empty', 'half'])
-def test_the_previous_checkpoint_is_taken_and_said(
+def test_the_run_continues_from_the_previous_checkpoint_and_says_so(
   copied, straight, capsys, fault
 ):
   latest = copied / 'checkpoints' / '6'
@@ -89,14 +86,14 @@ def test_the_previous_checkpoint_is_taken_and_said(
   elif fault == 'empty':
     shutil.rmtree(latest)
     latest.mkdir()
-  else:  # killed before the commit: Orbax's own name of what is unfinished
+  else:  # Orbax's name of a checkpoint whose run was killed before the commit
     latest.rename(copied / 'checkpoints' / '6.orbax-checkpoint-tmp-1')
   run(copied)
   said = capsys.readouterr().out
   assert 'Resumed from step 4' in said
   if fault != 'half':
     assert 'the checkpoint of step 6 is damaged' in said
-    assert 'Going on from step 4' in said
+    assert 'Continuing from step 4' in said
     assert (copied / 'damaged' / '6.0').is_dir()
   assert checksums.damaged_files(latest) == []
   micro_run.assert_equal(
@@ -104,8 +101,8 @@ def test_the_previous_checkpoint_is_taken_and_said(
   )
 
 
-def test_what_is_half_deleted_is_never_sealed(copied):
-  """A run was killed while it deleted a checkpoint, as in a bucket."""
+def test_a_half_deleted_checkpoint_is_never_sealed(copied):
+  """A run was killed while it deleted a checkpoint in Cloud Storage."""
   half = copied / 'checkpoints' / '4'
   (half / checksums.COMMITTED).unlink()
   (half / 'default' / '_METADATA').unlink()
@@ -119,7 +116,7 @@ def test_what_is_half_deleted_is_never_sealed(copied):
 
 
 def test_a_checkpoint_is_deleted_in_one_step(copied, monkeypatch):
-  """A kill leaves none half deleted; the rest of it goes at the next start."""
+  """A killed run leaves none half deleted; the next one removes the rest."""
   folder, removed = copied / 'checkpoints', []
   rmtree = shutil.rmtree
 
@@ -153,8 +150,8 @@ def test_damaged_parameters_are_not_replaced_by_others(copied):
   micro_run.params_of(copied / 'checkpoints' / '4')
 
 
-def test_a_full_disk_is_said_and_the_last_checkpoint_stays(copied):
-  """Files may not grow beyond 4 kB: every write of an array fails."""
+def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(copied):
+  """No file may grow beyond 4 kB, so that every write of an array fails."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
   try:
@@ -165,23 +162,3 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(copied):
   assert checksums.numbered(copied / 'checkpoints') == [4, 6]
   assert checksums.damaged_files(copied / 'checkpoints' / '6') == []
   assert not (copied / 'COMPLETED').exists()
-
-
-def test_what_is_kept(tmp_path):
-  """The last one, every fourth, and the two of the highest win rate."""
-  keep = manager.Keep(last=1, period=4, best=2)
-  rates = {1: 0.9, 2: 0.1, 3: 0.8, 5: 0.2, 6: 0.3, 7: 0.7}
-  for steps in (range(1, 6), range(6, 10)):
-    with manager.open_manager(str(tmp_path), keep=keep) as saved:
-      for step in steps:
-        manager.save(
-          saved,
-          types.TrainState(
-            step=np.int32(step), params={'w': np.ones(2)}, opt_state={}
-          ),
-          tasks.VOCABULARY,
-          rates.get(step),
-        )
-  assert checksums.numbered(tmp_path / 'checkpoints') == [1, 3, 4, 8, 9]
-  with pytest.raises(ValueError, match='KEEP_CHECKPOINTS is 0'):
-    manager.Keep(last=0)

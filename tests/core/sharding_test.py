@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from ipo_md.core import partitioning
 from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.models import decoder_only
@@ -250,7 +251,7 @@ def test_slices_divide_the_data_axis():
 def test_activations_are_split_along_the_batch():
   mesh = sharding.make_mesh((2, 2, 2))
   with jax.set_mesh(mesh):
-    tree = jax.jit(sharding.split_batch)(
+    tree = jax.jit(partitioning.split_batch)(
       {'x': jnp.ones((8, 3)), 'odd': jnp.ones((6, 3)), 'loss': jnp.ones(())}
     )
   assert tree['x'].sharding.spec[0] == sharding.BATCH_AXES
@@ -260,10 +261,10 @@ def test_activations_are_split_along_the_batch():
 @pytest.mark.parametrize('size', [None, 1, 8])
 def test_one_cpu_is_known(size):
   if size is None:
-    assert sharding.on_one_cpu()
+    assert partitioning.on_one_cpu()
     return
   mesh = sharding.make_mesh((1, size, 1), jax.devices()[:size])
   with jax.set_mesh(mesh):
     traced = []
-    jax.eval_shape(lambda: traced.append(sharding.on_one_cpu()))
+    jax.eval_shape(lambda: traced.append(partitioning.on_one_cpu()))
   assert traced == [size == 1]

@@ -1,4 +1,4 @@
-"""A small byte-level tokenizer.json, made here, as a vocabulary."""
+"""Tests of vocabularies from a small byte-level tokenizer.json."""
 
 import pathlib
 
@@ -11,6 +11,7 @@ import tokenizers as hf
 from ipo_md.checkpoints import load
 from ipo_md.data import hf_vocabulary
 from ipo_md.data import prompt_format as prompt_format_lib
+from ipo_md.data import vocabularies
 
 SPECIAL = ('<|begin_of_text|>', '<|end_of_text|>', '<|user|>', '<|eot_id|>')
 TEXTS = ['the cat sat on the mat', ' two  spaces,\nline', 'naïve 日本 🙂', '']
@@ -18,7 +19,7 @@ TEXTS = ['the cat sat on the mat', ' two  spaces,\nline', 'naïve 日本 🙂', 
 
 @pytest.fixture(scope='module', name='path')
 def path_fixture(tmp_path_factory) -> pathlib.Path:
-  """Byte-level BPE, as Llama 3's."""
+  """Makes a byte-level BPE tokenizer, such as Llama 3's."""
   tokenizer = hf.Tokenizer(hf.models.BPE())
   tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = hf.decoders.ByteLevel()
@@ -50,7 +51,7 @@ def vocabulary_fixture(path) -> hf_vocabulary.TokenizerVocabulary:
 
 
 @pytest.mark.parametrize('text', TEXTS)
-def test_text_goes_there_and_back_without_bos(vocabulary, path, text):
+def test_decode_inverts_encode_without_bos(vocabulary, path, text):
   ids = vocabulary.encode(text)
   assert not set(ids) & set(ids_of(path))
   assert vocabulary.decode(ids) == text
@@ -58,7 +59,7 @@ def test_text_goes_there_and_back_without_bos(vocabulary, path, text):
   assert len(ids) <= len(text.encode())
 
 
-def test_tensorflow_gives_the_same(vocabulary):
+def test_tensorflow_agrees(vocabulary):
   dataset = tf.data.Dataset.from_tensor_slices(TEXTS)
   rows = list(dataset.map(vocabulary.encode_tf).as_numpy_iterator())
   assert [row.tolist() for row in rows] == [
@@ -78,7 +79,7 @@ def test_ids_and_sizes(vocabulary, path):
   assert vocabulary.vocab_size == eot + 1
 
 
-def test_equality_and_what_a_checkpoint_remembers(vocabulary, path, tmp_path):
+def test_equality_and_description_in_checkpoints(vocabulary, path, tmp_path):
   same = hf_vocabulary.TokenizerVocabulary(
     path, eos_id=vocabulary.eos_id, bos_id=vocabulary.bos_id
   )
@@ -95,7 +96,7 @@ def test_equality_and_what_a_checkpoint_remembers(vocabulary, path, tmp_path):
 
 
 def test_a_chat_template_is_a_prefix_and_a_suffix(vocabulary, path):
-  """Special tokens in the texts are tokens of their own."""
+  """Special tokens in a text are encoded as one token each."""
   bos, _, user, eot = ids_of(path)
   prompt_format = prompt_format_lib.PromptFormat(
     prefix=('<|begin_of_text|><|user|>\n\n',),
@@ -109,7 +110,7 @@ def test_a_chat_template_is_a_prefix_and_a_suffix(vocabulary, path):
 
 @pytest.fixture(name='parse')
 def parse_fixture():
-  """Gin files and bindings -> their prompt format."""
+  """A function that parses gin files and returns their prompt format."""
 
   def parse(*files, **macros):
     root = pathlib.Path(__file__).parents[2]
@@ -127,7 +128,7 @@ def parse_fixture():
 
 
 def _chat_tokenizer(special, **parts) -> hf.Tokenizer:
-  """Every character is a token; `parts` are a tokenizer's other members."""
+  """Makes a character tokenizer. `parts` are its other components."""
   characters = ''.join(chr(i) for i in range(32, 127)) + '\n\u2581\u00e9'
   vocab = {c: i for i, c in enumerate(dict.fromkeys(characters))}
   vocab |= {f'<0x{i:02X}>': len(vocab) + i for i in range(256)}
@@ -139,7 +140,7 @@ def _chat_tokenizer(special, **parts) -> hf.Tokenizer:
 
 
 def _check_chat(tokenizer, prompt_format, bos, template):
-  """Joined parts are the tokens of the template's text in one piece."""
+  """Checks that the joined parts are the tokens of the whole template."""
   encode = prompt_format.vocabulary.encode
   for prompt, reply in (
     ('Hi there', 'Yes.'),
@@ -155,7 +156,7 @@ def _check_chat(tokenizer, prompt_format, bos, template):
 
 @pytest.mark.parametrize('metaspace', [False, True])
 def test_zephyr_overlay_is_its_template(parse, tmp_path, metaspace):
-  """As tokenizer.json of Mistral spells it, and as newer files do."""
+  """Covers tokenizer.json as Mistral writes it and as newer files do."""
   replace = hf.decoders.Replace('\u2581', ' ')
   strip = hf.decoders.Strip(' ', 1, 0)
   fall_back = hf.decoders.ByteFallback()
@@ -213,7 +214,14 @@ def test_llama_3_overlay_is_its_template(parse, tmp_path):
   assert tokenizer.id_to_token(prompt_format.vocabulary.eos_id) == '<|eot_id|>'
 
 
-def test_what_cannot_be_read_is_named(path, tmp_path):
+def test_factory_of_gin_files(vocabulary, path):
+  made = vocabularies.tokenizer_vocabulary(
+    path=path, eos_id=vocabulary.eos_id, bos_id=vocabulary.bos_id
+  )
+  assert made == vocabulary
+
+
+def test_unreadable_tokenizers(path, tmp_path):
   with pytest.raises(ValueError, match='no file .*nothing .TOKENIZER_PATH.'):
     hf_vocabulary.TokenizerVocabulary(str(tmp_path / 'nothing'), eos_id=1)
   (tmp_path / 'bad.json').write_text('{"model": 3}')

@@ -1,4 +1,4 @@
-"""The preview run, on XSum and on preference files, through its gin file."""
+"""Tests of the preview run through its gin file."""
 
 import json
 import pathlib
@@ -17,13 +17,13 @@ from __gin__ import dynamic_registration
 import seqio
 VOCABULARY = @seqio.SentencePieceVocabulary()
 seqio.SentencePieceVocabulary.sentencepiece_model_file = (
-  '{_ROOT}/tasks/mini_tldr.model')
+  '{_ROOT}/tasks/mini_tldr/mini_tldr.model')
 """
 
 
 @pytest.fixture
 def run(tmp_path):
-  """Runs the preview of a task's gin file with the embedded vocabulary."""
+  """A function that previews a task with the vocabulary of mini_tldr."""
   vocabulary = tmp_path / 'vocabulary.gin'
   vocabulary.write_text(_VOCABULARY)
 
@@ -57,7 +57,7 @@ def test_xsum(run, tmp_path, monkeypatch, capsys):
   out = capsys.readouterr().out
   assert re.search(r'prompts_cut +1\n', out)
   assert 'xsum_prompts, example 1 of 2' in out
-  # 'POST:' and 'TL;DR:' have capitals, which this vocabulary lacks.
+  # This vocabulary lacks the capitals of 'POST:' and 'TL;DR:'.
   assert 'somebody broke my oven.' in out
   assert 'completion 1, 2 tokens: a' in out
 
@@ -77,14 +77,14 @@ def test_preference_files(run, tmp_path, capsys):
   )
   out = capsys.readouterr().out
   assert 'completion 2, reward 2.5, 3 tokens: b' in out
-  assert 'completion 3: there is none' in out
+  assert 'completion 3: absent' in out
 
 
 @pytest.mark.parametrize(
   ('task', 'name'),
   [('tldr', 'tldr_preference'), ('ultrafeedback', 'ultrafeedback_rewards')],
 )
-def test_data_that_is_not_there(run, tmp_path, monkeypatch, task, name):
+def test_absent_data(run, tmp_path, monkeypatch, task, name):
   monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
   with pytest.raises(ValueError, match='make it with `python -m tasks.build'):
     run(task, f"MIXTURE_OR_TASK_NAME = '{name}'")

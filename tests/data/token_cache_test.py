@@ -1,6 +1,7 @@
 """Tests of the cache of tokens on disk."""
 
 import functools
+import importlib
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ _VOCABULARY = seqio.ByteVocabulary()
 
 
 def _lines(path, *, suffix='', vocabulary=_VOCABULARY):
-  """A task on the lines of a file: 'prompt|target'."""
+  """Makes a task on the lines 'prompt|target' of a file."""
 
   @seqio.map_over_dataset
   def split_line(line, suffix):
@@ -72,7 +73,7 @@ def _assert_same(a, b):
 
 
 class TestCache:
-  def test_the_same_as_without(self, path, tmp_path):
+  def test_same_examples_as_without_cache(self, path, tmp_path):
     task = _lines(path)
     plain = examples.tokenise(
       task, split='train', feature_lengths={'inputs': 9, 'targets': 9}
@@ -108,7 +109,7 @@ class TestCache:
       _load(_lines(path, vocabulary=seqio.ByteVocabulary(7)), tmp_path)
     assert len(_caches(tmp_path)) == 2
 
-  def test_broken_is_made_again(self, path, tmp_path):
+  def test_damaged_cache_is_made_again(self, path, tmp_path):
     task = _lines(path)
     plain = examples.tokenise(
       task, split='train', feature_lengths={'inputs': 9, 'targets': 9}
@@ -139,11 +140,11 @@ class TestCache:
       _load(_lines(path), tmp_path)
     assert not _caches(tmp_path)
 
-  def test_killed_leaves_nothing_for_long(self, path, tmp_path):
+  def test_killed_process_is_cleaned_up_after(self, path, tmp_path):
     cache = tmp_path / 'cache'
     code = (
       'import os, signal\n'
-      'from ipo_md import token_cache\n'
+      'from ipo_md.data import token_cache\n'
       f'with token_cache._unfinished({str(cache)!r}) as folder:\n'
       "  open(os.path.join(folder, 'inputs.bin'), 'w').close()\n"
       '  os.kill(os.getpid(), signal.SIGKILL)\n'
@@ -159,13 +160,40 @@ class TestCache:
     (name,) = _caches(tmp_path)
     assert name.startswith('lines-train-')
 
-  def test_info_says_what_it_is(self, path, tmp_path):
+  def test_info_describes_the_cache(self, path, tmp_path):
     _load(_lines(path), tmp_path)
     (name,) = _caches(tmp_path)
     info = json.loads((tmp_path / 'cache' / name / 'info.json').read_text())
     assert info['source']['feature_lengths'] == {'inputs': 9, 'targets': 9}
     assert info['source']['files'][0][0] == str(path)
     assert any('token_cache_test' in name for name in info['source']['code'])
+
+  def test_code_of_the_task(self, path, tmp_path, monkeypatch):
+    """A change of any loaded module of the task's package is noticed."""
+    package = tmp_path / 'my_package'
+    package.mkdir()
+    (package / '__init__.py').write_text('')
+    (package / 'layout.py').write_text('SUFFIX = ""\n')
+    (package / 'news.py').write_text(
+      'from my_package import layout\n\n\n'
+      'def keep(dataset):\n  return dataset\n'
+    )
+    (package / 'unused.py').write_text('')
+    monkeypatch.syspath_prepend(tmp_path)
+    news = importlib.import_module('my_package.news')
+    task = _lines(path)
+    code = functools.partial(token_cache.describe, task, 'train', {'inputs': 9})
+    assert not any(name.startswith('my_package') for name in code()['code'])
+    expected = {'my_package', 'my_package.layout', 'my_package.news'}
+    named = code('my_package.news')['code']
+    assert {n for n in named if n.startswith('my_package')} == expected
+    assert 'ipo_md.data.examples' in named
+    task = task.replace(preprocessors=[news.keep, *task.preprocessors])
+    found = token_cache.describe(task, 'train', {'inputs': 9})['code']
+    assert expected <= found.keys()
+    (package / 'layout.py').write_text('SUFFIX = "!"\n')
+    changed = token_cache.describe(task, 'train', {'inputs': 9})['code']
+    assert {n for n in found if found[n] != changed[n]} == {'my_package.layout'}
 
   def test_through_data_load(self, path, tmp_path):
     task = _lines(path)

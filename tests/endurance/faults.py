@@ -50,8 +50,8 @@ def online(root: pathlib.Path, name: str, **changes) -> list[str]:
     'TAU': 0.1,
     'INITIAL_CHECKPOINT_PATH': f"'{root / 'supervised'}'",
     'JUDGE_CHECKPOINT_PATH': f"'{root / 'supervised'}'",
-    **{f'judge/t5.T5.{k}': size for k, size in local_runs.SIZES.items()},
-    'judge/t5.T5.reward_head': False,
+    **{f'judge/models.T5.{k}': size for k, size in local_runs.SIZES.items()},
+    'judge/models.T5.reward_head': False,
   }
   return local_runs.arguments(
     root / name,

@@ -80,7 +80,7 @@ def arguments(
     'MODEL_DIR': f"'{model_dir}'",
     'CACHE_DIR': f"'{cache}'",
     'data.load.split': "'validation'",
-    **{f't5.T5.{name}': size for name, size in SIZES.items()},
+    **{f'models.T5.{name}': size for name, size in SIZES.items()},
   } | bindings
   return [f'--gin_file=gin/{name}.gin' for name in files] + [
     f'--gin.{name}={value}' for name, value in bindings.items()

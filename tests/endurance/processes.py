@@ -30,7 +30,7 @@ def stages(
     cache: CACHE_DIR.
   """
   judge_sizes = {
-    f'judge/t5.T5.{name}': size for name, size in local_runs.SIZES.items()
+    f'judge/models.T5.{name}': size for name, size in local_runs.SIZES.items()
   }
   training = {
     'TRAIN_STEPS': STEPS,

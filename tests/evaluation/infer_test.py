@@ -1,4 +1,4 @@
-"""Completions of a prompts file: their lines, and a run that was killed."""
+"""Checks the completions of a prompts file, and runs that were killed."""
 
 import functools
 import json
@@ -13,6 +13,7 @@ import seqio
 
 from ipo_md.core import types
 from ipo_md.data import prompt_format
+from ipo_md.evaluation import completions_file
 from ipo_md.evaluation import infer
 from ipo_md.models import decoder_only
 from ipo_md.models import model as model_lib
@@ -24,7 +25,7 @@ TEXTS = ['a cat', 'two dogs ran', 'owl', 'the end of it', 'x']
 MODEL = model_lib.Model(
   functools.partial(
     decoder_only.DecoderOnly,
-    vocab_size=264,  # the vocabulary's 259, rounded up for the mesh
+    vocab_size=264,  # 259 of the vocabulary, rounded up for the mesh.
     emb_dim=16,
     num_heads=2,
     num_kv_heads=2,
@@ -41,7 +42,7 @@ MODEL = model_lib.Model(
 
 @pytest.fixture(scope='module', name='checkpoints')
 def checkpoints_fixture(tmp_path_factory):
-  """Two policies that are not alike."""
+  """Saves two different policies."""
   path = tmp_path_factory.mktemp('checkpoints')
   for seed, name in enumerate(('policy', 'reference')):
     params = MODEL.init(jax.random.key(seed))
@@ -56,7 +57,7 @@ def checkpoints_fixture(tmp_path_factory):
 
 
 def run(path, checkpoints, prompts='prompts.txt', sampler=None, **changes):
-  """Writes PROMPTS_FILE and infers; returns what is in completions.jsonl."""
+  """Writes PROMPTS_FILE, runs `infer` and returns completions.jsonl."""
   path.mkdir(exist_ok=True)
   file = path / prompts
   if not file.exists():
@@ -83,7 +84,7 @@ def run(path, checkpoints, prompts='prompts.txt', sampler=None, **changes):
     'mixture_coefs': (0.0, 0.5),
   }
   infer.infer(**arguments | changes)
-  return (path / 'out' / infer.COMPLETIONS_FILE).read_bytes()
+  return (path / 'out' / completions_file.NAME).read_bytes()
 
 
 @pytest.fixture(scope='module', name='whole')
@@ -111,21 +112,21 @@ def test_json_lines_give_what_text_gives(whole, checkpoints, tmp_path):
 
 
 @pytest.mark.parametrize('kept', [0, 1, 4])
-def test_a_killed_run_goes_on_after_its_last_whole_line(
+def test_a_killed_run_continues_after_its_last_whole_line(
   whole, checkpoints, tmp_path, kept
 ):
   out = tmp_path / 'out'
   out.mkdir()
   (out / 'config.gin').write_text('')
   lines = whole[1].splitlines(keepends=True)
-  (out / infer.COMPLETIONS_FILE).write_bytes(
+  (out / completions_file.NAME).write_bytes(
     b''.join(lines[:kept]) + lines[kept][:20]
   )
   assert run(tmp_path, checkpoints) == whole[1]
   assert (out / 'COMPLETED').exists()
 
 
-def test_the_batch_size_changes_rounding_alone(whole, checkpoints, tmp_path):
+def test_the_batch_size_changes_only_rounding(whole, checkpoints, tmp_path):
   content = run(tmp_path, checkpoints, batch_size=4)
   lines = zip(content.splitlines(), whole[1].splitlines(), strict=True)
   for line, expected in (map(json.loads, pair) for pair in lines):
@@ -138,14 +139,14 @@ def test_the_batch_size_changes_rounding_alone(whole, checkpoints, tmp_path):
 
 
 def killed(path, whole, lines):
-  """MODEL_DIR after a run that was killed in its middle."""
+  """Makes the MODEL_DIR of a run that was killed after some lines."""
   shutil.copytree(whole[0] / 'out', path / 'out')
   (path / 'out' / 'COMPLETED').unlink()
   kept = whole[1].splitlines(keepends=True)[:lines]
-  (path / 'out' / infer.COMPLETIONS_FILE).write_bytes(b''.join(kept))
+  (path / 'out' / completions_file.NAME).write_bytes(b''.join(kept))
 
 
-def test_another_batch_size_goes_on_with_a_run(whole, checkpoints, tmp_path):
+def test_a_run_continues_with_another_batch_size(whole, checkpoints, tmp_path):
   killed(tmp_path, whole, 3)
   config = tmp_path / 'out' / 'config.gin'
   config.write_text('BATCH_SIZE = 2\n')
@@ -169,7 +170,7 @@ def test_lines_of_other_checkpoints_or_prompts_are_not_mixed(
   shutil.copytree(checkpoints, tmp_path / 'newer')
   folder = tmp_path / 'newer' / 'policy' / 'checkpoints'
   (folder / '0').rename(folder / '7')
-  out = tmp_path / 'out' / infer.COMPLETIONS_FILE
+  out = tmp_path / 'out' / completions_file.NAME
   before = out.read_bytes()
   with pytest.raises(ValueError, match='CHECKPOINT_PATH: .*/0/default.*/7/def'):
     run(
@@ -184,7 +185,7 @@ def test_lines_of_other_checkpoints_or_prompts_are_not_mixed(
 
 
 def test_greedy_completions_have_their_log_probabilities(checkpoints, tmp_path):
-  """The policy's and the reference's, teacher-forced one by one."""
+  """Compares with teacher forcing, for the policy and for the reference."""
   content = run(
     tmp_path,
     checkpoints,
@@ -198,7 +199,7 @@ def test_greedy_completions_have_their_log_probabilities(checkpoints, tmp_path):
     ids = VOCABULARY.encode(completion['text']) + [1] * completion['ended']
     ended += completion['ended']
     if len(ids) != completion['tokens']:
-      continue  # bytes that are no text
+      continue  # The bytes are not valid text.
     tokens = lambda ids: types.Tokens(
       ids=np.array(ids), mask=np.ones(np.shape(ids), bool)
     )
@@ -222,7 +223,7 @@ def test_greedy_completions_have_their_log_probabilities(checkpoints, tmp_path):
     ('a\n', {'checkpoint_path': '/nowhere'}, 'CHECKPOINT_PATH /nowhere'),
   ],
 )
-def test_what_does_not_fit_is_said(
+def test_bad_configurations_are_refused(
   checkpoints, tmp_path, rows, changes, message
 ):
   (tmp_path / 'prompts.txt').write_text(rows)
@@ -232,7 +233,9 @@ def test_what_does_not_fit_is_said(
 
 def test_a_row_without_a_prompt_is_named(checkpoints, tmp_path):
   (tmp_path / 'p.jsonl').write_text('{"prompt": "a"}\n{"text": "b"}\n')
-  with pytest.raises(ValueError, match='row 2: no JSON object with a field'):
+  with pytest.raises(
+    ValueError, match='row 2 is not a JSON object with a field'
+  ):
     run(tmp_path, checkpoints, 'p.jsonl')
   with pytest.raises(ValueError, match='no file .*none.txt .PROMPTS_FILE.'):
     infer._read(str(tmp_path / 'none.txt')).__next__()

@@ -1,4 +1,4 @@
-"""How judges do on labelled pairs: by hand, and a run of a judge alone."""
+"""Checks how judges are measured on labelled pairs, by hand and in a run."""
 
 import functools
 import json
@@ -15,6 +15,7 @@ from ipo_md.data import dataset as dataset_lib
 from ipo_md.data import prompt_format
 from ipo_md.evaluation import judge_accuracy
 from ipo_md.evaluation import judge_agreement
+from ipo_md.evaluation import judge_measures
 from ipo_md.judges import host
 from ipo_md.judges import learned
 from ipo_md.judges import template as template_lib
@@ -28,7 +29,7 @@ def test_calibration_by_hand():
   #                 right  wrong  right  a tie  truth ties
   judged = np.array([0.94, 0.06, 0.07, 0.5, 0.94])
   truth = np.array([1.0, 1.0, 0.0, 1.0, 0.5])
-  found = judge_agreement.calibration(judged, truth)
+  found = judge_measures.calibration(judged, truth)
   first, last = found['bins']
   assert first == {'confidence': 0.5, 'accuracy': 0.5, 'count': 1}
   assert last['count'] == 4
@@ -39,53 +40,70 @@ def test_calibration_by_hand():
 
 
 def test_calibration_of_a_calibrated_judge():
-  """Labels drawn from what it says: accuracy is confidence in every bin."""
+  """Draws the labels from its answers, so accuracy equals confidence."""
   rng = np.random.default_rng(0)
   judged = rng.uniform(size=200_000)
   truth = (rng.uniform(size=judged.size) < judged).astype(float)
-  found = judge_agreement.calibration(judged, truth)
+  found = judge_measures.calibration(judged, truth)
   assert len(found['bins']) == 10
   for b in found['bins']:
     assert abs(b['accuracy'] - b['confidence']) < 0.015
   assert found['ece'] < 0.01
-  assert judge_agreement.calibration(1 - judged, 1 - truth)[
+  assert judge_measures.calibration(1 - judged, 1 - truth)[
     'ece'
   ] == pytest.approx(found['ece'])
-  certain = judge_agreement.calibration((judged > 0.5).astype(float), truth)
+  certain = judge_measures.calibration((judged > 0.5).astype(float), truth)
   assert certain['bins'][0]['confidence'] == 1
   assert certain['ece'] == pytest.approx(0.25, abs=0.01)
 
 
-def test_a_judge_of_length_is_right_where_the_better_is_longer():
+def test_a_judge_of_length_is_right_if_the_better_is_longer():
   rng = np.random.default_rng(0)
   longer = rng.integers(-20, 21, 1000)
   truth = rng.choice([0.0, 0.5, 1.0], 1000)
   judged = (1 + np.sign(longer)) / 2
-  bins = judge_agreement.by_length(judged, truth, longer)
+  bins = judge_measures.by_length(judged, truth, longer)
   assert sum(b['count'] for b in bins) == np.sum(truth != 0.5)
   assert len(bins) == 5
   for b in bins:
     assert b['low'] <= b['high']
     if b['low'] > 0 or b['high'] < 0:
       assert b['accuracy'] == (b['low'] > 0)
-  # The same pairs the other way round.
-  assert bins == judge_agreement.by_length(1 - judged, 1 - truth, -longer)
-  ties = judge_agreement.by_length(judged, np.full(1000, 0.5), longer)
+  # The same pairs, swapped, give the same bins.
+  assert bins == judge_measures.by_length(1 - judged, 1 - truth, -longer)
+  ties = judge_measures.by_length(judged, np.full(1000, 0.5), longer)
   assert ties == []
-  equal = judge_agreement.by_length(judged, truth, np.zeros(1000, int))
+  equal = judge_measures.by_length(judged, truth, np.zeros(1000, int))
   assert [b['low'] for b in equal] == [0]
 
 
 def test_order_consistency():
   both = np.array([[0.9, 0.8], [0.9, 0.2], [0.5, 0.9], [0.1, 0.2]])
-  found = judge_agreement.compared(
+  found = judge_measures.compared(
     {'judge': both}, np.array([1, 1, 1, 0]), np.arange(4)
   )
   share, low, high, count = found['order_consistency']['judge']
   assert (share, count) == (2.5 / 4, 4)
   assert low < share < high
-  # (.9 + .2) / 2 > 1/2: averaged over both orders all four are right.
+  # (0.9 + 0.2) / 2 > 1/2, so averaged over both orders all four are right.
   assert found['agreement']['judge'][0] == 1
+
+
+def test_blind_judge_sees_its_features_alone():
+  rng = np.random.default_rng(0)
+  words = rng.integers(0, 9, (200, 2))
+  kept = rng.integers(0, 3, (200, 2))
+  scores = [
+    [{'words': w, 'kept': k} for w, k in zip(*row, strict=True)]
+    for row in zip(words, kept, strict=True)
+  ]
+  by_words = (1 + np.sign(words[:, 1] - words[:, 0])) / 2
+  by_kept = (1 + np.sign(kept[:, 0] - kept[:, 1])) / 2
+  seen = judge_measures.blind_preference(scores, by_words, ['words'])
+  decided = by_words != 0.5
+  assert np.all((seen > 0.5)[decided] == (by_words > 0.5)[decided])
+  unseen = judge_measures.blind_preference(scores, by_kept, ['words'])
+  assert 0.3 < np.mean((unseen > 0.5) == (by_kept > 0.5)) < 0.65
 
 
 MODEL = model_lib.Model(
@@ -117,7 +135,7 @@ def dataset(name='mini_tldr_pairs'):
 
 @pytest.fixture(scope='module')
 def comparator(tmp_path_factory):
-  """A random comparator, whose two orders say different things."""
+  """Saves a random comparator, whose answers depend on the order."""
   path = str(tmp_path_factory.mktemp('judge'))
   params = MODEL.init(jax.random.key(0))
   state = types.TrainState(step=jnp.int32(1), params=params, opt_state=())
@@ -171,7 +189,7 @@ def test_a_judge_alone(tmp_path, comparator, capsys):
 
 
 def test_both_orders_of_a_comparator_reach_the_table(comparator):
-  """LearnedJudge gives what the comparator said, not the average twice."""
+  """Checks that LearnedJudge returns both orders and not their mean twice."""
   params, judge, path = comparator
   samples, _ = judge_agreement.labelled_pairs(dataset(), 8)
   with jax.set_mesh(sharding.make_mesh((1, -1, 1))):
@@ -183,5 +201,5 @@ def test_both_orders_of_a_comparator_reach_the_table(comparator):
   np.testing.assert_allclose(both[:, 0].mean(-1), judged.preference, atol=1e-6)
   np.testing.assert_allclose(both[:, 0, 0], judged.matrix[:, 0, 1], atol=1e-6)
   assert np.abs(both[:, 0, 0] - both[:, 0, 1]).max() > 1e-4
-  # The other pair is the same two readings.
+  # The swapped pair has the same two answers.
   np.testing.assert_allclose(both[:, 1], 1 - both[:, 0, ::-1], atol=1e-6)

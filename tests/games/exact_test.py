@@ -1,3 +1,5 @@
+"""Checks equilibria, closed forms and expected losses against one another."""
+
 import functools
 
 import jax
@@ -6,13 +8,15 @@ import numpy as np
 import pytest
 
 from ipo_md.algorithms import losses
+from ipo_md.games import closed_forms
+from ipo_md.games import enumeration
 from ipo_md.games import exact
 
 CYCLE = exact.cyclic_game(0.95, 0.8, 0.6)
 
 
 def some_game(seed, n=4):
-  """A random game, a reference, a policy and a vector of rewards."""
+  """Returns a random game, a reference, a policy and a vector of rewards."""
   rng = np.random.default_rng(seed)
   preference = exact.random_game(rng, n)
   reference, policy = rng.dirichlet(np.ones(n), size=2)
@@ -20,7 +24,7 @@ def some_game(seed, n=4):
 
 
 def enumerated(loss, policy, reference, feedback, samplers, dtype='float64'):
-  """Expected loss and its gradient in the logits, by JAX over all tuples."""
+  """Returns the expected loss and its gradient in the logits, by JAX."""
   with jax.enable_x64(dtype == 'float64'):
     logits = jnp.array(np.log(policy), dtype)
     log_reference = jnp.array(np.log(reference), dtype)
@@ -28,7 +32,7 @@ def enumerated(loss, policy, reference, feedback, samplers, dtype='float64'):
 
     def objective(logits):
       log_ratio = jax.nn.log_softmax(logits) - log_reference
-      return exact.expected_loss(loss, log_ratio, feedback, samplers)
+      return enumeration.expected_loss(loss, log_ratio, feedback, samplers)
 
     value, grad = jax.value_and_grad(objective)(logits)
     return float(value), np.array(grad, np.float64)
@@ -45,7 +49,7 @@ def assert_close(actual, desired, dtype='float64'):
 
 @pytest.mark.parametrize('tau', [0.001, 0.1, 0.5, 10])
 @pytest.mark.parametrize('n', [2, 3, 5, 30])
-def test_nash_is_the_fixed_point_that_nobody_exploits(n, tau):
+def test_nash_is_a_fixed_point_that_cannot_be_exploited(n, tau):
   rng = np.random.default_rng(n)
   upper = np.triu(rng.uniform(size=(n, n)), 1)
   preference = upper + np.tril(1 - upper.T, -1) + 0.5 * np.eye(n)
@@ -65,7 +69,7 @@ def test_nash_of_a_symmetric_cycle_is_uniform():
 
 
 def test_nash_of_two_actions_by_hand():
-  # p(y > pi) differs by p - 1/2 between the actions, whatever pi is.
+  # Whatever pi is, p(y > pi) differs by p - 1/2 between the two actions.
   preference = np.array([[0.5, 0.9], [0.1, 0.5]])
   policy = exact.nash(preference, np.array([0.25, 0.75]), tau=0.2)
   odds = np.exp(0.4 / 0.2) / 3
@@ -101,12 +105,12 @@ def test_nash_md_converges_within_its_bound():
   preference, reference, _, _ = some_game(2)
   tau, steps = 0.3, 2000
   nash = exact.nash(preference, reference, tau=tau)
-  policies = exact.nash_md(preference, reference, tau=tau, steps=steps)
+  policies = closed_forms.nash_md(preference, reference, tau=tau, steps=steps)
   for t in range(1, steps + 1):
     assert exact.kl(nash, policies[t]) <= 8 / (tau**2 * t)
-  assert exact.kl(nash, policies[-1]) < 1e-6  # the bound allows .04
+  assert exact.kl(nash, policies[-1]) < 1e-6  # The bound allows 0.04.
   np.testing.assert_allclose(
-    exact.nash_md_step(nash, preference, reference, tau=tau, eta=0), nash
+    closed_forms.nash_md_step(nash, preference, reference, tau=tau, eta=0), nash
   )
 
 
@@ -114,7 +118,7 @@ def test_nash_md_converges_within_its_bound():
 def test_the_mixture_fixed_point_holds(mixture_coef):
   preference, reference, _, _ = some_game(3)
   tau = 0.2
-  policy = exact.mixture_fixed_point(
+  policy = closed_forms.mixture_fixed_point(
     preference, reference, tau=tau, mixture_coef=mixture_coef
   )
   opponent = exact.mixture(policy, reference, mixture_coef)
@@ -128,7 +132,7 @@ def test_the_mixture_fixed_point_holds(mixture_coef):
 @pytest.mark.parametrize('mixture_coef', [-0.1, 1.5, np.nan])
 def test_a_wrong_mixture_is_refused(mixture_coef):
   with pytest.raises(ValueError, match='MIXTURE_COEFS'):
-    exact.mixture_fixed_point(
+    closed_forms.mixture_fixed_point(
       CYCLE, np.full(3, 1 / 3), tau=0.1, mixture_coef=mixture_coef
     )
 
@@ -146,7 +150,7 @@ def test_online_ipo_is_self_play(seed, dtype):
     [policy, policy],
     dtype,
   )
-  self_play = exact.policy_gradient(
+  self_play = closed_forms.policy_gradient(
     policy, preference @ policy, reference, tau=tau
   )
   assert_close(grad, -4 / tau * self_play, dtype)
@@ -166,9 +170,11 @@ def test_ipo_md_has_a_centring_term(mixture_coef, dtype):
     [sampler, sampler],
     dtype,
   )
-  closed = exact.ipo_gradient(policy, sampler, preference, reference, tau=tau)
+  closed = closed_forms.ipo_gradient(
+    policy, sampler, preference, reference, tau=tau
+  )
   assert_close(grad, closed, dtype)
-  # Without tau E_m rho it would be another vector.
+  # Without the term tau E_m rho, the gradient would be another vector.
   rho = np.log(policy) - np.log(reference)
   weight = sampler * (preference @ sampler - 0.5 - tau * rho)
   uncentred = -4 / tau * (weight - policy * weight.sum())
@@ -188,7 +194,7 @@ def test_policy_gradient_climbs_against_the_mixture(mixture_coef, dtype):
     [policy, opponent],
     dtype,
   )
-  closed = exact.policy_gradient(
+  closed = closed_forms.policy_gradient(
     policy, preference @ opponent, reference, tau=0.3
   )
   assert_close(grad, -closed, dtype)
@@ -206,7 +212,7 @@ def test_reinforce_climbs_the_regularised_reward(k, dtype):
     [policy] * k,
     dtype,
   )
-  closed = exact.policy_gradient(policy, rewards, reference, tau=0.3)
+  closed = closed_forms.policy_gradient(policy, rewards, reference, tau=0.3)
   assert_close(grad, -closed, dtype)
 
 
@@ -231,7 +237,8 @@ def test_info_nca_stops_at_the_tilted_reference(alpha, k, dtype):
 
 @pytest.mark.parametrize('k', [2, 3, 4])
 def test_nca_stops_where_its_scores_say(k):
-  # Free scores, not a normalised policy: exp(s(y)) = K E[w_i | y_i = y].
+  # The scores are free, not those of a normalised policy:
+  # exp(s(y)) = K E[w_i | y_i = y].
   _, reference, sampler, rewards = some_game(9)
   beta, alpha = 0.7, 0.5
   y = np.array(list(np.ndindex(*[4] * k)))
@@ -244,7 +251,7 @@ def test_nca_stops_where_its_scores_say(k):
   loss = functools.partial(losses.nca, beta=beta, alpha=alpha)
   with jax.enable_x64(True):
     grad = jax.grad(
-      lambda rho: exact.expected_loss(
+      lambda rho: enumeration.expected_loss(
         loss, rho, jnp.array(rewards), [sampler] * k
       )
     )(jnp.log(jnp.array(k * mean)) / beta)
@@ -252,15 +259,16 @@ def test_nca_stops_where_its_scores_say(k):
 
 
 def test_expected_loss_by_hand():
-  # Four ordered pairs of two actions, h = 0, .4, -.4, 0, at margin 1.
+  # The four ordered pairs of two actions have h = 0, 0.4, -0.4, 0; the margin
+  # is 1.
   preference = np.array([[0.5, 1], [0, 0.5]])
-  got = exact.expected_loss(
+  got = enumeration.expected_loss(
     functools.partial(losses.ipo, tau=0.5),
     jnp.array([0.3, -0.1]),
     preference,
     [np.array([0.5, 0.5]), np.array([0.25, 0.75])],
   )
-  # h = 0 costs 1; both mixed pairs cost (.4 - 1)^2.
+  # h = 0 costs 1, and both mixed pairs cost (0.4 - 1)^2.
   np.testing.assert_allclose(got, 0.5 * (1 + 0.36), rtol=1e-6)
 
 
@@ -268,7 +276,9 @@ def test_offline_ipo_of_a_sure_pair():
   preference = np.array([[0.5, 1], [0, 0.5]])
   half = np.array([0.5, 0.5])
   for tau in (0.1, 1):
-    policy = exact.offline_ipo(np.full((2, 2), 0.25), preference, half, tau=tau)
+    policy = closed_forms.offline_ipo(
+      np.full((2, 2), 0.25), preference, half, tau=tau
+    )
     wanted = 1 / (1 + np.exp(-0.5 / tau))
     np.testing.assert_allclose(policy[0], wanted, rtol=1e-12)
 
@@ -277,7 +287,7 @@ def test_offline_ipo_is_the_minimum_for_any_pairs():
   preference, reference, _, _ = some_game(10)
   pairs = np.random.default_rng(0).dirichlet(np.ones(16)).reshape(4, 4)
   tau = 0.3
-  policy = exact.offline_ipo(pairs, preference, reference, tau=tau)
+  policy = closed_forms.offline_ipo(pairs, preference, reference, tau=tau)
 
   def loss(logits):
     rho = jax.nn.log_softmax(logits) - np.log(reference)
@@ -298,7 +308,7 @@ def test_online_dpo_has_another_limit():
     loss = functools.partial(losses.dpo, beta=0.1)
     return enumerated(loss, policy, third, CYCLE, [policy, policy])[1]
 
-  limit = exact.tilt(third, exact.stationary_point(gradient, np.zeros(3)))
+  limit = exact.tilt(third, enumeration.stationary_point(gradient, np.zeros(3)))
   assert np.abs(gradient(np.log(limit))).max() < 1e-9
   nash = exact.nash(CYCLE, third, tau=0.1)
   assert exact.kl(limit, nash) > 1e-2
@@ -314,21 +324,11 @@ def test_online_dpo_recovers_a_bradley_terry_reward():
     loss = functools.partial(losses.dpo, beta=0.5)
     return enumerated(loss, policy, reference, preference, [policy] * 2)[1]
 
-  logits = exact.stationary_point(gradient, np.log(reference))
+  logits = enumeration.stationary_point(gradient, np.log(reference))
   limit = exact.tilt(np.ones(4), logits)
   np.testing.assert_allclose(
     limit, exact.tilt(reference, rewards / 0.5), atol=1e-8
   )
-
-
-def test_log_probabilities_of_a_tree():
-  logits = np.random.default_rng(0).normal(size=(4, 3))
-  probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-  got = exact.sequence_log_probs(logits)
-  for first in range(3):
-    for second in range(3):
-      wanted = probs[0, first] * probs[1 + first, second]
-      np.testing.assert_allclose(np.exp(got[3 * first + second]), wanted)
 
 
 def test_nash_averaging():

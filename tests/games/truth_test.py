@@ -1,4 +1,4 @@
-"""Algorithms arrive where the theory says, through the real training step."""
+"""Checks that the online step converges to where the theory says."""
 
 import functools
 import json
@@ -12,11 +12,13 @@ import optax
 import pytest
 
 from ipo_md.algorithms import losses
-from ipo_md.algorithms import offline as offline_lib
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import online
 from ipo_md.core import types
+from ipo_md.games import closed_forms
 from ipo_md.games import exact as exact_lib
 from ipo_md.games import game as game_lib
+from ipo_md.games import limits
 from ipo_md.games import play
 from ipo_md.games import tabular
 from ipo_md.models import model as model_lib
@@ -24,6 +26,7 @@ from ipo_md.models import t5
 from ipo_md.optim import optimizers
 from ipo_md.optim import schedules
 from ipo_md.sampling import mixture
+from ipo_md.sampling import sampler
 from ipo_md.sampling import sequences
 
 CYCLE = game_lib.cyclic(p_12=0.95, p_23=0.8, p_31=0.6)
@@ -44,7 +47,7 @@ def trained(
   batch_size=4096,
   ema_decay=None,
 ):
-  """[G, nodes, V] logits before, and after."""
+  """Returns logits [G, nodes, V] before and after training."""
   rate = schedules.linear(
     learning_rate=0.1, warmup_steps=0, decay_steps=train_steps
   )
@@ -67,7 +70,10 @@ def trained(
 
 
 def assert_nash(played, loss, mixture_coefs, tau, **kwargs):
-  """The sampler's mixture arrives at the equilibrium at tau / (1 - b)."""
+  """Checks that the sampler's mixture reaches the Nash equilibrium.
+
+  The equilibrium is that at temperature tau / (1 - b).
+  """
   before, after = trained(played, loss, mixture_coefs, **kwargs)
   b = 0.0 if 'ema_decay' in kwargs else max(mixture_coefs)
   for game, first, last in zip(played, before, after, strict=True):
@@ -81,9 +87,9 @@ def assert_nash(played, loss, mixture_coefs, tau, **kwargs):
       )
       for logits in (first, last)
     ]
-    assert gain[0] > 10 * EXPLOITABILITY  # the start is somewhere else
+    assert gain[0] > 10 * EXPLOITABILITY  # The start is far away.
     assert gain[1] < EXPLOITABILITY
-    wanted = exact_lib.mixture_fixed_point(
+    wanted = closed_forms.mixture_fixed_point(
       game.preference, reference, tau=tau, mixture_coef=b
     )
     assert exact_lib.kl(wanted, game_lib.policy_of(last)) < 2e-3
@@ -121,14 +127,14 @@ def test_two_tokens_reach_the_equilibrium_of_sequences():
 def test_online_dpo_stops_elsewhere():
   beta = 0.5
   loss = bound(losses.dpo, beta=beta)
-  end = play.limit(CYCLE, loss=loss, mixture_coefs=(0.0, 0.0))
+  end = limits.limit(CYCLE, loss=loss, mixture_coefs=(0.0, 0.0))
   _, after = trained([CYCLE], loss, (0.0, 0.0))
   policy = game_lib.policy_of(after[0])
   assert exact_lib.kl(end, policy) < 2e-3
   uniform = np.full(3, 1 / 3)
   gain = exact_lib.exploitability(policy, CYCLE.preference, uniform, tau=beta)
   start = exact_lib.exploitability(uniform, CYCLE.preference, uniform, tau=beta)
-  assert gain > 2 * start  # further from Nash than the reference is
+  assert gain > 2 * start  # It is further from Nash than the reference.
 
 
 REWARDED = {
@@ -143,7 +149,7 @@ REWARDED = {
 def test_the_optimum_of_a_reward_is_reached(name):
   loss, k, temperature = REWARDED[name]
   game = FIVE[0]
-  end = play.limit(game, loss=loss, mixture_coefs=(0.0,) * k)
+  end = limits.limit(game, loss=loss, mixture_coefs=(0.0,) * k)
   if temperature is not None:
     wanted = exact_lib.tilt(
       game_lib.policy_of(game.reference), game.rewards / temperature
@@ -154,7 +160,7 @@ def test_the_optimum_of_a_reward_is_reached(name):
   assert exact_lib.kl(end, game_lib.policy_of(after[0])) < 1e-3
 
 
-# Loss, mixture coefficients, further arguments of the step.
+# Each entry has a loss, mixture coefficients and further arguments of the step.
 GRADIENT = {
   'IPO-MD(.3)': (bound(losses.ipo, tau=0.5), (0.3, 0.3), {}),
   # A label sampled from the preference has the same mean gradient.
@@ -173,7 +179,7 @@ GRADIENT = {
 
 @pytest.mark.parametrize('name', GRADIENT)
 def test_the_mean_gradient_of_the_step_is_the_enumerated_one(name):
-  loss, mixture_coefs, controls = GRADIENT[name]
+  loss, mixture_coefs, feedback = GRADIENT[name]
   tree = game_lib.tree(seed=1, vocab_size=3)
   copies, batch_size = 64, 2**15
   optimizer = optax.sgd(1.0)
@@ -183,13 +189,11 @@ def test_the_mean_gradient_of_the_step_is_the_enumerated_one(name):
   step = functools.partial(
     online.online_step,
     model=tree_model(prompts=copies),
-    judge=game_lib.matrix_judge,
+    feedback=objective.Feedback(judge=game_lib.matrix_judge, **feedback),
     loss=loss,
     optimizer=optimizer,
     mixture_coefs=mixture_coefs,
-    max_new_tokens=2,
-    eos_id=-1,
-    **controls,
+    sampler=sampler.Sampler(max_new_tokens=2, eos_id=-1),
   )
   state, _ = jax.jit(step)(
     types.TrainState(jnp.int32(0), params, optimizer.init(params)),
@@ -208,12 +212,12 @@ def test_the_mean_gradient_of_the_step_is_the_enumerated_one(name):
   )
   # Each table is an independent estimate from batch_size / copies prompts.
   found = copies * np.array(params['table'] - state.params['table'])
-  exact = play.expected_gradient(tree, loss=loss, mixture_coefs=mixture_coefs)(
-    table
-  )
+  exact = limits.expected_gradient(
+    tree, loss=loss, mixture_coefs=mixture_coefs
+  )(table)
   error = found.std(axis=0, ddof=1) / np.sqrt(copies)
   assert (np.abs(found.mean(axis=0) - exact) < 4 * error + 1e-5).all()
-  assert (np.abs(exact) > 8 * error).any()  # the test can tell them apart
+  assert (np.abs(exact) > 8 * error).any()  # The test can tell them apart.
 
 
 def tree_model(prompts=1):
@@ -222,41 +226,9 @@ def tree_model(prompts=1):
   )
 
 
-@pytest.mark.parametrize('b', [0.125, 0.5])
-def test_the_sampler_mixes_tokens_and_not_sequences(b):
-  rng = np.random.default_rng(1)
-  policy, reference = 1.5 * rng.normal(size=(2, 4, 3))
-  token = game_lib.token_mixture(policy, reference, b)
-  whole = exact_lib.mixture(
-    game_lib.policy_of(policy), game_lib.policy_of(reference), b
-  )
-  n = 400_000
-  model = tree_model()
-  params = [
-    {'table': jnp.array(t, jnp.float32)[None]} for t in (policy, reference)
-  ]
-  prompts = types.Tokens(jnp.zeros((n, 1), jnp.int32), jnp.ones((n, 1), bool))
-  sampled = jax.jit(
-    lambda rng: mixture.sample(
-      model,
-      *params,
-      tuple(model.encode(p, prompts) for p in params),
-      rng,
-      mixture_coefs=(b,),
-      max_new_tokens=2,
-      eos_id=-1,
-    )
-  )(jax.random.key(0))
-  ids = np.array(sampled.tokens.ids[:, 0])
-  counts = np.bincount(3 * ids[:, 0] + ids[:, 1], minlength=9)
-  error = np.sqrt(token * (1 - token) / n)
-  assert (np.abs(counts / n - token) < 4 * error).all()
-  assert (np.abs(counts / n - whole) > 4 * error).any()
-  assert np.abs(token - whole).sum() / 2 > 0.01  # total variation
-
-
 def test_policy_and_reference_keep_their_own_cache():
-  # A table cannot tell: its cache is the place in the tree, alike for both.
+  # A table could not show this: its cache is the place in the tree, which is
+  # the same for both.
   model = model_lib.Model(
     functools.partial(
       t5.T5,
@@ -300,102 +272,6 @@ def test_policy_and_reference_keep_their_own_cache():
   assert np.abs(read[0] - read[1]).max() > 0.5
   for one, other in zip(sampled, read, strict=True):
     np.testing.assert_allclose(one, other, atol=1e-4)
-
-
-def offline(game, pairs, preference, loss, *, train_steps=300, optimizer=None):
-  """Logits [nodes, V] after full-batch updates on pairs [B, K] of actions."""
-  rate = schedules.linear(
-    learning_rate=0.1, warmup_steps=0, decay_steps=train_steps
-  )
-  optimizer = optimizer or optimizers.adam(None, learning_rate=rate)
-  b, k = pairs.shape
-  batch = types.Labelled(
-    completions=types.Completions(
-      types.Tokens(jnp.zeros((b, 1), jnp.int32), jnp.ones((b, 1), bool)),
-      types.Tokens(jnp.array(pairs)[..., None], jnp.ones((b, k, 1), bool)),
-    ),
-    completion_mask=jnp.ones((b, k), bool),
-    preference=None if preference is None else jnp.array(preference),
-    rewards=jnp.array(game.rewards[pairs], jnp.float32),
-  )
-  v = game.vocab_size
-  model = model_lib.Model(
-    functools.partial(tabular.Tabular, vocab_size=v, depth=1)
-  )
-  params = {'table': jnp.array(game.reference, jnp.float32)[None]}
-  frozen = types.FrozenParams(reference=jax.tree.map(jnp.copy, params))
-  step = functools.partial(
-    offline_lib.offline_step, model=model, loss=loss, optimizer=optimizer
-  )
-
-  @jax.jit
-  def run(state):
-    return jax.lax.scan(
-      lambda s, _: (step(s, frozen, batch, jax.random.key(0))[0], None),
-      state,
-      length=train_steps,
-    )[0]
-
-  state = run(types.TrainState(jnp.int32(0), params, optimizer.init(params)))
-  return np.array(state.params['table'][0])
-
-
-def test_offline_ipo_reaches_its_closed_form():
-  game, tau = FIVE[1], 0.5
-  pairs = np.random.default_rng(0).integers(5, size=(64, 2))
-  preference = game.preference[pairs[:, 0], pairs[:, 1]].astype(np.float32)
-  weights = np.zeros((5, 5))
-  np.add.at(weights, tuple(pairs.T), 1 / 64)
-  logits = offline(game, pairs, preference, bound(losses.ipo, tau=tau))
-  wanted = exact_lib.offline_ipo(
-    weights, game.preference, game_lib.policy_of(game.reference), tau=tau
-  )
-  assert exact_lib.kl(wanted, game_lib.policy_of(game.reference)) > 0.01
-  np.testing.assert_allclose(game_lib.policy_of(logits), wanted, atol=1e-4)
-
-
-@pytest.mark.parametrize('tau', [0.1, 1])
-def test_ipo_stops_where_dpo_does_not(tau):
-  two = game_lib.Game(np.array([[0.5, 1], [0, 0.5]]), np.zeros((1, 2)))
-  pair, sure = np.array([[0, 1]]), np.ones(1, np.float32)
-  policy = game_lib.policy_of(
-    offline(two, pair, sure, bound(losses.ipo, tau=tau))
-  )
-  np.testing.assert_allclose(policy[0], 1 / (1 + np.exp(-0.5 / tau)), atol=1e-4)
-  dpo = game_lib.policy_of(
-    offline(two, pair, sure, bound(losses.dpo, beta=tau))
-  )
-  assert dpo[0] > max(0.99, policy[0] + 1e-3)
-
-
-@pytest.mark.parametrize(
-  'loss, k',
-  [
-    (bound(losses.dpo, beta=0.5), 2),
-    (bound(losses.slic, beta=0.5), 2),
-    (bound(losses.nca, beta=0.5, alpha=0.1), 3),
-    (bound(losses.info_nca, beta=0.5, alpha=0), 4),
-  ],
-)
-def test_an_offline_step_is_the_gradient_of_the_loss(loss, k):
-  game = FIVE[2]
-  y = np.random.default_rng(0).integers(5, size=(16, k))
-  preference = None
-  if k == 2:
-    preference = game.preference[y[:, 0], y[:, 1]].astype(np.float32)
-  logits = offline(
-    game, y, preference, loss, train_steps=1, optimizer=optax.sgd(1.0)
-  )
-  feedback = game.rewards[y] if k > 2 else preference
-
-  def mean_loss(table):
-    rho = jax.nn.log_softmax(table) - jax.nn.log_softmax(game.reference[0])
-    return loss(rho[y], jnp.array(feedback)).mean()
-
-  wanted = jax.grad(mean_loss)(jnp.array(game.reference[0], jnp.float32))
-  np.testing.assert_allclose(
-    game.reference[0] - logits[0], np.array(wanted), atol=1e-6
-  )
 
 
 @pytest.mark.parametrize('algorithm', ['ipo_md', 'nash_ema', 'rl'])

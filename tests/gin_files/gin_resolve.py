@@ -1,4 +1,8 @@
-"""What gin files resolve to, by `jax.eval_shape`: no data, no weights."""
+"""Resolves gin files and traces their runs, without data or weights.
+
+`jax.eval_shape` traces the step and the evaluation of a run, so nothing is
+compiled or computed.
+"""
 
 from collections.abc import Iterable
 import dataclasses
@@ -20,18 +24,33 @@ from ipo_md.data import examples
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+# The first words of the header of a file that is only ever included.
+_SHARED = '# Settings shared by '
 
-# Over the host, not of one program: a run of oaif_test.
+# These files call a judge on the host between two programs, which cannot be
+# traced as one step. Another test runs them: host_feedback_test.
 _ON_HOST = ('http', 'oaif')
 
 
 def files(folder: str) -> list[str]:
-  """Names of the gin files of an axis, of those that run on the device."""
-  names = [path.stem for path in (ROOT / 'gin' / folder).glob('*.gin')]
-  return sorted(name for name in names if name not in _ON_HOST)
+  """Returns the sorted names of the files of an axis that run on the device.
+
+  Files that are shared, such as gin/runs/train.gin, are left out.
+  """
+  paths = complete_files(ROOT / 'gin' / folder)
+  return [path.stem for path in paths if path.stem not in _ON_HOST]
 
 
-# Vocabulary and EOS of a model, by the start of its file's name.
+def complete_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the gin files under a folder that a user may name, sorted."""
+  return [
+    path
+    for path in sorted(folder.rglob('*.gin'))
+    if not path.read_text().startswith(_SHARED)
+  ]
+
+
+# The vocabulary size and the EOS id of a model, by the prefix of its file name.
 _VOCABULARIES = {
   't5_tiny': (320, 1),
   't5_': (32_100, 1),
@@ -53,7 +72,7 @@ TASKS = dict.fromkeys(files('tasks'), ()) | {
   ),
   'ultrafeedback:rewards': ("PREFERENCE_TASK = 'ultrafeedback_rewards'",),
 }
-# What a user binds.
+# The bindings of a user.
 _GIVEN = {
   'MODEL_DIR': "'/run'",
   'TRAIN_STEPS': '10',
@@ -65,7 +84,10 @@ _GIVEN = {
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """One gin file of each axis; '+' joins two, ':' names other bindings."""
+  """One gin file of each axis.
+
+  '+' joins two files of an axis, and ':' names a variant with other bindings.
+  """
 
   run: str
   model: str
@@ -73,7 +95,7 @@ class Choice:
   judge: str = ''
   algorithm: str = ''
   bindings: tuple[str, ...] = ()
-  vocabulary: str | None = None  # of another model than this one
+  vocabulary: str | None = None  # another model's, instead of this model's
   overlay: str = ''
 
   def __str__(self) -> str:
@@ -95,7 +117,7 @@ class Choice:
 
   @property
   def given(self) -> list[str]:
-    """What a user of this run binds: what nothing refers to is an error."""
+    """The bindings of this run; a binding that is not used is an error."""
     bound = dict(_GIVEN)
     if self.judge == 'indifferent':
       bound['JUDGE_CHECKPOINT_PATH'] = 'None'
@@ -106,8 +128,8 @@ class Choice:
     return [f'{name} = {value}' for name, value in bound.items()]
 
 
-class Stand(seqio.ByteVocabulary):
-  """Bytes and unused ids in place of a model's own vocabulary."""
+class PlaceholderVocabulary(seqio.ByteVocabulary):
+  """A byte vocabulary with the size and the EOS id of another one."""
 
   def __init__(self, size: int, eos_id: int):
     super().__init__(extra_ids=size - 259)
@@ -119,7 +141,7 @@ class Stand(seqio.ByteVocabulary):
 
 
 def one_example(task: seqio.Task, *, split: str, feature_lengths):
-  """In place of `data.tokenise`: a row of what the task would yield."""
+  """Replaces `data.tokenise` and returns one example of a task."""
   del feature_lengths
   assert split in task.splits
   features = task.output_features
@@ -146,7 +168,7 @@ def one_example(task: seqio.Task, *, split: str, feature_lengths):
 
 @pytest.fixture(autouse=True)
 def without_data(monkeypatch):
-  """For the test modules: no data is read, no binding stays."""
+  """Reads no data in a test and clears the gin configuration after it."""
   monkeypatch.setattr(examples, 'tokenise', one_example)
   gin.clear_config()
   yield
@@ -154,7 +176,12 @@ def without_data(monkeypatch):
 
 
 def resolve(choice: Choice, given: Iterable[str] | None = None) -> dict:
-  """The arguments of the run, as gin gives them."""
+  """Returns the arguments that gin binds to the function of a run.
+
+  Args:
+    choice: The gin files of the run.
+    given: Bindings to use instead of `choice.given`.
+  """
   bindings = [*(choice.given if given is None else given)]
   bindings += [*TASKS.get(choice.task, ()), *choice.bindings]
   vocabulary = choice.vocabulary or choice.model
@@ -166,7 +193,14 @@ def resolve(choice: Choice, given: Iterable[str] | None = None) -> dict:
 def resolve_files(
   paths: Iterable[str], bindings: Iterable[str], *, vocabulary: str | None
 ) -> dict:
-  """The same, with VOCABULARY stood in for by one like that of a model."""
+  """Returns the arguments that gin binds to the function of a run.
+
+  Args:
+    paths: The gin files, in order.
+    bindings: The bindings of the user.
+    vocabulary: The name of a model. A placeholder for its vocabulary is bound
+      to VOCABULARY. None leaves VOCABULARY unchanged.
+  """
   gin.add_config_file_search_path(str(ROOT))
   gin.parse_config_files_and_bindings(paths, bindings, finalize_config=False)
   gin_config.check_macros(bindings)
@@ -174,13 +208,16 @@ def resolve_files(
     size, eos_id = next(
       v for k, v in _VOCABULARIES.items() if vocabulary.startswith(k)
     )
-    gin.bind_parameter('VOCABULARY/gin.macro.value', Stand(size, eos_id))
+    gin.bind_parameter(
+      'VOCABULARY/gin.macro.value', PlaceholderVocabulary(size, eos_id)
+    )
   gin.finalize()
   run = gin.query_parameter('RUN/gin.macro.value')
   return gin.get_bindings(run.selector)
 
 
 def batch_of(dataset: dataset_lib.Dataset, batch_size: int):
+  """Returns the shapes and dtypes of a batch of a data set."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype),
     dataset.rows([(0, 0)]),
@@ -188,7 +225,12 @@ def batch_of(dataset: dataset_lib.Dataset, batch_size: int):
 
 
 def trace(arguments: dict, *, evaluate: bool = False) -> None:
-  """What `training.train` does before it compiles, and its traces."""
+  """Traces the step of a training run, as `training.train` would compile it.
+
+  Args:
+    arguments: The arguments of `training.train`.
+    evaluate: Whether to trace the evaluation as well.
+  """
   model, start = arguments['model'], arguments['start']
   dataset = arguments['dataset']()
   dataset_lib.check_vocabulary(dataset, model.config.vocab_size)

@@ -1,15 +1,15 @@
-"""The papers' runs resolve at full size, with the published numbers."""
+"""Traces the runs of the papers at full size, with published settings."""
 
 import functools
 
 import gin
-import gin_resolve
 import jax
 import pytest
 
 from ipo_md.data import dataset as dataset_lib
 from ipo_md.evaluation import drawing
 from ipo_md.models import lora
+from tests.gin_files import gin_resolve
 
 without_data = gin_resolve.without_data
 _FOLDER = gin_resolve.ROOT / 'gin' / 'papers'
@@ -19,9 +19,7 @@ _STARTED = {
 }
 _JUDGED = _STARTED | {'JUDGE_CHECKPOINT_PATH': "'/judge'"}
 _NCA = _STARTED | {'TOKENIZER_PATH': "'/tokenizer.json'"}
-# Shared by files that are no run of their own.
-_PARTS = ('ipo_md/judge', 'ipo_md/online', 'nca/offline')
-# What a user binds, and the published hyperparameters.
+# The bindings of a user and the published hyperparameters.
 RUNS = {
   'ipo_md/supervised': (_STARTED, {}),
   'ipo_md/comparator': (_STARTED, {}),
@@ -43,7 +41,7 @@ _MIXTURES = {'ipo_md': (0.125, 0.125), 'nash_md': (0, 0.125), 'rl': (0,)}
 
 
 def _value(name: str):
-  """Of a binding, its macros followed."""
+  """Returns the value of a binding, with its macros resolved."""
   value = gin.query_parameter(name)
   while getattr(value, 'selector', None) == 'gin.macro':
     value = gin.query_parameter(f'{"/".join(value.scopes)}/gin.macro.value')
@@ -51,7 +49,7 @@ def _value(name: str):
 
 
 @pytest.mark.parametrize('name', RUNS)
-def test_run(name):
+def test_run_has_published_settings_and_traces(name):
   given, published = RUNS[name]
   arguments = gin_resolve.resolve_files(
     [f'gin/papers/{name}.gin'],
@@ -69,7 +67,7 @@ def test_run(name):
     assert arguments['batch_size'] == 32
     assert arguments['schedule'].train_steps == 30_000
     judge = 'reward_model' if algorithm == 'rl' else 'comparator'
-    assert _value('algorithms.online_step.judge').selector == f'judges.{judge}'
+    assert _value('algorithms.Feedback.judge').selector == f'judges.{judge}'
   if paper == 'nca':
     assert rate == 5e-6
     assert isinstance(arguments['model'], lora.Lora)
@@ -79,7 +77,7 @@ def test_run(name):
   gin_resolve.trace(arguments, evaluate=True)
 
 
-def test_side_by_side():
+def test_side_by_side_traces():
   arguments = gin_resolve.resolve_files(
     ['gin/papers/ipo_md/side_by_side.gin'],
     [
@@ -112,14 +110,14 @@ def test_side_by_side():
       bound['judge'], bound['model'].abstract_params, drawn
     )
     assert judged.preference.shape == (80,)
-  # Each judge reads its own prompt.
+  # The two judges read different prompts.
   assert '{second}' in _value('comparator/judges.Template.prompt')
   assert '{second}' not in _value('reward_model/judges.Template.prompt')
 
 
-def test_every_file_is_here():
+def test_every_complete_file_has_a_test():
   found = {
     str(path.relative_to(_FOLDER).with_suffix(''))
-    for path in _FOLDER.rglob('*.gin')
+    for path in gin_resolve.complete_files(_FOLDER)
   }
-  assert found == {*RUNS, *_PARTS, 'ipo_md/side_by_side'}
+  assert found == {*RUNS, 'ipo_md/side_by_side'}

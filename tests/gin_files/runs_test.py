@@ -1,36 +1,35 @@
-"""Run files that are no training runs, overlays, and every file's header."""
+"""Tests run files other than the training runs, and overlays."""
 
 import dataclasses
 import functools
-import re
 
 import gin
-import gin_resolve
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import reference_log_probs
 from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.data import dataset as dataset_lib
 from ipo_md.evaluation import drawing
 from ipo_md.games import game
-from ipo_md.games import play
 from ipo_md.models import lora
 from ipo_md.sampling import mixture
+from ipo_md.sampling import sampler
 from ipo_md.sampling import sequences
 from ipo_md.tpu import precompile
 from ipo_md.training import state as state_lib
+from tests.gin_files import gin_resolve
 
 Choice = gin_resolve.Choice
 without_data = gin_resolve.without_data
-_GIN = gin_resolve.ROOT / 'gin'
 
 
 @pytest.mark.parametrize('overlay', ['smoke', 'lora'])
-def test_overlays(overlay):
+def test_overlay_traces(overlay):
   choice = Choice(
     'online', 't5_tiny', 'mini_tldr', 'likelihood', 'ipo_md', overlay=overlay
   )
@@ -40,11 +39,11 @@ def test_overlays(overlay):
 
 
 @pytest.mark.parametrize('algorithm', gin_resolve.files('algorithms'))
-def test_game(algorithm):
+def test_game_traces(algorithm):
   arguments = gin_resolve.resolve(
     Choice('game', '', '', algorithm=algorithm), ["MODEL_DIR = '/run'"]
   )
-  model = play._model(arguments['game'])
+  model = game.tabular_model(arguments['game'])
   optimizer = arguments['optimizer'](None)
   params = model.abstract_params
   ema = params if arguments['ema_decay'] is not None else None
@@ -61,10 +60,9 @@ def test_game(algorithm):
     functools.partial(
       arguments['step'],
       model=model,
-      judge=game.matrix_judge,
+      feedback=objective.Feedback(judge=game.matrix_judge),
       optimizer=optimizer,
-      max_new_tokens=1,
-      eos_id=-1,
+      sampler=sampler.Sampler(max_new_tokens=1, eos_id=-1),
     ),
     state,
     types.FrozenParams(reference=params, judge=judge),
@@ -76,8 +74,11 @@ def test_game(algorithm):
   )
 
 
-def test_precomputed(tmp_path, monkeypatch):
-  """Written by one run, read by the other; neither has to load a reference."""
+def test_precomputed_log_probs_round_trip(tmp_path, monkeypatch):
+  """One run writes log-probabilities, and an offline run reads them.
+
+  The offline run does not load a reference.
+  """
   path = f"REFERENCE_LOG_PROBS = '{tmp_path}/found.npz'"
   choice = Choice('reference_log_probs', 't5_1_1_large', 'ultrafeedback')
   written = gin_resolve.resolve(
@@ -124,7 +125,7 @@ def test_side_by_side_over_http(tmp_path):
   assert metrics([''], ['#### 1'])[0].keys() == {'exact_match'}
 
 
-def test_side_by_side():
+def test_side_by_side_mini_tldr():
   choice = Choice('side_by_side_mini_tldr', 't5_tiny', 'mini_tldr')
   paths = ('REFERENCE', 'PREFERENCE_MODEL', 'REWARD_MODEL')
   arguments = gin_resolve.resolve(
@@ -160,7 +161,7 @@ def test_side_by_side():
 
 
 @pytest.mark.parametrize('judge', gin_resolve.files('judges'))
-def test_judge_accuracy(judge):
+def test_judge_accuracy_traces(judge):
   choice = Choice('judge_accuracy', 't5_1_1_large', 'tldr', judge)
   arguments = gin_resolve.resolve(
     choice,
@@ -193,13 +194,13 @@ def test_judge_accuracy(judge):
     ),
   ],
 )
-def test_converters(run, given):
+def test_converters_resolve(run, given):
   choice = Choice(run, 't5_1_1_large', '')
   arguments = gin_resolve.resolve(choice, [f"{name} = '/x'" for name in given])
   assert jax.tree.leaves(arguments['model'].abstract_params)
 
 
-def test_infer():
+def test_infer_traces():
   arguments = gin_resolve.resolve(
     Choice('infer', 'mistral_7b', 'tldr'),
     [
@@ -234,7 +235,7 @@ def test_infer():
   assert drawn.tokens.ids.shape == (64, 2, 128)
 
 
-def test_preview():
+def test_preview_reads_an_example():
   name = "MIXTURE_OR_TASK_NAME = 'mini_tldr_pairs'"
   arguments = gin_resolve.resolve(
     Choice('preview', 't5_tiny', 'mini_tldr'), [name]
@@ -255,8 +256,8 @@ def test_preview():
   ],
   ids=str,
 )
-def test_precompile(choice):
-  """Its batch is what the run would read; each phase of the step has work."""
+def test_precompile_describes_the_run(choice):
+  """The batch has the shapes of the data, and each phase has work."""
   choice = dataclasses.replace(choice, overlay='runs/precompile')
   gin_resolve.resolve(choice, [*choice.given, "TOPOLOGY = 'v5e:2x4'"])
   run = gin.get_bindings('training.train')
@@ -276,9 +277,9 @@ def test_precompile(choice):
   assert work['update'].bytes > 0
 
 
-def test_every_run_is_here():
-  """A new run file needs a test above."""
-  here = {
+def test_every_run_file_has_a_test():
+  """Every run file has a test in this module or in `combinations_test`."""
+  tested = {
     'convert',
     'export_lora',
     'game',
@@ -295,28 +296,4 @@ def test_every_run_is_here():
     'side_by_side_mini_tldr',
     'supervised',
   }
-  assert set(gin_resolve.files('runs')) - {'train', 'policy'} == here
-
-
-@pytest.mark.parametrize(
-  'path', sorted(_GIN.rglob('*.gin')), ids=lambda p: f'{p.parent.name}/{p.stem}'
-)
-def test_header(path):
-  """Purpose, what is required; every macro that it names is one."""
-  header, _, body = path.read_text().partition('\nfrom __gin__')
-  included = re.findall(r"^include '(.*)'", body, re.M)
-  assert header.startswith('# ')
-  assert 'Required:' in header or any(
-    'Required:' in (gin_resolve.ROOT / name).read_text() for name in included
-  )
-  known = set()
-  for other in _GIN.rglob('*.gin'):
-    text = re.sub('#.*', '', other.read_text())
-    known |= set(re.findall(r'%(\w+)', text))
-    known |= set(re.findall(r'^([A-Z]\w+) =', text, re.M))
-  listed = re.findall(
-    r'(?s)(?:Required|Commonly overridden):(.*?)(?=[A-Z][a-z ]+:|\Z)',
-    header.replace('\n#', ' '),
-  )
-  words = set(re.findall(r'\b[A-Z][A-Z_]{2,}\b', ' '.join(listed)))
-  assert words - {'CPU', 'JSON'} <= known
+  assert set(gin_resolve.files('runs')) == tested

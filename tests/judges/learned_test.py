@@ -1,4 +1,4 @@
-"""Judges on the device: their prompts, their symmetry, what they see."""
+"""Tests of judges on the device: prompts, symmetry, independence of padding."""
 
 import functools
 
@@ -12,6 +12,7 @@ from ipo_md.algorithms import judge_training
 from ipo_md.core import types
 from ipo_md.data import dataset as dataset_lib
 from ipo_md.data import prompt_format
+from ipo_md.judges import comparison
 from ipo_md.judges import learned
 from ipo_md.judges import template as template_lib
 from ipo_md.models import model as model_lib
@@ -71,13 +72,13 @@ def swapped(completions: types.Completions) -> types.Completions:
 
 comparator = jax.jit(
   functools.partial(
-    learned.comparator, model=MODEL, template=template(), answers=('1', '2')
+    comparison.comparator, model=MODEL, template=template(), answers=('1', '2')
   )
 )
 
 
 def test_the_joined_prompt_is_the_tokens_of_its_parts():
-  """Token for token what Python lists give, and no EOS but the last."""
+  """The joined tokens equal those of Python lists, with one EOS at the end."""
   completions = pairs().completions
   y_1, y_2 = (
     jax.tree.map(lambda x, i=i: x[:, i], completions.completions)
@@ -105,7 +106,7 @@ def test_the_joined_prompt_is_the_tokens_of_its_parts():
 
 
 def test_training_and_judging_read_the_same_tokens(monkeypatch):
-  """comparator_step and comparator hand the model one and the same prompt."""
+  """`comparator` and `comparator_log_probs` join the same prompts."""
   seen = []
   original = template_lib.Template.join
 
@@ -118,17 +119,17 @@ def test_training_and_judging_read_the_same_tokens(monkeypatch):
   bound = {'model': MODEL, 'template': template(), 'answers': ('1', '2')}
   batch = pairs()
   with jax.disable_jit(False):
-    learned.comparator(PARAMS, batch.completions, **bound)
-    learned.comparator_log_probs(
+    comparison.comparator(PARAMS, batch.completions, **bound)
+    comparison.comparator_log_probs(
       PARAMS, batch.completions, rng=jax.random.key(0), **bound
     )
   jax.tree.map(np.testing.assert_array_equal, seen[:2], seen[2:])
 
 
-def test_only_the_text_is_cut():
+def test_only_the_text_is_truncated():
   completions = pairs().completions
   y_1 = jax.tree.map(lambda x: x[:, 0], completions.completions)
-  room = 74 + 32 + 1 + 1  # text, summary, 'summary', EOS at their widths
+  room = 74 + 32 + 1 + 1  # widths of text, summary, 'summary' and EOS
   short = template(60, '{text} summary {first}')
   joined = short.join(text=completions.prompts, first=y_1)
   whole = template(room, '{text} summary {first}').join(
@@ -162,7 +163,7 @@ def test_swapping_the_pair_gives_one_minus_the_preference(kind):
 
 def test_comparator_averages_probabilities_of_both_orders():
   completions = pairs().completions
-  log_probs = learned.comparator_log_probs(
+  log_probs = comparison.comparator_log_probs(
     PARAMS,
     completions,
     model=MODEL,
@@ -209,7 +210,11 @@ def with_head(outputs: int) -> model_lib.Model:
 
 
 def game(winners: np.ndarray) -> types.Labelled:
-  """Pairs of three one-token completions; winners[i, k]: P(i > k)."""
+  """Returns all pairs of three one-token completions.
+
+  Args:
+    winners: [3, 3] P(i > k).
+  """
   first, second = np.nonzero(~np.eye(3, dtype=bool))
   ids = np.stack([first, second], axis=1)[..., None] + 10
   prompts = np.full((6, 2), 5, np.int32)
@@ -226,8 +231,8 @@ def game(winners: np.ndarray) -> types.Labelled:
 
 
 @pytest.mark.parametrize('kind', ['preference_representation', 'reward_model'])
-def test_a_cycle_is_learnt_by_a_representation_alone(kind):
-  """1 > 2 > 3 > 1: Bradley-Terry can do no better than log 2."""
+def test_only_a_representation_learns_a_cycle(kind):
+  """Bradley-Terry reaches a loss of log 2 at best on 1 > 2 > 3 > 1."""
   rock = game(np.array([[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]]))
   model = with_head(4 if kind == 'preference_representation' else 1)
   optimizer = optax.adam(0.03)
@@ -270,7 +275,7 @@ def test_a_representation_compares_k_completions_at_once():
   scores = np.log(matrix) - np.log1p(-matrix)
   np.testing.assert_allclose(judged.rewards, scores.mean(-1), atol=1e-4)
   assert judged.preference is None
-  # A pair of them, in either order.
+  # A pair gives the same preference as within the four, in either order.
   pair = judge(params, two)
   np.testing.assert_allclose(pair.preference, matrix[:, 0, 1], atol=1e-6)
   np.testing.assert_array_equal(
@@ -283,7 +288,7 @@ def test_a_representation_compares_k_completions_at_once():
   assert np.std(pair.preference) > 1e-3
 
 
-def test_representations_that_cannot_be():
+def test_invalid_heads_and_numbers_of_completions_raise():
   two = pairs().completions
   one = two.replace(
     completions=jax.tree.map(lambda x: x[:, :1], two.completions)
@@ -335,6 +340,6 @@ def test_indifferent_prefers_nothing():
     ),
   ],
 )
-def test_what_cannot_be_judged_is_said(make, message):
+def test_invalid_prompts_and_completions_raise(make, message):
   with pytest.raises(ValueError, match=message):
     make()

@@ -1,4 +1,4 @@
-"""Attention in blocks of queries is attention, forwards and backwards."""
+"""Tests that attention in blocks of queries, or over strips, is attention."""
 
 import itertools
 
@@ -10,6 +10,7 @@ import pytest
 
 from ipo_md.core import sharding
 from ipo_md.models import attention
+from ipo_md.models import cpu_layouts
 from ipo_md.models import kv_cache
 
 N, Q, H, G, D, S = 2, 19, 4, 2, 8, 11
@@ -20,7 +21,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def assert_same_in_blocks(f, arguments, monkeypatch):
-  """f's value and gradients, all queries at once and 8 at a time."""
+  """Compares f's value and gradients in blocks of 8 queries and at once."""
 
   def loss(*arguments):
     out = f(*arguments)
@@ -63,7 +64,7 @@ def test_attention(dropout, monkeypatch):
 
 @pytest.mark.parametrize('windowed', [False, True])
 def test_joint_attention(windowed, monkeypatch):
-  """A window hides other columns of the context from each query."""
+  """With a window, each query sees other columns of the context."""
   k, p = 3, 5
   visible = jnp.arange(p) < jnp.array([5, 2])[:, None, None]
   if windowed:
@@ -89,7 +90,7 @@ def test_joint_attention(windowed, monkeypatch):
 
 
 def test_blocks_on_a_mesh(monkeypatch):
-  """Prompts split over data and fsdp, heads over tensor, queries whole."""
+  """The mesh splits prompts and heads but not queries."""
   n, heads = 4, PartitionSpec(('data', 'fsdp'), 'tensor')
   arguments = (
     normal(0, n, Q, H, D),
@@ -126,18 +127,18 @@ def test_blocks_on_a_mesh(monkeypatch):
 @pytest.mark.parametrize(
   ('queries', 'scores', 'block'),
   [
-    (896, 2**23, 896),  # they fit
-    (896, 49 * 2**20, 128),  # 146 fit, and 128 are a seventh
-    (520, 520 * 2**14 + 1, 264),  # two blocks of a size, not 512 and 8
-    (1024, 2**40, 8),  # a tile at least
+    (896, 2**23, 896),  # all fit
+    (896, 49 * 2**20, 128),  # 146 fit, and 128 is a seventh of 896
+    (520, 520 * 2**14 + 1, 264),  # two equal blocks rather than 512 and 8
+    (1024, 2**40, 8),  # never less than a tile
   ],
 )
 def test_blocks_are_multiples_of_a_tile(queries, scores, block):
   assert attention._block(queries, scores) == block
 
 
-def test_scores_of_a_whole_batch_are_never_there(monkeypatch):
-  """Neither for a forward pass nor for its gradient."""
+def test_scores_of_a_whole_batch_are_never_stored(monkeypatch):
+  """This holds in the forward pass and in the gradient."""
   query, keys = normal(0, 4, 64, 4, 8), normal(1, 4, 4, 8, 64)
   values = keys.swapaxes(2, 3)
   bias = jnp.zeros((1, 1, 1, 64))
@@ -155,17 +156,21 @@ def test_scores_of_a_whole_batch_are_never_there(monkeypatch):
 
 @pytest.mark.parametrize('columns', [64, 65, 128, 200])
 def test_keys_in_strips_are_the_keys(columns):
-  """On a CPU: written a few at a time, and attended to."""
+  """On a CPU, strips are written a few columns at a time and attended to."""
   cache = kv_cache.empty(1, (N, G, D, columns), jnp.float32)[0]
-  assert cache[0].ndim == (4 if columns == 64 else 5)
+  in_strips = isinstance(cache[0], cpu_layouts.Strips)
+  assert in_strips == (columns > 64)
   keys = normal(0, N, G, D, columns)
   values = normal(1, N, G, columns, D)
   write = jax.jit(kv_cache.write)
   for start, end in itertools.pairwise((0, 1, 63, 64, columns)):
     new = (keys[..., start:end], values[:, :, start:end])
     cache = write(cache, new, start)
-  np.testing.assert_array_equal(cache[0], kv_cache.in_strips(keys))
-  np.testing.assert_array_equal(cache[1], values)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    cache,
+    (cpu_layouts.in_strips(keys), values),
+  )
 
   query = normal(2, N, 2, H, D)
   bias = normal(3, N, 1, 1, columns)
@@ -181,7 +186,7 @@ def test_keys_in_strips_are_the_keys(columns):
     query[:, None], context, own, context_bias, own_bias
   )
   np.testing.assert_allclose(
-    attend((kv_cache.in_strips(context[0]), context[1]), cache),
+    attend((cpu_layouts.in_strips(context[0]), context[1]), cache),
     attend(context, (keys, values)),
     rtol=1e-5,
     atol=1e-5,

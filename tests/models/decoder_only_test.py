@@ -1,7 +1,7 @@
-"""Llama, Mistral and Mixtral against themselves.
+"""Tests of the consistency of Llama, Mistral and Mixtral.
 
-Their logits are compared with the reference values in convert_test, which reads
-the checkpoints.
+convert_test reads published checkpoints and compares logits with the reference
+values.
 """
 
 import functools
@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from ipo_md.core import types
-from ipo_md.models import decoder_config
 from ipo_md.models import decoder_only
 from ipo_md.models import experts as experts_lib
 from ipo_md.models import grouped_matmul
 from ipo_md.models import model
+from ipo_md.models import rotary
 from ipo_md.sampling import sequences
 
 TINY = {
@@ -89,7 +89,7 @@ def test_cached_decoding_is_teacher_forcing(family, k, scan, chunk):
   inputs = _ids(2, 3, k, 6)
   expected = _hidden(network, params, prompts, inputs)
   context = jax.jit(network.encode)(params, prompts)
-  cache = network.init_cache(context, k, 8)  # longer than is used
+  cache = network.init_cache(context, k, 8)  # longer than needed
   step = jax.jit(network.decode)
   parts = []
   for index in range(0, 6, chunk):
@@ -102,7 +102,7 @@ def test_cached_decoding_is_teacher_forcing(family, k, scan, chunk):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_prompt_and_completion_are_one_sequence(family):
-  """Where the prompt ends changes nothing, and its padding neither."""
+  """Neither the end of the prompt nor its padding changes the result."""
   network = _model(**FAMILIES[family])
   params = network.init(jax.random.key(0))
   ids = _ids(1, 2, 12)
@@ -120,8 +120,8 @@ def test_prompt_and_completion_are_one_sequence(family):
     _close(actual, expected[:, :, length - 1 :], 1e-5)
 
 
-def test_rotations_are_no_work_of_the_device():
-  """XLA would make cosines anew for every head of every layer."""
+def test_rotations_come_from_a_constant_table():
+  """XLA would compute cosines again for every head of every layer."""
   network = _model()
   params = network.init(jax.random.key(0))
   prompts = types.Tokens(_ids(1, 2, 9), jnp.ones((2, 9), bool))
@@ -142,7 +142,7 @@ def test_sliding_window_ends_where_it_should():
       0, 0, -1
     ]
 
-  for length in (3, 11):  # the window lies in the completion, in the prompt
+  for length in (3, 11):  # the window ends in the completion, in the prompt
     expected = last(ids, length)
     outside = last(ids.at[0, 7].set(0), length)
     inside = last(ids.at[0, 8].set(0), length)
@@ -169,15 +169,13 @@ def test_rotary_scaling_is_llama_3_s():
       smooth = (8192 / wave - 1) / 3
       frequency = (1 - smooth) * frequency / 8 + smooth * frequency
     expected.append(frequency)
-  np.testing.assert_allclose(
-    decoder_config.rotary_frequencies(cfg), expected, rtol=1e-6
-  )
+  np.testing.assert_allclose(rotary.frequencies(cfg), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize('branch', ['cpu', 'default'])
 @pytest.mark.parametrize('sizes', [(5, 0, 9, 3), (0, 0, 0, 17), (17, 0, 0, 0)])
 def test_grouped_product_and_gradients(sizes, branch, monkeypatch):
-  """The branch of a CPU, and the one of accelerators run here."""
+  """Both the branch for CPUs and the one for accelerators run here."""
   monkeypatch.setattr(
     jax.lax,
     'platform_dependent',
@@ -206,7 +204,7 @@ def test_grouped_product_and_gradients(sizes, branch, monkeypatch):
 
 @pytest.mark.parametrize('experts', [8, 32, 64])
 def test_cost_does_not_grow_with_the_number_of_experts(experts):
-  """FLOPs of 512 tokens by 2 experts each, at an even and a skewed spread."""
+  """Counts FLOPs of 512 tokens, 2 experts each, at even and skewed spreads."""
   rows = 1024
   block = grouped_matmul._block_rows(rows, experts)
   one = jax.jit(jnp.matmul).lower(jnp.ones((block, 64)), jnp.ones((64, 32)))

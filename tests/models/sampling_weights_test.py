@@ -1,4 +1,4 @@
-"""Sampling's own form of the weights and its caches change no number."""
+"""Tests that the sampling form of weights and caches changes no number."""
 
 import functools
 import re
@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ipo_md.core import partitioning
 from ipo_md.core import sharding
 from ipo_md.core import types
+from ipo_md.models import cpu_layouts
 from ipo_md.models import decoder_only
-from ipo_md.models import kv_cache
 from ipo_md.models import layer_stack
 from ipo_md.models import lora
 from ipo_md.models import model as model_lib
-from ipo_md.models import packed_kernels
 from ipo_md.models import t5
 from ipo_md.sampling import mixture
 from ipo_md.sampling import sequences
@@ -91,11 +91,14 @@ NETWORKS = pytest.mark.parametrize(
 
 
 def set_form(strip: int, monkeypatch) -> None:
-  """A strip of 0: the form of TPUs; else panels, several to a kernel."""
-  monkeypatch.setattr(sharding, 'on_one_cpu', lambda: strip > 0)
-  monkeypatch.setattr(kv_cache, '_STRIP', strip)
-  monkeypatch.setattr(packed_kernels, '_COLUMNS', 6)
-  monkeypatch.setattr(packed_kernels, '_PANELS', 2)
+  """Sets the width of strips; 0 selects the form that TPUs use.
+
+  Panels are made small, so that a kernel has several.
+  """
+  monkeypatch.setattr(partitioning, 'on_one_cpu', lambda: strip > 0)
+  monkeypatch.setattr(cpu_layouts, 'STRIP_COLUMNS', strip)
+  monkeypatch.setattr(cpu_layouts, 'PANEL_COLUMNS', 6)
+  monkeypatch.setattr(cpu_layouts, 'PANELS', 2)
 
 
 @pytest.mark.parametrize('strip', [0, 2, 3])
@@ -103,7 +106,7 @@ def set_form(strip: int, monkeypatch) -> None:
 def test_sampled_log_probs_are_those_of_the_loss(
   family, scan, tied, adapted, strip, monkeypatch
 ):
-  """Of both models, over caches of widths 2, 4, 6 and 7, in either form."""
+  """The caches have widths 2, 4, 6 and 7, in either form."""
   set_form(strip, monkeypatch)
   monkeypatch.setattr(mixture, 'CACHE_BLOCK', 2)
   model, policy, reference = players(
@@ -111,7 +114,7 @@ def test_sampled_log_probs_are_those_of_the_loss(
   )
   run = jax.jit(functools.partial(sample, model))
   sampled = run(policy, reference, prompts(), jax.random.key(2))
-  assert sampled.tokens.mask[..., 3].any()  # beyond the first width
+  assert sampled.tokens.mask[..., 3].any()  # longer than the first width
   given = types.Completions(prompts=prompts(), completions=sampled.tokens)
   for params, found in (
     (policy, sampled.policy_log_probs),
@@ -122,7 +125,7 @@ def test_sampled_log_probs_are_those_of_the_loss(
 
 
 def players(model, adapted, change=lambda params: params):
-  """The model, its policy and its reference."""
+  """Returns the model, its policy and its reference."""
   reference = change(model.init(jax.random.key(1)))
   if not adapted:
     return model, change(model.init(jax.random.key(0))), reference
@@ -133,7 +136,7 @@ def players(model, adapted, change=lambda params: params):
 
 
 def on_a_grid(params):
-  """The same tree, each kernel's columns integers up to 127 times a number."""
+  """Rounds each column of a kernel to a multiple of integers up to 127."""
 
   def of_leaf(path, w):
     if path[-1].key != 'kernel' or path[-2].key == 'router':
@@ -164,7 +167,7 @@ def test_kernels_that_int8_holds_are_sampled_from_exactly(
 @pytest.mark.parametrize('strip', [0, 2])
 @pytest.mark.parametrize('family', ['t5', 'llama'])
 def test_int8_rounds_by_less_than_half_a_step(family, strip, monkeypatch):
-  """The largest weight of an output is 127 steps; a column of 0 stays 0."""
+  """The largest weight of an output is 127 steps, and zeros stay zeros."""
   set_form(strip, monkeypatch)
   model = network(family, scan=True)
   params = model.init(jax.random.key(0))
@@ -190,7 +193,7 @@ def test_panels_are_the_kernel(rows, inputs, outputs, dtype):
   key = jax.random.key(0)
   kernel = jax.random.normal(key, (2, inputs, outputs)).astype(dtype)
   x = jax.random.normal(jax.random.key(1), (rows, inputs)).astype(dtype)
-  panels = packed_kernels.in_panels(kernel)
+  panels = cpu_layouts.in_panels(kernel)
   for layer in range(2):
     found = panels[layer].product(x, jnp.float32)
     expected = jnp.dot(x, kernel[layer], preferred_element_type=jnp.float32)
@@ -200,7 +203,7 @@ def test_panels_are_the_kernel(rows, inputs, outputs, dtype):
 
 @pytest.mark.parametrize('scan', [False, True])
 def test_no_weight_is_gathered_at_each_token(scan):
-  """Parameters split over `fsdp` are gathered before the loop, once."""
+  """Parameters split over `fsdp` are gathered once, before the loop."""
   model = network('t5', scan=scan)
   mesh = sharding.make_mesh((1, 8, 1))
 

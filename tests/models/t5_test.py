@@ -1,4 +1,4 @@
-"""T5 against values that T5X computed, and against itself."""
+"""Tests of T5 against values computed with T5X, and of its consistency."""
 
 import functools
 import pathlib
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ipo_md.core import types
-from ipo_md.models import attention
 from ipo_md.models import model
+from ipo_md.models import relative_positions
 from ipo_md.models import t5
 
 TESTDATA = pathlib.Path(__file__).parents[1] / 'testdata' / 't5x'
@@ -45,7 +45,7 @@ def _model(**overrides):
 
 
 def _stack(golden, prefix, abstract):
-  """T5X's arrays `prefix`/... in our tree, layers stacked."""
+  """Arranges T5X's arrays `prefix`/... in our tree, with stacked layers."""
 
   def leaf(path, array):
     name = prefix + '/'.join(p.key for p in path)
@@ -152,7 +152,7 @@ def test_cached_decoding_is_teacher_forcing(k, scan, chunk):
   context = jax.jit(network.encode)(params, types.Tokens(ids, mask))
   inputs = jax.random.randint(jax.random.key(2), (3, k, 6), 2, 256)
   expected, _, _ = jax.jit(network.decode)(params, inputs, context)
-  cache = network.init_cache(context, k, 8)  # longer than is used
+  cache = network.init_cache(context, k, 8)  # longer than needed
   step = jax.jit(network.decode)
   parts = []
   for index in range(0, 6, chunk):
@@ -185,7 +185,9 @@ def test_scan_and_loop_have_the_same_parameters():
 def test_buckets_are_t5x_s(bidirectional):
   misc = np.load(TESTDATA / 'misc.npz')
   expected = misc['bucket_bidirectional' if bidirectional else 'bucket_causal']
-  module = attention.RelativePositions(nnx.Rngs(0), 1, 32, 128, bidirectional)
+  module = relative_positions.RelativePositions(
+    nnx.Rngs(0), 1, 32, 128, bidirectional
+  )
   table = jnp.arange(32.0)[None]  # the bias of a bucket is its number
   module.rel_embedding[...] = table
   one_query = module(300, 1, 601)[0, 0]
@@ -209,13 +211,13 @@ def test_bfloat16_is_t5x_s(golden):
     return network.logits(params, hidden)[:, 0]
 
   real = golden['batch/decoder_loss_weights'] > 0
-  # Both round at 2^-8; T5X is as far from its own float32 values.
+  # Both round at 2^-8, and T5X is as far from its own float32 values.
   error = np.std((logits(params) - golden['logits'])[real])
   t5x_error = np.std((golden['logits_bfloat16'] - golden['logits'])[real])
   assert error < 1.1 * t5x_error
 
 
-def test_dropout_needs_a_key_and_spares_nothing():
+def test_dropout_needs_a_key_and_reaches_the_output():
   network = _model(dropout_rate=0.5)
   params = network.init(jax.random.key(0))
   ids = jnp.full((1, 1, 3), 5)
@@ -229,7 +231,8 @@ def test_dropout_needs_a_key_and_spares_nothing():
   np.testing.assert_array_equal(hidden(None), hidden(None))
   one, other = hidden(jax.random.key(1)), hidden(jax.random.key(2))
   assert not np.allclose(one, other)
-  # The last dropout is on the output: half of the features are 0, at all T.
+  # The last dropout acts on the output: it zeroes the same half of the
+  # features at all T positions.
   assert 0.3 < np.mean(one == 0) < 0.7
   np.testing.assert_array_equal((one == 0)[0, 0, 0], (one == 0)[0, 0, 2])
 

@@ -1,4 +1,4 @@
-"""A step in parts is the step."""
+"""Tests that a step in parts equals the step on the whole batch."""
 
 import functools
 
@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from ipo_md.algorithms import losses
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import offline
 from ipo_md.algorithms import online
 from ipo_md.algorithms import supervised
@@ -18,6 +19,7 @@ from ipo_md.judges import learned
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 from ipo_md.optim import accumulation
+from ipo_md.sampling import sampler
 
 MODEL = model_lib.Model(
   functools.partial(
@@ -38,7 +40,7 @@ OPTIMIZER = optax.adam(0.1)
 
 
 def tokens(seed: int, *shape: int) -> types.Tokens:
-  """Of all lengths, so that parts differ in their number of tokens."""
+  """Makes tokens of all lengths, so that parts differ in their token count."""
   ids = jax.random.randint(jax.random.key(seed), shape, 2, 32)
   length = 1 + jnp.arange(np.prod(shape[:-1])).reshape(shape[:-1]) % shape[-1]
   mask = jnp.arange(shape[-1]) < length[..., None]
@@ -65,16 +67,16 @@ STEPS = {
     BATCH,
     None,
   ),
-  # Greedy: samples do not depend on the key.
+  # Greedy sampling does not depend on the key.
   'online': (
     functools.partial(
       online.online_step,
       loss=functools.partial(losses.ipo, tau=0.1),
-      judge=functools.partial(learned.likelihood, model=MODEL),
+      feedback=objective.Feedback(
+        judge=functools.partial(learned.likelihood, model=MODEL)
+      ),
       mixture_coefs=(0.0, 0.5),
-      max_new_tokens=4,
-      eos_id=1,
-      temperature=0.0,
+      sampler=sampler.Sampler(max_new_tokens=4, eos_id=1, temperature=0.0),
     ),
     BATCH.completions.prompts,
     None,

@@ -1,4 +1,4 @@
-"""Tests of the optimizers against values computed with T5X."""
+"""Tests of the optimizers and schedules against values computed with T5X."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ _TESTDATA = str(pathlib.Path(__file__).parents[1] / 'testdata')
 
 @functools.cache
 def _fixture():
-  """Initial parameters, gradients and T5X's parameters after steps 1 to 3."""
+  """Loads parameters, gradients and T5X's parameters after steps 1 to 3."""
   golden = np.load(os.path.join(_TESTDATA, 't5x', 'adafactor_tiny.npz'))
   model = np.load(os.path.join(_TESTDATA, 't5x', 't5_1_1_tiny.npz'))
 
@@ -39,7 +39,7 @@ def _fixture():
 
 
 def _stack(tree):
-  """layers_0/x and layers_1/x -> layers/x of shape [2, ...]."""
+  """Stacks layers_0/x and layers_1/x into layers/x of shape [2, ...]."""
   out = {}
   for name, value in tree.items():
     if 'layers_0' in name:
@@ -102,7 +102,7 @@ class TestAdafactor:
   @pytest.mark.parametrize('shape', [(3, 130, 150), (3, 150, 130), (3, 7)])
   def test_a_stack_is_its_entries(self, shape):
     rng = np.random.default_rng(1)
-    # Entries of different scale: a scale of the whole stack would show.
+    # The entries differ in scale, so that a scale of the whole stack shows.
     scale = np.array([0.1, 1.0, 10.0]).reshape(3, *[1] * (len(shape) - 1))
     params = (scale * rng.normal(size=shape)).astype(np.float32)
     grads = (scale**2 * rng.normal(size=shape)).astype(np.float32)
@@ -133,8 +133,18 @@ class TestAdafactor:
       max_gradient_norm=1.0,
     )
     _, state = optimizer.update(grads, optimizer.init(params), params)
-    # First decay is 0, so v is the square of the clipped gradient, 1/2 each.
+    # The first decay is 0, so v is the square of the clipped gradient, 1/2.
     np.testing.assert_allclose(state[1].v['x'], 0.25, rtol=1e-6)
+
+  def test_adapters_move_by_the_learning_rate(self):
+    """An adapter starts at 0, and its scale would be the least one, 1e-3."""
+    axes = {'kernel': ('embed', 'mlp'), 'adapter': ('lora_rank', 'mlp')}
+    params = {name: jnp.zeros((2, 3)) for name in axes}
+    grads = jax.tree.map(jnp.ones_like, params)
+    optimizer = optimizers.adafactor(axes, learning_rate=0.1)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates['kernel'], -1e-4, rtol=1e-5)
+    np.testing.assert_allclose(updates['adapter'], -0.1, rtol=1e-5)
 
   def test_bfloat16_parameters_keep_float32_moments(self):
     params = {'x': jnp.ones((128, 128), jnp.bfloat16)}
@@ -163,7 +173,7 @@ class TestAdam:
     np.testing.assert_allclose(updates['x'], [-0.001, 0.002], rtol=1e-5)
 
 
-# The settings of T5X's create_learning_rate_scheduler behind the fixture.
+# The settings with which T5X's schedulers computed the fixture.
 _SCHEDULES = (
   schedules.rsqrt(learning_rate=0.01, warmup_steps=10_000),
   schedules.rsqrt(learning_rate=0.5 / 1000**0.5, warmup_steps=1000),
@@ -205,7 +215,7 @@ class TestSchedules:
 
 
 def test_skipping_leaves_parameters_and_moments_as_they_are():
-  """Four gradients of which two are bad are the two that are good."""
+  """Two good gradients give the same result with two bad ones between them."""
   good, large = {'w': jnp.array([0.5, -1.0])}, {'w': jnp.array([30.0, 40.0])}
   bad = {'w': jnp.array([jnp.nan, 1.0])}
   inner = optax.adam(0.1)

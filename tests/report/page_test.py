@@ -1,3 +1,5 @@
+"""Checks the page: its data, its files and its behaviour in a browser."""
+
 import csv
 import html
 import json
@@ -45,7 +47,7 @@ def results():
 
 
 def sweep():
-  """Two settings of one algorithm; the second one was selected."""
+  """Returns two settings of one algorithm, of which the second is selected."""
   return {
     'judge': 'ground_truth',
     'seeds': [0],
@@ -102,7 +104,7 @@ def embedded(page, name):
   return json.loads(re.search(pattern, page, re.DOTALL).group(1))
 
 
-def test_page_holds_the_data_and_nothing_of_the_machine(folder):
+def test_page_holds_the_data_but_no_local_paths(folder):
   path = page_lib.write(str(folder), {'ipo': str(folder.parent / 'ipo')})
   page = (folder / 'index.html').read_text()
   assert path == str(folder / 'index.html')
@@ -126,15 +128,15 @@ def test_page_holds_the_data_and_nothing_of_the_machine(folder):
   assert (folder / 'index.html').read_text() == page
 
 
-def test_text_cannot_leave_its_element(folder):
+def test_text_cannot_escape_its_element(folder):
   page_lib.write(str(folder))
   page = (folder / 'index.html').read_text()
   assert '<b onclick' not in page
-  assert page.count('</script>') == 3  # data, one page of prompts, the program
+  assert page.count('</script>') == 3  # Data, prompts, program.
   assert '{{' not in page
 
 
-def test_what_does_not_fit_is_counted(folder, monkeypatch):
+def test_prompts_beyond_the_limit_are_counted(folder, monkeypatch):
   monkeypatch.setattr(page_lib, '_PROMPTS_PER_PAGE', 2)
   monkeypatch.setattr(page_lib, '_MAX_BYTES', 800)
   page_lib.write(str(folder))
@@ -186,7 +188,7 @@ def test_every_figure_has_its_png_and_csv(folder):
 
 
 def test_a_comparison_with_the_baseline_alone(folder):
-  """Pairs that were not judged are null."""
+  """Checks that pairs that were not judged may be null."""
   found = results()
   for name in ('win_rate', 'interval', 'mean_preference'):
     found[name]['ground_truth'][0][1] = None
@@ -204,7 +206,7 @@ def test_the_number_of_an_axis(value, expected):
   assert figures.number(value) == expected
 
 
-# Clicks and types as a reader does, and notes what it sees.
+# Clicks and types as a reader would, and records what the page shows.
 DRIVE = """
 const seen = {};
 const press = (node, key) => node.dispatchEvent(
@@ -246,7 +248,7 @@ CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 
 
 def browse(path: pathlib.Path, width: int) -> tuple[dict, str]:
-  """What `DRIVE` saw, and the page's HTML; nothing in the console."""
+  """Returns what `DRIVE` saw and the HTML; the console must be empty."""
   page = path.read_text().replace('</body>', f'<script>{DRIVE}</script></body>')
   driven = path.with_name('driven.html')
   driven.write_text(page)
@@ -285,12 +287,12 @@ def test_page_in_a_browser(folder, width):
   assert seen['hash'] == '#prompt=2'
   assert seen['found'] == '1 of 3 prompts match'
   assert seen['outcome'] == ['ipo', 'win', f'{EVIL} prompt 0']
-  main = 3  # loss, win_rate, eval_kl
+  main = 3  # The curves loss, win_rate and eval_kl.
   assert seen['selected'] == main
   assert seen['All'] == 3 * main
   assert seen['None'] == 0
   assert seen['Selected'] == main
-  assert seen['more'] == 1  # kl
+  assert seen['more'] == 1  # The curve kl.
   assert seen['readout'] == (
     'TAU 1: ipo seed 0, MIXTURE_COEFS (0.0, 0.25) 0.5 (0.1 to 0.6)'
   )

@@ -1,3 +1,5 @@
+"""Tests of GSM8K and of the metrics of tasks."""
+
 import dataclasses
 import json
 
@@ -104,7 +106,7 @@ def test_exact_match_as_a_judge(load):
   [
     ({'question': 'a'}, "'answer' is missing"),
     ({'question': ' ', 'answer': '#### 1'}, "'question' is empty"),
-    ({'question': 'a', 'answer': '12'}, "'answer' has no number behind '####'"),
+    ({'question': 'a', 'answer': '12'}, "'answer' has no number after '####'"),
   ],
 )
 def test_bad_rows(load, row, message):

@@ -1,4 +1,4 @@
-"""The embedded task: posts, writers, ground truth, vocabulary and tasks."""
+"""Tests of the embedded task: posts, writers, ground truth, vocabulary."""
 
 import hashlib
 import subprocess
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import seqio
 
-from ipo_md.evaluation import judge_agreement
+from ipo_md.evaluation import judge_measures
 from ipo_md.evaluation import statistics
 from tasks.mini_tldr import grammar
 from tasks.mini_tldr import tasks
@@ -34,13 +34,13 @@ def _digest(count):
   return hashlib.sha256('\n'.join(texts).encode()).hexdigest()[:16]
 
 
-def test_data_are_the_same_for_ever():
+def test_data_never_change():
   assert _digest(100) == 'd43852bfc6a0201c'
 
 
 def test_data_do_not_depend_on_the_process():
   code = (
-    'from tasks import mini_tldr_writers as writers;'
+    'from tasks.mini_tldr import writers;'
     'print([writers.compared("train", i) for i in range(20)])'
   )
   env = {'PYTHONHASHSEED': '7', 'PYTHONPATH': ':'.join(sys.path)}
@@ -51,7 +51,7 @@ def test_data_do_not_depend_on_the_process():
   assert out.stdout.decode().strip() == repr(expected)
 
 
-def test_no_post_is_there_twice():
+def test_posts_are_unique():
   posts = [
     grammar.post(split, index).text
     for split, size in tasks.SIZES.items()
@@ -71,7 +71,7 @@ def test_unknown_split():
     grammar.post('valid1', 0)
 
 
-def test_values_are_disjoint_and_pieces():
+def test_values_are_disjoint():
   values = [value for kind in grammar.KINDS for value in kind.values]
   assert len(set(values)) == len(values)
   elsewhere = ' '.join(
@@ -155,7 +155,7 @@ def test_scores_by_hand(summary, expected):
 
 
 @pytest.mark.parametrize('post', ['', 'a post: about nothing?', GOOD])
-def test_a_text_that_is_no_post(post):
+def test_text_that_is_not_a_post(post):
   with pytest.raises(ValueError, match='is not a post of mini_tldr'):
     truth.score(post, GOOD)
 
@@ -196,7 +196,7 @@ def test_a_judge_that_cannot_see_the_post_falls_short():
   assert np.mean(labels == 0.5) < 0.06
   measured = [truth.measures(posts, column) for column in summaries]
   form = ('clauses', 'questions', 'repeated', 'fillers', 'malformed', 'words')
-  judged = judge_agreement.blind_preference(
+  judged = judge_measures.blind_preference(
     list(zip(*measured, strict=True)), labels, form
   )
   assert 0.64 < statistics.agreement(judged, labels)[0] < 0.74

@@ -1,11 +1,11 @@
-"""Real rows: PandaLM's human judgements, through preference files.
+"""Tests of preference files on real rows, PandaLM's human judgements.
 
 PANDALM_PATH names pandalm_test.jsonl.gz, rows of
 
   instruction, input, completions[{model, response, win_rate}],
-  pairs[[model, model, label, label, label]]   label 0 a tie, 1 or 2 the better
+  pairs[[model, model, label, label, label]]   0 for a tie, else the better one
 
-of WeOpenML/PandaLM. Without it these tests are skipped.
+of WeOpenML/PandaLM. These tests are skipped if it is not set.
 """
 
 import gzip
@@ -51,7 +51,7 @@ def _prompt(row):
 
 
 def _scored(row):
-  """Reward: mean over annotators and opponents of win 1, tie 1/2."""
+  """Scores a row: the mean win (1) or tie (1/2) over labels and opponents."""
   wins = {c['model']: [] for c in row['completions']}
   for first, second, *labels in row['pairs']:
     for label in labels:
@@ -65,12 +65,12 @@ def _scored(row):
 
 
 def _response(completion):
-  """One row's response is the JSON value true, not text."""
+  """Returns a response as text. In one row it is the JSON value true."""
   return str(completion['response'])
 
 
 def _pairs(row):
-  """Pairs that most annotators agree on."""
+  """Yields the pairs on which a majority agrees."""
   text = {c['model']: _response(c) for c in row['completions']}
   for first, second, *labels in row['pairs']:
     lead = labels.count(1) - labels.count(2)
@@ -85,7 +85,7 @@ def _pairs(row):
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-  """Paths of rows with scores and of pairs."""
+  """Paths of files of scored rows and of pairs, and their rows."""
   folder = tmp_path_factory.mktemp('pandalm')
   with gzip.open(os.environ['PANDALM_PATH'], 'rt') as file:
     rows = [json.loads(line) for line in file]
@@ -126,7 +126,7 @@ def test_examples(files):
 
 
 def _train(folder, run, task, *gin_files, **macros):
-  """Four updates of a tiny model in folder/task; returns MODEL_DIR."""
+  """Trains a tiny model for four updates and returns its MODEL_DIR."""
   macros = _SIZES | {'MODEL_DIR': repr(str(folder / task))} | macros
   _run(folder, run, *gin_files, **macros)
   assert (folder / task / 'COMPLETED').exists()
@@ -158,7 +158,7 @@ def _run(folder, run, *gin_files, **macros):
 
 
 def test_the_chain(files, tmp_path):
-  """Supervised, judge, then IPO and DPO on pairs and NCA on rewards."""
+  """Trains a policy, a judge, IPO and DPO on pairs, and NCA on rewards."""
   pairs = {'TRAIN_FILE': repr(files['pairs'])}
   pairs['VALIDATION_FILE'] = pairs['TRAIN_FILE']
   scored = {
@@ -182,7 +182,7 @@ def test_the_chain(files, tmp_path):
 
 
 def test_precomputed_log_probs(files, tmp_path):
-  """The reference's log-probabilities once, then IPO without a reference."""
+  """Trains IPO on precomputed log-probabilities without a reference."""
   pairs = {'TRAIN_FILE': repr(files['pairs'])}
   pairs['VALIDATION_FILE'] = pairs['TRAIN_FILE']
   policy = _train(tmp_path, 'supervised', 'supervised', **pairs)

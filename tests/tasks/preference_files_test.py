@@ -1,4 +1,4 @@
-"""Preference files, and XSum, from hand-made JSON lines."""
+"""Tests of preference files and XSum on hand-made JSON lines."""
 
 import gzip
 import json
@@ -150,7 +150,8 @@ class TestRewards:
       ),
       (
         SCORED[0] | {'completions': ['a'], 'scores': [1]},
-        "row 1: field 'completions' has 1, whose score compares to nothing",
+        "row 1: field 'completions' has 1, whose score has no other to compare "
+        'with',
       ),
     ],
   )
@@ -189,7 +190,7 @@ class TestXsum:
     monkeypatch.setenv('XSUM_DIR', str(tmp_path))
     row = {'document': 'my dog.', 'summary': 'a dog.', 'id': '1'}
     _write(tmp_path / 'train.jsonl', [row])
-    rows = _load('xsum_prompts').rows([(0, 0)])
+    rows = _load('xsum_prompts', module='tasks.xsum').rows([(0, 0)])
     prompt = rows.completions.prompts
     assert prompt.ids[0, : prompt.mask.sum()].tolist() == [
       *VOCABULARY.encode('POST: my dog.'),
@@ -197,7 +198,7 @@ class TestXsum:
     ]
     assert _texts(rows) == ['a dog.']
     with pytest.raises(ValueError, match='There is no file .*test.jsonl'):
-      _load('xsum_prompts', 'test')
+      _load('xsum_prompts', 'test', module='tasks.xsum')
 
   def test_bad_rows(self, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('XSUM_DIR', str(tmp_path))
@@ -207,16 +208,16 @@ class TestXsum:
     ]
     _write(tmp_path / 'train.jsonl', rows)
     with pytest.raises(ValueError, match="row 2: field 'document' is empty"):
-      _load('xsum_prompts')
+      _load('xsum_prompts', module='tasks.xsum')
     monkeypatch.setenv('MAX_BAD_ROWS', '1')
-    assert len(_load('xsum_prompts')) == 1
+    assert len(_load('xsum_prompts', module='tasks.xsum')) == 1
     assert 'Bad rows left out: 1' in capsys.readouterr().err
     monkeypatch.setenv('MAX_BAD_ROWS', 'all')
     with pytest.raises(ValueError, match="MAX_BAD_ROWS = 'all'"):
-      _load('xsum_prompts')
+      _load('xsum_prompts', module='tasks.xsum')
 
   def test_neither(self, tmp_path, monkeypatch):
     monkeypatch.delenv('XSUM_DIR', raising=False)
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
     with pytest.raises(ValueError, match='set XSUM_DIR to a directory'):
-      _load('xsum_prompts')
+      _load('xsum_prompts', module='tasks.xsum')

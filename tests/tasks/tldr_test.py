@@ -1,4 +1,4 @@
-"""TL;DR from hand-made files in the exact original schema."""
+"""Tests of TL;DR on hand-made files in the exact original schema."""
 
 import json
 import pathlib
@@ -9,14 +9,15 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ipo_md.data import dataset as dataset_lib
-from ipo_md.data import examples
 from ipo_md.data import prompt_format
+from ipo_md.data import registry
 from ipo_md.data import token_cache
 from tasks import build
 from tasks.builders import tldr as tldr_builder
 from tasks.mini_tldr import tasks
 
 VOCABULARY = tasks.VOCABULARY
+_MODULES = {'tasks.tldr', 'tasks.builders.tldr', 'tasks.lib.text_tasks'}
 
 
 def comparison(number, *, split='train', choice=0, post='i broke it.', **extra):
@@ -91,7 +92,7 @@ def write_comparisons(folder, batches=None):
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-  """Both data sets in TFDS_DATA_DIR."""
+  """Builds both data sets in TFDS_DATA_DIR."""
   original = tmp_path_factory.mktemp('original')
   write_comparisons(original)
   for split, rows in SUMMARIES.items():
@@ -114,6 +115,7 @@ def load(name, split='train', **kwargs):
       suffix=(1,), closing='tl;dr:', vocabulary=VOCABULARY
     ),
     vocabulary=VOCABULARY,
+    module='tasks.tldr',
     **kwargs,
   )
 
@@ -212,7 +214,7 @@ class TestTasks:
     }
     for i in range(4):
       ids = prompts.ids[i][prompts.mask[i]].tolist()
-      # The long post is cut, not its closing.
+      # The long post is truncated, but not its closing.
       assert ids[-len(closing) :] == closing
       if tuple(ids) in expected:
         assert rows.preference[i] == expected.pop(tuple(ids))
@@ -240,12 +242,12 @@ class TestTasks:
       1,
     ]
 
-  def test_a_change_of_the_task_is_seen(self, built):
+  def test_fingerprint_covers_the_modules_of_the_task(self, built):
     del built
-    task = examples.find('tldr_sft')
+    task = registry.find('tldr_sft', module='tasks.tldr')
     task = task.replace(output_features={})
     code = token_cache.describe(task, 'train', {'inputs': 8})['code']
-    assert {'tasks.tldr', 'tasks.tldr_builder', 'tasks.segments'} <= code.keys()
+    assert code.keys() >= _MODULES
 
   def test_not_built(self, monkeypatch, tmp_path):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
@@ -257,7 +259,7 @@ class TestTasks:
 class TldrSummariesTest(tfds.testing.DatasetBuilderTestCase):
   DATASET_CLASS = tldr_builder.TldrSummaries
   SPLITS = {'train': 2, 'validation': 2, 'test': 2}
-  SKIP_CHECKSUMS = True  # the files have none that is published
+  SKIP_CHECKSUMS = True  # there are no published checksums
 
   @classmethod
   def setUpClass(cls):

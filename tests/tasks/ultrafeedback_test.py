@@ -1,4 +1,4 @@
-"""UltraFeedback from hand-made files in the exact original schema."""
+"""Tests of UltraFeedback on hand-made files in the original schema."""
 
 import json
 import pathlib
@@ -108,12 +108,13 @@ def _load(name, **kwargs):
     split='train',
     prompt_format=prompt_format.PromptFormat(suffix=(1,)),
     vocabulary=VOCABULARY,
+    module='tasks.ultrafeedback',
     **kwargs,
   )
 
 
 def _by_prompt(dataset):
-  """First tokens of the prompt -> the example."""
+  """Returns the examples by the text of their prompt."""
   out = {}
   for i in range(len(dataset)):
     row = dataset.rows([(0, i)])
@@ -185,7 +186,7 @@ class TestTasks:
     row = rows['my cat']
     assert row.completion_mask.tolist() == [[True, True, False, False]]
     np.testing.assert_array_equal(row.rewards, [[2, 5, 0, 0]])
-    # An empty response is a completion of EOS alone, not a missing one.
+    # An empty response is a completion of EOS alone, not an absent one.
     (empty,) = (r for r in rows.values() if r.completion_mask.sum() == 3)
     assert empty.completions.completions.ids[0, 0, :2].tolist() == [1, 0]
 
@@ -206,7 +207,7 @@ class TestTasks:
     rows = _by_prompt(_load('ultrafeedback_sft'))
     assert _texts(rows['my dog']) == ['a dog']
     assert _texts(rows['my cat']) == ['a cat']
-    assert len(rows) == 4  # 'none' has nothing to imitate
+    assert len(rows) == 4  # 'none' has no completion to imitate
     dataset = _load('ultrafeedback_prompts', prompts_only=True)
     assert len(dataset) == 5
     assert dataset.counts['prompts_cut'] == 1
@@ -215,7 +216,7 @@ class TestTasks:
 class UltrafeedbackTest(tfds.testing.DatasetBuilderTestCase):
   DATASET_CLASS = ultrafeedback_builder.Ultrafeedback
   SPLITS = {'train': 5, 'validation': 1}
-  SKIP_CHECKSUMS = True  # the files have none that is published
+  SKIP_CHECKSUMS = True  # there are no published checksums
 
   @classmethod
   def setUpClass(cls):

@@ -1,4 +1,4 @@
-"""FLOPs and bytes by hand, against sums written out."""
+"""Tests of the counts of FLOPs and bytes against explicit sums."""
 
 import dataclasses
 import functools
@@ -48,7 +48,10 @@ def network(module, **config) -> model_lib.Model:
 
 
 def online(model: model_lib.Model, coefs: tuple[float, ...]) -> roofline.Run:
-  """8 prompts of 64 tokens, completions of 64, a judge of the same size."""
+  """Makes a run with 8 prompts and completions of 64 tokens.
+
+  The judge is the same model.
+  """
   return roofline.Run(
     model=model,
     judge_model=model,
@@ -67,7 +70,7 @@ def online(model: model_lib.Model, coefs: tuple[float, ...]) -> roofline.Run:
 
 
 def test_an_online_step_by_hand():
-  """A decoder-only policy, reference and reward model of one size."""
+  """Policy, reference and reward model are decoders of the same size."""
   model = network(decoder_only.DecoderOnly, reward_head=True, **DECODER)
   work = roofline.phases(online(model, (0.0, 0.0)))
   layers = 4 * (4 * 256 * 256 + 3 * 256 * 1024 + 2 * 256)
@@ -80,7 +83,7 @@ def test_an_online_step_by_hand():
   assert work['decode'].flops == write
   assert work['log_probs'].flops == 2 * write
   assert work['backward'].flops == 2 * (read + write)
-  # The judge reads one input more, the start, and has no vocabulary.
+  # The judge reads one more input, the start, and computes no logits.
   judged = 16 * (2 * 65 * layers + 4 * 1024 * (65 * 64 + 65 * 66 // 2))
   assert work['judge'].flops == read + judged
   total = sum(phase.flops for phase in work.values())

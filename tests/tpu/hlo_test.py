@@ -1,4 +1,4 @@
-"""A program written by hand: loops, branches, phases, collectives."""
+"""Tests of the analysis on a program written by hand."""
 
 from ipo_md.tpu import hlo
 
@@ -80,7 +80,7 @@ def test_cycles_are_multiplied_by_the_rounds_of_their_loops():
   assert program.cycles == {
     'encode': 0,
     'decode': 7 * (3 * 10 + 5),
-    'judge': 2 * 50,  # the longer branches
+    'judge': 2 * 50,  # the longer branch of each conditional
     'log_probs': 0,
     'backward': 0,
     'update': 2,
@@ -90,7 +90,7 @@ def test_cycles_are_multiplied_by_the_rounds_of_their_loops():
 
 def test_waits_for_fetches_are_what_the_work_beside_them_does_not_cover():
   program = hlo.analyse(PROGRAM, bytes_per_cycle=8)
-  # Fetched at cycle 64 and 16 cycles later; the layers took 30.
+  # The fetches arrive at cycles 64 and 80, and the layers take 30.
   assert program.token_waits == (64 - 30) + 16
   assert program.waits['decode'] == 7 * program.token_waits
   assert sum(program.waits.values()) == program.waits['decode']
@@ -111,11 +111,11 @@ def test_collectives_have_a_kind_a_size_and_a_place():
     ('all-gather', 'judge', False),
     ('all-gather', 'encode', False),
   }
-  # It runs beside what samples, and once.
+  # It overlaps with the sampling loop but runs once.
   assert found['all-gather', 'encode', False].times == 1
   gather = found['all-gather', 'decode', True]
   assert (gather.bytes, gather.times) == (16 * 4 * 2, 7)
   assert gather.shapes == ((16, 4),)
   assert found['all-reduce', 'backward', False].bytes == 4 * 4 * 2 + 2 * 2 * 4
-  # A started collective lists what it reads, too.
+  # A started collective also lists its operands.
   assert found['all-gather', 'judge', False].bytes == 16 * 8 * 2

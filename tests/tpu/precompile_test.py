@@ -1,4 +1,4 @@
-"""Compiling for a TPU slice; skipped where libtpu is not installed."""
+"""Tests of compilation for TPU slices; most need libtpu."""
 
 import importlib.util
 import json
@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 import pytest
 
 from ipo_md.core import gin_config
+from ipo_md.core import partitioning
 from ipo_md.core import sharding
 from ipo_md.core import tpu_slices
 from ipo_md.tpu import devices
@@ -39,7 +40,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture(name='call')
 def call_fixture(tmp_path):
-  """Runs the command with some bindings changed, without its cache."""
+  """Runs the command with changed bindings and without compilation cache."""
   jax.config.update('jax_enable_compilation_cache', False)
   jax.clear_caches()
 
@@ -50,9 +51,9 @@ def call_fixture(tmp_path):
       'BATCH_SIZE': 8,
       'TASK_FEATURE_LENGTHS': "{'inputs': 8, 'targets': 4}",
       'MAX_NEW_TOKENS': 4,
-      't5.T5.scan': True,
-      't5.T5.num_encoder_layers': 1,
-      't5.T5.num_decoder_layers': 3,
+      'models.T5.scan': True,
+      'models.T5.num_encoder_layers': 1,
+      'models.T5.num_decoder_layers': 3,
     } | changes
     gin.clear_config()
     gin.add_config_file_search_path(str(_ROOT))
@@ -79,7 +80,7 @@ def test_a_step_is_compiled_for_a_slice(call, tmp_path, capsys):
   assert report['decode']['tokens'] == 4
   decode = report['phases']['decode']['cycles']
   assert 0 < 4 * report['decode']['cycles_per_token'] <= decode
-  # Weights are gathered before the loop: no token waits for one.
+  # Weights are gathered before the loop, so that no token waits for them.
   in_loop = [c for c in report['collectives'] if c['in_decode_loop']]
   assert all(c['largest'] < 1024 for c in in_loop), in_loop
   assert any(c['kind'] == 'all-gather' for c in report['collectives'])
@@ -110,7 +111,7 @@ def test_weights_are_gathered_rather_than_sent_around():
     shape, jnp.bfloat16, sharding=split
   )
   with jax.set_mesh(mesh):
-    update = sharding.jit_update(lambda w, x: (w, x @ w), split)
+    update = partitioning.jit_update(lambda w, x: (w, x @ w), split)
     lowered = update.lower(array(1024, 1024), array(65536, 1024))
     program = lowered.compile().as_text()
   assert 'all-gather' in program
@@ -127,7 +128,7 @@ def test_weights_are_gathered_rather_than_sent_around():
     ({'FIT': "'slice'", 'MESH_SHAPE': (1, 4, 1)}, 'needs -1 in MESH_SHAPE'),
     ({'FIT': "'model'"}, "FIT = 'model'"),
     (
-      {'MESH_SHAPE': (1, 1, 4), 't5.T5.mlp_dim': 126},
+      {'MESH_SHAPE': (1, 1, 4), 'models.T5.mlp_dim': 126},
       "'mlp' of size 126 is not divisible by mesh axis 'tensor' of size 4",
     ),
   ],
@@ -141,7 +142,7 @@ def test_what_does_not_go_together_is_said_before_compiling(
 
 
 def test_a_compiled_program_fits_only_with_its_arguments():
-  """The compiler refuses what its temporaries alone make too large."""
+  """The compiler itself only refuses temporaries that are too large."""
   chip = tpu_slices.chip('v5e:2x4')
   state = {'policy': 2 * 2**30, 'judge': 2**30}
   stats = types.SimpleNamespace(
@@ -183,7 +184,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help():
 
 @pytest.mark.parametrize('largest', [1, 7, 8, 40, 200])
 def test_the_largest_batch_is_found(largest):
-  """Whatever the first guess, in multiples of data x fsdp."""
+  """The first guess does not matter; sizes are multiples of data x fsdp."""
 
   def attempt(case):
     return {'fits': case.batch_size <= largest}, ''
@@ -212,9 +213,9 @@ def test_the_smallest_slice_is_found():
 @pytest.mark.parametrize(('slice_', 'chips_'), [('v5e:1x1', 1), ('v5e:2x2', 4)])
 def test_a_program_for_a_tpu_knows_that_it_is(slice_, chips_):
   mesh = sharding.make_mesh((1, chips_, 1), devices.devices(slice_, 1))
-  assert not sharding.on_tpu()
+  assert not partitioning.on_tpu()
   with jax.set_mesh(mesh):
     traced = []
-    jax.eval_shape(lambda: traced.append(sharding.on_tpu()))
-    jax.eval_shape(lambda: traced.append(sharding.on_one_cpu()))
+    jax.eval_shape(lambda: traced.append(partitioning.on_tpu()))
+    jax.eval_shape(lambda: traced.append(partitioning.on_one_cpu()))
   assert traced == [True, False]

@@ -1,5 +1,6 @@
 """The loop: resume, stop, errors, metrics, on a micro T5 and real tasks."""
 
+import inspect
 import json
 import pathlib
 import re
@@ -9,10 +10,16 @@ import pytest
 import seqio
 from tensorboard.backend.event_processing import event_accumulator
 
+from ipo_md import checkpoints
+from ipo_md import judges
 from ipo_md.algorithms import supervised as supervised_lib
 from ipo_md.core import metrics as metrics_lib
 from ipo_md.core import model_dir as model_dir_lib
+from ipo_md.data import dataset as dataset_lib
+from ipo_md.evaluation import infer
+from ipo_md.evaluation import side_by_side
 from ipo_md.training import config
+from ipo_md.training import loop
 from tests.training import micro_run
 
 
@@ -214,7 +221,11 @@ def test_a_mesh_that_does_not_fit_leaves_nothing(tmp_path, mesh_shape):
 
 
 def test_a_directory_of_another_run_is_refused_and_left_alone(tmp_path):
-  first = 'SEED = 0\nTAU = 0.1\nTRAIN_STEPS = 10\n'
+  first = (
+    'from ipo_md import optim\nfrom ipo_md import training\n'
+    'TAU = 0.1\nTRAIN_STEPS = 10\n'
+    'training.Schedule.train_steps = %TRAIN_STEPS\n'
+  )
   model_dir_lib.claim(str(tmp_path), first.replace('0.1', '0.3'))
   model_dir_lib.claim(str(tmp_path), first)  # nothing was saved: corrected
   (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
@@ -222,6 +233,43 @@ def test_a_directory_of_another_run_is_refused_and_left_alone(tmp_path):
   with pytest.raises(ValueError, match=r'(?s)-TAU = 0.1.*\+TAU = 0.2'):
     model_dir_lib.claim(str(tmp_path), first.replace('0.1', '0.2'))
   assert (tmp_path / 'config.gin').read_text() == first
+  # A schedule that depends on it: another number would be another run.
+  cycle = 'optim.cosine.steps_per_cycle = %TRAIN_STEPS\n'
+  other = tmp_path / 'other'
+  model_dir_lib.claim(str(other), first + cycle)
+  (other / 'checkpoints' / '2').mkdir(parents=True)
+  model_dir_lib.claim(str(other), first + cycle)
+  with pytest.raises(ValueError, match=r'(?s)-TRAIN_STEPS = 10.*\+.* = 20'):
+    model_dir_lib.claim(str(other), (first + cycle).replace('10', '20'))
+
+
+def test_every_setting_that_may_change_is_a_parameter():
+  """A name that is misspelt or gone would be compared in silence."""
+  for target in (
+    checkpoints.Keep,
+    config.Schedule,
+    config.Watch,
+    dataset_lib.load,
+    infer.infer,
+    judges.Endpoint,
+    judges.HttpJudge,
+    loop.train,
+    side_by_side.side_by_side,
+  ):
+    assert target.may_change
+    assert target.may_change <= set(inspect.signature(target).parameters)
+
+
+def test_a_relative_folder_is_made_absolute(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  assert model_dir_lib.claim('out/x', '') == str(tmp_path / 'out/x')
+  assert model_dir_lib.claim('~/x', '') == str(tmp_path / 'home/x')
+  assert model_dir_lib.absolute('gs://b/x', 'MODEL_DIR') == 'gs://b/x'
+  with pytest.raises(ValueError, match='MODEL_DIR is empty'):
+    model_dir_lib.claim('', '')
+  micro_run.supervised('relative', 2, evaluation=None)
+  assert (tmp_path / 'relative' / 'COMPLETED').exists()
 
 
 def test_an_unwritable_directory_is_named(tmp_path):

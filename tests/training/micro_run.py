@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from ipo_md.algorithms import losses
+from ipo_md.algorithms import objective
 from ipo_md.algorithms import online as online_lib
 from ipo_md.algorithms import supervised as supervised_lib
 from ipo_md.algorithms import win_rate
@@ -17,6 +18,7 @@ from ipo_md.judges import learned
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 from ipo_md.optim import optimizers
+from ipo_md.sampling import sampler
 from ipo_md.training import config
 from ipo_md.training import loop
 from tasks.mini_tldr import tasks
@@ -84,11 +86,10 @@ def online(model_dir, start, judge, steps_=4, **changes):
     steps_,
     step=functools.partial(
       online_lib.online_step,
-      judge=judge_fn,
+      feedback=objective.Feedback(judge=judge_fn),
       loss=functools.partial(losses.ipo, tau=0.1),
       mixture_coefs=(0.125, 0.125),
-      max_new_tokens=6,
-      eos_id=1,
+      sampler=sampler.Sampler(max_new_tokens=6, eos_id=1),
     ),
     dataset=lambda: dataset('mini_tldr_prompts', True),
     start=config.Start(
@@ -99,7 +100,9 @@ def online(model_dir, start, judge, steps_=4, **changes):
     ),
     evaluation=config.Evaluation(
       metrics=functools.partial(
-        win_rate.win_rate_metrics, judge=judge_fn, max_new_tokens=6, eos_id=1
+        win_rate.win_rate_metrics,
+        judge=judge_fn,
+        sampler=sampler.Sampler(max_new_tokens=6, eos_id=1),
       ),
       dataset=lambda: dataset('mini_tldr_prompts', True),
       batch_size=8,

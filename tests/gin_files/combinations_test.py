@@ -1,30 +1,31 @@
-"""The axes of gin/ go together: run x model x task x judge x algorithm.
+"""Tests combinations of a run, a model, a task, a judge and an algorithm.
 
-A pairwise covering set of all combinations is traced; `INCOMPATIBLE` are those
-that say what is wrong.
+The step of every combination in a pairwise covering set is traced. The
+combinations in `INCOMPATIBLE` must raise an error that explains the conflict.
 """
 
 from collections.abc import Iterable
 import dataclasses
 import itertools
 
-import gin_resolve
 import pytest
+
+from tests.gin_files import gin_resolve
 
 Choice = gin_resolve.Choice
 without_data = gin_resolve.without_data
-# One of each kind of network; the others differ in numbers and details.
+# One model of each kind of network. The others differ in sizes and details.
 NETWORKS = (
   't5_tiny',
   't5_1_1_large+judge_t5_1_1_xl',
   'mistral_7b',
 )
-OF_REWARDS = ('info_nca', 'nca', 'rl')
-OF_OWN_SAMPLES = ('ipo_md', 'nash_ema', 'nash_md', 'rl')
+REWARD_ALGORITHMS = ('info_nca', 'nca', 'rl')
+ON_POLICY_ALGORITHMS = ('ipo_md', 'nash_ema', 'nash_md', 'rl')
 
 
 def is_valid(choice: Choice) -> bool:
-  """Whether the parts go together."""
+  """Returns whether the parts are compatible."""
   rewards = choice.task.endswith(':rewards')
   own = choice.model.startswith('t5_') or choice.task != 'mini_tldr'
   if choice.run == 'supervised':
@@ -35,19 +36,24 @@ def is_valid(choice: Choice) -> bool:
   if not (own and choice.judge and choice.algorithm):
     return False
   if choice.run == 'online':
-    scored = choice.algorithm in OF_REWARDS
+    unscored = choice.algorithm in REWARD_ALGORITHMS
     if choice.judge == 'preference_representation':
-      scored = choice.algorithm == 'rl'  # K = 1: there is nothing to compare
+      # With K = 1, this judge has no other completion to compare with.
+      unscored = choice.algorithm == 'rl'
     elif choice.judge != 'comparator':
-      scored = False
-    return not rewards and not scored
-  if choice.algorithm in OF_OWN_SAMPLES:
+      unscored = False
+    return not rewards and not unscored
+  if choice.algorithm in ON_POLICY_ALGORITHMS:
     return False
-  return rewards == (choice.algorithm in OF_REWARDS)
+  return rewards == (choice.algorithm in REWARD_ALGORITHMS)
 
 
 def pairwise(choices: Iterable[Choice]):
-  """Some of `choices`, in which any two parts meet that meet in one of all."""
+  """Returns a small subset of `choices` that covers all pairs of parts.
+
+  Two parts that occur together in one of the choices also occur together in one
+  of the subset. The subset is chosen greedily.
+  """
   numbers = {}
 
   def pairs(choice: Choice) -> int:
@@ -74,12 +80,13 @@ ALL = [
   for parts in itertools.product(
     ('online', 'offline', 'judge', 'supervised'),
     NETWORKS,
-    [task for task in gin_resolve.TASKS if task != 'xsum'],  # as tldr
+    [task for task in gin_resolve.TASKS if task != 'xsum'],  # like tldr
     ('', *gin_resolve.files('judges')),
     ('', *gin_resolve.files('algorithms')),
   )
 ]
 COVERING = pairwise(filter(is_valid, ALL))
+# Every model and every judge size that the covering set leaves out.
 OTHERS = (
   [
     Choice('supervised', model, 'tldr')
@@ -98,7 +105,7 @@ OTHERS = (
 )
 OWN_SAMPLES = 'needs samples of the policy.*gin/runs/online.gin'
 INCOMPATIBLE = [
-  # A vocabulary that is not the model's.
+  # The vocabulary is that of another model.
   (
     Choice('supervised', 'llama_3_2_1b', 'tldr', vocabulary='t5_'),
     'EOS_ID 128001.* ends texts with 1.*VOCABULARY',
@@ -115,7 +122,7 @@ INCOMPATIBLE = [
     Choice('online', 'mistral_7b', 'mini_tldr', 'likelihood', 'ipo'),
     'EOS_ID 2.* ends texts with 1.*MIXTURE_OR_TASK_NAME',
   ),
-  # An objective that needs what the run does not have.
+  # The run does not provide what the objective needs.
   *(
     (
       Choice('offline', 't5_tiny', 'mini_tldr', 'likelihood', algorithm),
@@ -155,7 +162,7 @@ INCOMPATIBLE = [
       Choice('online', 't5_tiny', 'mini_tldr', 'comparator', algorithm),
       'A comparator judges K = 2.*MIXTURE_COEFS.*JUDGE',
     )
-    for algorithm in OF_REWARDS
+    for algorithm in REWARD_ALGORITHMS
   ),
   *(
     (
@@ -169,7 +176,7 @@ INCOMPATIBLE = [
       ),
       'needs rewards, but judge .* give only preference.*JUDGE',
     )
-    for algorithm in OF_REWARDS
+    for algorithm in REWARD_ALGORITHMS
   ),
   *(
     (
@@ -205,7 +212,7 @@ INCOMPATIBLE = [
       ('reward_model', 2),
     )
   ),
-  # Completions or features that are not there.
+  # Completions or features are missing.
   (
     Choice(
       'online',
@@ -232,25 +239,25 @@ INCOMPATIBLE = [
 
 
 @pytest.mark.parametrize('choice', COVERING, ids=str)
-def test_covering(choice):
+def test_covering_set_traces(choice):
   gin_resolve.trace(gin_resolve.resolve(choice))
 
 
 @pytest.mark.parametrize('choice', OTHERS, ids=str)
-def test_others(choice):
+def test_other_models_trace(choice):
   gin_resolve.trace(gin_resolve.resolve(choice))
 
 
 @pytest.mark.parametrize(
   ('choice', 'message'), INCOMPATIBLE, ids=lambda x: str(x)[:60]
 )
-def test_incompatible(choice, message):
+def test_incompatible_parts_raise(choice, message):
   with pytest.raises(ValueError, match=f'(?s){message}'):
     gin_resolve.trace(gin_resolve.resolve(choice))
 
 
-def test_pairs_are_covered():
-  """The set has every pair of parts that go together at all."""
+def test_covering_set_covers_all_pairs():
+  """The set contains every pair of parts of a valid combination."""
   pairs = lambda choices: {
     pair
     for choice in choices

@@ -1,0 +1,59 @@
+"""Directories that exist whole or not at all."""
+
+from collections.abc import Iterator
+import contextlib
+import signal
+import time
+from typing import Any
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def new_directory(output_dir: str) -> Iterator[epath.Path]:
+  """Yields a directory that becomes `output_dir` when the block succeeds.
+
+    with atomic.new_directory('/checkpoints/t5') as directory:
+      (directory / 'config.json').write_text(text)
+
+  It is removed if the block raises an error or the process gets SIGTERM. In
+  Cloud Storage, a directory is renamed one object at a time, not at once.
+
+  Raises:
+    ValueError: `output_dir` exists.
+    SystemExit: The process got SIGTERM.
+  """
+  output = epath.Path(output_dir)
+  if output.exists():
+    raise ValueError(f'OUTPUT_DIR {output_dir} already exists.')
+  partial = output.parent / f'{output.name}.partial'
+  if partial.exists():
+    partial.rmtree()
+  partial.mkdir(parents=True)
+  # JAX's own handler would swallow the signal.
+  before = signal.signal(signal.SIGTERM, _stop)
+  try:
+    yield partial
+    partial.rename(output)
+  except BaseException:
+    _remove(partial)
+    raise
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _remove(directory: epath.Path) -> None:
+  """Removes a directory that threads of a stopped save may still write to."""
+  end = time.monotonic() + 10
+  while directory.exists():
+    try:
+      directory.rmtree()
+    except OSError:
+      if time.monotonic() > end:
+        raise
+      time.sleep(0.1)
+
+
+def _stop(number: int, frame: Any) -> None:
+  del frame
+  raise SystemExit(128 + number)

@@ -1,0 +1,95 @@
+"""The policies at which training stops, found without sampling.
+
+The loss, the log-probabilities and the tables are those of training; only the
+samples are replaced by a sum over all sequences.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ipo_md import sampling
+from ipo_md.algorithms import needs
+from ipo_md.core import types
+from ipo_md.games import enumeration
+from ipo_md.games import game as game_lib
+from ipo_md.games import tabular
+
+
+def expected_gradient(
+  game: game_lib.Game,
+  *,
+  loss: Callable[..., Any],
+  mixture_coefs: Sequence[float],
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Makes the expected gradient of an online step, computed in float64.
+
+  Args:
+    game: Game that is played.
+    loss: Objective of `losses`.
+    mixture_coefs: K weights of the reference in the samplers.
+
+  Returns:
+    Function from logits [nodes, V] of the policy to the gradient in them.
+  """
+  everything = _all_sequences(game)
+  feedback = getattr(game, needs.of(loss).feedback)
+  log_reference = np.log(game_lib.policy_of(game.reference))
+
+  def objective(table, samplers):
+    log_probs, _ = sampling.log_probs(
+      game_lib.tabular_model(game), {'table': table[None]}, everything
+    )
+    log_ratio = jnp.sum(log_probs[0], axis=-1) - log_reference
+    return enumeration.expected_loss(
+      loss, log_ratio, jnp.array(feedback), samplers
+    )
+
+  enumerate_all = jax.jit(jax.grad(objective))
+
+  def gradient(logits):
+    samplers = [
+      game_lib.token_mixture(logits, game.reference, b) for b in mixture_coefs
+    ]
+    with jax.enable_x64(True):
+      return np.array(enumerate_all(logits, samplers))
+
+  return gradient
+
+
+def limit(
+  game: game_lib.Game,
+  *,
+  loss: Callable[..., Any],
+  mixture_coefs: Sequence[float],
+) -> np.ndarray | None:
+  """Finds the policy at which the expected gradient of an online step is 0.
+
+  Args:
+    game: Game that is played.
+    loss: Objective of `losses`.
+    mixture_coefs: K weights of the reference in the samplers.
+
+  Returns:
+    [N] probabilities of all sequences, or None if no such policy was found: a
+    hinge loss (slic) may have a kink instead.
+  """
+  gradient = expected_gradient(game, loss=loss, mixture_coefs=mixture_coefs)
+  try:
+    logits = enumeration.stationary_point(gradient, game.reference)
+  except RuntimeError:
+    return None
+  return game_lib.policy_of(logits)
+
+
+def _all_sequences(game: game_lib.Game) -> types.Completions:
+  """Returns all N sequences as completions [1, N, depth] of one prompt."""
+  tokens = tabular.sequences(game.vocab_size, game.depth)
+  return types.Completions(
+    prompts=types.Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool)),
+    completions=types.Tokens(tokens.ids[None], tokens.mask[None]),
+  )

@@ -1,0 +1,116 @@
+"""The judge that reads two completions at once and names the better one."""
+
+import jax
+import jax.numpy as jnp
+
+from ipo_md import models
+from ipo_md import sampling
+from ipo_md.core import types
+from ipo_md.judges import declaration
+from ipo_md.judges import template as template_lib
+
+
+def comparator_log_probs(
+  params: types.Params,
+  completions: types.Completions,
+  *,
+  model: models.Model,
+  template: template_lib.Template,
+  answers: tuple[str, str],
+  rng: jax.Array | None = None,
+) -> jax.Array:
+  """Returns log-probabilities of the two answers for both orders of a pair.
+
+  Training and judging both call this function, so they see identical tokens.
+
+  Args:
+    params: Parameters of `model`.
+    completions: K = 2 completions of each of B prompts.
+    model: A language model.
+    template: The template of its prompt.
+    answers: The answers that mean "the first is better" and "the second is
+      better", each a single token.
+    rng: Key for dropout, consumed. None disables dropout.
+
+  Returns:
+    [B, 2, 2] log-probabilities over the whole vocabulary, by order (y_1 first,
+    y_2 first) and answer (first, second).
+
+  Raises:
+    ValueError: K is not 2.
+  """
+  if completions.completions.ids.shape[1] != 2:
+    raise ValueError(
+      f'A comparator judges K = 2 completions of a prompt, not '
+      f'{completions.completions.ids.shape[1]} (MIXTURE_COEFS has one entry '
+      'for each). A LOSS that needs rewards needs another JUDGE.'
+    )
+  y_1, y_2 = (
+    jax.tree.map(lambda x, i=i: x[:, i], completions.completions)
+    for i in range(2)
+  )
+  both = jax.tree.map(
+    lambda a, b: jnp.concatenate([a, b]),
+    template.join(text=completions.prompts, first=y_1, second=y_2),
+    template.join(text=completions.prompts, first=y_2, second=y_1),
+  )
+  b = y_1.ids.shape[0]
+  ids = jnp.array([template.token(a) for a in answers], jnp.int32)
+  ids = jnp.broadcast_to(ids[:, None], (2 * b, 2, 1))
+  answered = types.Completions(
+    prompts=both,
+    completions=types.Tokens(ids=ids, mask=jnp.ones(ids.shape, bool)),
+  )
+  log_probs, _ = sampling.log_probs(model, params, answered, rng=rng)
+  return jnp.swapaxes(log_probs[..., 0].reshape(2, b, 2), 0, 1)
+
+
+@declaration.declare(
+  runs_on='device',
+  gives=('preference', 'matrix'),
+  has_params=True,
+  trained_on='answers',
+)
+def comparator(
+  params: types.Params,
+  completions: types.Completions,
+  *,
+  model: models.Model,
+  template: template_lib.Template,
+  answers: tuple[str, str],
+) -> types.Labelled:
+  """Reads two completions at once and answers with one of two tokens.
+
+    p_12 = sigmoid(logit('1') - logit('2')) on (y_1, y_2)
+    P(y_1 > y_2 | x) = (p_12 + 1 - p_21) / 2
+
+  Probabilities are averaged over both orders, not logits, so swapping the pair
+  gives exactly 1 - P. This is the preference model of arXiv 2312.00886,
+  section 8.
+
+  Args:
+    params: Parameters of `model`.
+    completions: K = 2 completions of each of B prompts.
+    model: A language model.
+    template: The template of its prompt.
+    answers: The answers that mean "the first is better" and "the second is
+      better", each a single token.
+
+  Returns:
+    The preference [B], and the matrix [B, 2, 2] with both orders.
+
+  Raises:
+    ValueError: K is not 2.
+  """
+  log_probs = comparator_log_probs(
+    params, completions, model=model, template=template, answers=answers
+  )
+  p = jax.nn.sigmoid(log_probs[..., 0] - log_probs[..., 1])
+  half = jnp.full_like(p[:, 0], 0.5)
+  matrix = jnp.stack([half, p[:, 0], p[:, 1], half], axis=-1)
+  return types.Labelled(
+    completions=completions,
+    completion_mask=jnp.ones((p.shape[0], 2), bool),
+    preference=(p[:, 0] + 1 - p[:, 1]) / 2,
+    matrix=matrix.reshape(-1, 2, 2),
+  )

@@ -1,0 +1,28 @@
+"""The configuration of a T5 network."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config:
+  """Sizes and options of a T5 network, under T5X's names."""
+
+  vocab_size: int  # V
+  emb_dim: int  # E
+  num_heads: int  # H
+  head_dim: int  # D
+  num_encoder_layers: int
+  num_decoder_layers: int  # L
+  mlp_dim: int
+  mlp_activations: tuple[str, ...]  # ('relu',) or ('gelu', 'linear')
+  logits_via_embedding: bool  # whether the embedding is also the head
+  dropout_rate: float
+  dtype: str = 'float32'  # type of the activations
+  relpos_num_buckets: int = 32
+  relpos_max_distance: int = 128
+  scan: bool = True  # lax.scan over the layers, or a Python loop
+  remat_policy: str = 'none'  # 'none', 'minimal' or 'full'
+  reward_head: int = 0  # number of outputs of the reward head
+
+  def __post_init__(self):
+    object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))

@@ -1,0 +1,200 @@
+"""Tests of the declarations of judges."""
+
+import functools
+import sys
+
+import gin
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ipo_md import judges
+from ipo_md.core import types
+from ipo_md.data import prompt_format
+from ipo_md.judges import declaration
+from ipo_md.models import model as model_lib
+from ipo_md.models import t5
+from tasks.mini_tldr import tasks
+
+VOCABULARY = tasks.VOCABULARY
+DEVICE_JUDGES = {
+  'comparator': judges.comparator,
+  'indifferent': judges.indifferent,
+  'likelihood': judges.likelihood,
+  'preference_representation': judges.preference_representation,
+  'reward_model': judges.reward_model,
+}
+HOST_JUDGES = [
+  judges.CachedJudge,
+  judges.HttpJudge,
+  judges.LearnedJudge,
+  judges.TextJudge,
+]
+
+
+def bound(name: str) -> tuple[judges.DeviceJudge, types.Params | None]:
+  """Returns a judge with a tiny network, and its abstract parameters."""
+  judge = DEVICE_JUDGES[name]
+  if not judges.declaration_of(judge).has_params:
+    return judge, None
+  model = model_lib.Model(
+    functools.partial(
+      t5.T5,
+      vocab_size=320,
+      emb_dim=16,
+      num_heads=2,
+      head_dim=8,
+      num_encoder_layers=1,
+      num_decoder_layers=1,
+      mlp_dim=16,
+      mlp_activations=('gelu', 'linear'),
+      logits_via_embedding=False,
+      dropout_rate=0.0,
+      reward_head=2 if name == 'preference_representation' else 1,
+    )
+  )
+  judge = functools.partial(judge, model=model)
+  if name == 'comparator':
+    template = judges.Template(
+      vocabulary=VOCABULARY,
+      prompt='{text} summary 1 {first} summary 2 {second} better',
+      length=64,
+      prompt_format=prompt_format.PromptFormat(suffix=(1,)),
+    )
+    judge = functools.partial(judge, template=template, answers=('1', '2'))
+  return judge, model.abstract_params
+
+
+def pair() -> types.Completions:
+  tokens = lambda *shape: types.Tokens(
+    ids=jnp.full(shape, 5, jnp.int32), mask=jnp.ones(shape, bool)
+  )
+  return types.Completions(prompts=tokens(3, 6), completions=tokens(3, 2, 4))
+
+
+@pytest.mark.parametrize('name', DEVICE_JUDGES)
+def test_a_device_judge_gives_what_it_declares(name):
+  judge, params = bound(name)
+  declared = judges.declaration_of(judge)
+  assert declared.runs_on == 'device'
+  judged = jax.eval_shape(judge, params, pair())
+  known = ('preference', 'rewards', 'matrix')
+  given = {field for field in known if getattr(judged, field) is not None}
+  assert set(declared.gives) == given
+
+
+def test_what_device_judges_are_trained_on():
+  trained_on = {
+    name: judges.declaration_of(judge).trained_on
+    for name, judge in DEVICE_JUDGES.items()
+  }
+  assert trained_on == {
+    'comparator': 'answers',
+    'indifferent': None,
+    'likelihood': 'rewards',
+    'preference_representation': 'rewards',
+    'reward_model': 'rewards',
+  }
+
+
+@pytest.mark.parametrize('judge', HOST_JUDGES)
+def test_host_judges_run_on_the_host(judge):
+  declared = judges.declaration_of(judge)
+  assert declared == declaration.Declaration(runs_on='host')
+
+
+def test_every_public_judge_is_declared():
+  """A judge that is added to `judges` is found here without its name."""
+  declared = []
+  for name in judges.__all__:
+    try:
+      judges.declaration_of(getattr(judges, name))
+    except ValueError:
+      continue
+    declared.append(getattr(judges, name))
+  assert set(declared) == {*DEVICE_JUDGES.values(), *HOST_JUDGES}
+
+
+def test_a_declaration_is_found_through_wrappers():
+  expected = judges.declaration_of(judges.likelihood)
+  partial = functools.partial(
+    functools.partial(judges.likelihood, rng=None), model=None
+  )
+
+  @functools.wraps(partial)
+  def wrapper(*args, **kwargs):
+    return partial(*args, **kwargs)
+
+  for judge in (
+    partial,
+    wrapper,
+    jax.jit(judges.likelihood),
+    jax.jit(partial),
+    functools.partial(jax.jit(wrapper)),
+  ):
+    assert judges.declaration_of(judge) is expected
+  instance = judges.TextJudge(lambda prompt, y_1, y_2: 0.5)
+  assert judges.declaration_of(instance).runs_on == 'host'
+  method = functools.partial(instance)
+  assert judges.declaration_of(method).runs_on == 'host'
+
+
+@pytest.fixture(name='gin_config')
+def gin_config_fixture():
+  yield
+  gin.clear_config()
+
+
+def take(device, scoped, host) -> tuple:
+  return device, scoped, host
+
+
+def test_a_declaration_is_found_through_gin(gin_config, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'takes_judges', sys.modules[__name__])
+  gin.parse_config("""
+    from __gin__ import dynamic_registration
+    from ipo_md import judges
+    import takes_judges
+
+    takes_judges.take.device = @judges.comparator
+    takes_judges.take.scoped = @rater/judges.reward_model
+    takes_judges.take.host = @judges.TextJudge()
+    judges.comparator.answers = ('1', '2')
+    judges.TextJudge.preference = @judges.likelihood
+  """)
+  device, scoped, host = gin.get_configurable(take)()
+  assert device is not judges.comparator
+  assert judges.declaration_of(device) is judges.declaration_of(
+    judges.comparator
+  )
+  assert judges.declaration_of(scoped) is judges.declaration_of(
+    judges.reward_model
+  )
+  assert judges.declaration_of(host).runs_on == 'host'
+
+
+def test_a_judge_without_a_declaration_raises():
+  def undeclared(params, completions):
+    raise NotImplementedError
+
+  for judge in (undeclared, functools.partial(undeclared, None), object()):
+    with pytest.raises(ValueError, match='does not declare.*@judges.declare'):
+      judges.declaration_of(judge)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'runs_on': 'tpu'}, "'device' or 'host'"),
+    ({'gives': ()}, 'non-empty subset'),
+    ({'gives': ('scores',)}, 'non-empty subset'),
+    ({'trained_on': 'rewards'}, 'has_params=True'),
+    ({'trained_on': 'texts', 'has_params': True}, "'rewards', 'answers'"),
+    ({'trained_on': 'rewards', 'has_params': True}, 'gives rewards'),
+    ({'runs_on': 'host', 'has_params': True}, 'loads its own'),
+    ({'runs_on': 'host', 'gives': ('rewards',)}, 'loads its own'),
+  ],
+)
+def test_contradictory_declarations_raise(changes, message):
+  with pytest.raises(ValueError, match=message):
+    judges.declare(**{'runs_on': 'device'} | changes)
