@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# Runs the tests, after installing what they need: bash tests/run.sh [PYTEST ARGS]
+# Runs the tests, after installing what they need.
+#
+#   bash tests/run.sh                       all of them
+#   bash tests/run.sh fast                  without those that compile for long
+#   bash tests/run.sh tests/core -k gin     other arguments are pytest's
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 EXTRAS=test,tpu,docs source launch/setup.sh
@@ -7,5 +11,11 @@ export JAX_PLATFORMS=cpu
 echo "Checking format and lint with ruff ..."
 ruff format --check --quiet .
 ruff check --quiet .
-echo "Running the tests (about twelve minutes on two cores) ..."
+if [ "${1:-}" = fast ]; then
+  shift
+  echo "Running the fast tests (about three minutes on two cores) ..."
+  set -- -m 'not slow' "$@"
+else
+  echo "Running the tests (about twelve minutes on two cores) ..."
+fi
 python -m pytest --numprocesses 2 "$@"

@@ -20,15 +20,14 @@ class MetricWriter:
 
   A line of metrics.jsonl is {"step": ..., name: value, ...}, written whole. A
   resumed run appends: where it repeats a step, `read_metrics` takes the later
-  line. TensorBoard's files are written by a thread of their own. What differs
-  between two runs that are otherwise the same, such as times, goes to
-  performance.jsonl in the same form.
+  line. A thread writes TensorBoard's files. Values that differ between two
+  otherwise equal runs, such as times, go to performance.jsonl in the same form.
 
     with metrics.MetricWriter(model_dir) as writer:
       writer.scalars(step, {'loss': loss})
 
   Args:
-    model_dir: MODEL_DIR, a local path or a bucket's.
+    model_dir: MODEL_DIR, a local path or one in a bucket.
   """
 
   def __init__(self, model_dir: str):
@@ -64,7 +63,7 @@ class MetricWriter:
     self._write(METRICS_FILE, step, values)
 
   def performance(self, step: int, values: Mapping[str, Any]) -> None:
-    """Writes what `performance` has measured up to a step."""
+    """Writes what `training.meter` has measured up to a step."""
     self._write(PERFORMANCE_FILE, step, values, 'performance/')
 
   def _write(
@@ -95,7 +94,7 @@ def _cannot_write(path: epath.Path, error: OSError) -> str:
 
 
 def _cut_torn_line(path: epath.Path) -> None:
-  """Cuts the half line that a killed run left. Buckets write whole files."""
+  """Cuts off the half line that a killed run left; buckets have none."""
   if not path.exists():
     return
   content = path.read_bytes()
@@ -107,14 +106,15 @@ def read_metrics(path: str) -> dict[int, dict[str, float]]:
   """Reads metrics.jsonl, also while a run writes it or after it was killed.
 
   Args:
-    path: of the file, or of the MODEL_DIR that holds it.
+    path: Path of the file, or of the MODEL_DIR that holds it.
 
   Returns:
     The values of each step, in order of the steps. A step may have several
-    lines, as of training and of evaluation; of a name the last one counts.
+    lines, one from training and one from evaluation; the last value of a name
+    counts.
 
   Raises:
-    ValueError: a line is not JSON, other than a last one cut short.
+    ValueError: A line is not JSON, other than a last one that is cut short.
   """
   path = epath.Path(path)
   if path.is_dir():

@@ -1,9 +1,10 @@
-"""Parts of a run on disk, so that an interrupted run does not do them again.
+"""Stores parts of a run, so that an interrupted run does not repeat them.
 
   FOLDER/KIND/NAME-DIGEST.jsonl   a line for each row
 
-DIGEST is of all that a part was made of, its recipe: a part whose recipe has
-changed is not found, and is made anew. A file is there whole or not at all.
+DIGEST hashes the recipe of a part, which is everything that the part depends
+on. If the recipe changes, the part is not found and is made again. Files are
+written atomically.
 """
 
 from collections.abc import Mapping
@@ -20,22 +21,22 @@ Recipe = Mapping[str, Any]
 
 
 class Folder:
-  """A folder of parts. Process 0 writes.
+  """A folder of parts, written by process 0.
 
   Args:
-    path: of the folder, local or a bucket's.
+    path: Path of the folder, local or in a bucket.
   """
 
   def __init__(self, path: str):
     self._path = epath.Path(path)
 
   def get(self, kind: str, name: str, recipe: Recipe) -> list[Any] | None:
-    """The rows of a part; None if it is not there.
+    """Returns the rows of a part, or None if it does not exist.
 
     Args:
-      kind: of the part, a folder.
-      name: of the part, to be read.
-      recipe: all that it is made of, as JSON.
+      kind: Kind of the part, the name of a subfolder.
+      name: Readable name of the part.
+      recipe: Everything that the part depends on, as JSON.
     """
     path = self._file(kind, name, recipe)
     if not path.exists():
@@ -60,6 +61,6 @@ class Folder:
 
 
 def digest(content: Any) -> str:
-  """Of anything that JSON can say."""
+  """Hashes any value that JSON can express."""
   text = json.dumps(content, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -24,13 +24,14 @@ class ProgressLine:
 
     step 1,200/30,000  loss 0.1234  win rate 0.612  18,340 tokens/s  left 1:02
 
-  On a terminal it is rewritten in place; elsewhere every call of `update` is
-  one line. The win rate is the last one known. The time left leaves the first
-  interval, which compiles, out of account as soon as there is another one.
+  On a terminal the line is rewritten in place; elsewhere every call of `update`
+  prints one line. The win rate is the last one known. As soon as there is a
+  second interval, the time left skips the first one, which includes
+  compilation.
 
   Args:
-    total_steps: TRAIN_STEPS.
-    step: the step that the run starts from.
+    total_steps: TRAIN_STEPS, number of updates.
+    step: Step that the run starts from.
   """
 
   def __init__(self, total_steps: int, step: int = 0):
@@ -46,9 +47,9 @@ class ProgressLine:
     """Shows the state after `step` updates.
 
     Args:
-      step: updates made.
-      metrics: of which `loss` and `win_rate` are shown.
-      tokens: tokens processed since the last call.
+      step: Number of updates made.
+      metrics: Metrics, of which `loss` and `win_rate` are shown.
+      tokens: Number of tokens processed since the last call.
     """
     now = time.monotonic()
     fields = [f'step {step:,}/{self._total:,}']
@@ -68,12 +69,12 @@ class ProgressLine:
     self._line.show('  '.join(fields))
 
   def close(self) -> None:
-    """Ends the line on a terminal, so that what follows has its own."""
+    """Ends the line on a terminal, so that the next output starts a new one."""
     self._line.end()
 
 
 def say(text: str) -> None:
-  """Prints a line, once."""
+  """Prints a line, on process 0 alone."""
   if jax.process_index() == 0:
     print(text, flush=True)
 
@@ -84,15 +85,15 @@ def progress(
   label: str | Callable[[], str],
   size: Callable[[_Item], int] = lambda item: 1,
 ) -> Iterator[_Item]:
-  """Yields items and shows how far a long phase is.
+  """Yields items and shows the progress of a long phase.
 
     sampling ipo_md  34/128  27 %  left 0:12
 
   Args:
-    items: what is worked on; an item counts as done when the next is asked for.
-    total: their number, or the sum of their sizes; 0: unknown.
-    label: what is done, or a function that says how it stands.
-    size: of an item.
+    items: Items to work on. One counts as done when the next is asked for.
+    total: Number of items, or the sum of their sizes; 0 if it is unknown.
+    label: Name of the phase, or a function that returns it.
+    size: Function that returns the size of an item.
   """
   line = _Line()
   said = label if callable(label) else lambda: label

@@ -43,8 +43,8 @@ class Meter:
           ...
       meter.report(updates=50, tokens=10_000, parameters=780_000_000)
 
-  Time to compile is a phase of its own and is left out of the phase that it
-  falls into. Between two phases nothing is counted.
+  Compilation is a phase of its own and is not counted in the phase in which it
+  happens. Time between two phases is not counted.
   """
 
   def __init__(self):
@@ -80,7 +80,7 @@ class Meter:
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
-    """Counts the time of the block to a phase."""
+    """Counts the time of the block towards a phase."""
     start, compiled = time.monotonic(), self._total['compile']
     self._phase = name
     try:
@@ -91,7 +91,7 @@ class Meter:
       self._add(name, max(0.0, time.monotonic() - start - compiling))
 
   def waiting(self, name: str, items: Iterable[_Item]) -> Iterator[_Item]:
-    """The items; the time until each one is there counts to a phase."""
+    """Yields items; the wait for each one counts towards a phase."""
     iterator = iter(items)
     while True:
       with self.phase(name):
@@ -102,30 +102,31 @@ class Meter:
       yield item
 
   def recompiled(self) -> list[str]:
-    """Programs of updates compiled again since the last call; at first none."""
+    """Returns the update programs compiled again since the last call."""
     again, self._again, self._warm = self._again, [], True
     return again
 
   def report(
     self, *, updates: int, tokens: float, parameters: int
   ) -> dict[str, float]:
-    """What is known since the last report.
+    """Returns what was measured since the last report.
 
       tokens_per_second_per_device = tokens / seconds / devices
       mfu_at_least = 6 parameters tokens / (update seconds devices peak)
       goodput      = update seconds / seconds, since the run began
 
-    mfu_at_least is a bound: it counts the update's own multiplications for the
-    tokens of the loss, and neither prompts, samples, reference nor judge. It
-    is there on devices of PEAK_FLOPS, device memory where the device tells.
+    mfu_at_least is a lower bound: it counts the multiplications of the update
+    for the tokens of the loss, but none for prompts, samples, reference or
+    judge. It is reported on the devices of PEAK_FLOPS, and memory where the
+    device reports it.
 
     Args:
-      updates: made since then.
-      tokens: that the loss was a sum over.
-      parameters: that are trained.
+      updates: Number of updates since the last report.
+      tokens: Number of tokens in the loss.
+      parameters: Number of trained parameters.
 
     Returns:
-      These, and seconds_PHASE of each phase, total seconds, unix time.
+      These values, seconds_PHASE of each phase, total seconds, and Unix time.
     """
     now = time.monotonic()
     seconds, self._reported = now - self._reported, now

@@ -12,8 +12,9 @@ class Profiler:
   Each process profiles its own devices and looks for the file by itself.
 
   Args:
-    model_dir: MODEL_DIR.
-    first: PROFILE_START, the update to start at; None: on demand alone.
+    model_dir: MODEL_DIR, the folder of the run.
+    first: PROFILE_START, first update of the profile; None profiles on demand
+      only.
     count: PROFILE_STEPS, updates in a profile.
   """
 
@@ -35,21 +36,21 @@ class Profiler:
     return path.stat().mtime if path.exists() else None
 
   def look(self, step: int) -> None:
-    """Starts with the update after `step` if the file was touched since."""
+    """Profiles from the next update on if the file was touched."""
     touched = self._time()
     if touched is not None and touched != self._touched:
       self._first = step + 1
     self._touched = touched
 
   def before(self, step: int) -> None:
-    """To be called before each update."""
+    """Starts a profile if it is due; called before each update."""
     if step == self._first and self._last is None:
       path = self._directory / 'profile' / str(step)
       jax.profiler.start_trace(str(path))
       self._last = step + self._count - 1
 
   def after(self, step: int, arrays: Any) -> None:
-    """To be called after each update, with what it gives."""
+    """Ends a profile if it is due; called after each update."""
     if step == self._last:
       jax.block_until_ready(arrays)
       self._stop()

@@ -10,13 +10,13 @@ import jax
 
 
 class Watchdog:
-  """Ends a process in which nothing has happened for too long, and says where.
+  """Ends a process in which nothing has happened for too long.
 
-  On a hang all processes wait for the one that hangs: each of them prints what
-  its threads do, and exits with code 1, so that a cluster starts them again.
+  On a hang all processes wait for the one that hangs. Each of them prints what
+  its threads are doing and exits with code 1, so that a cluster restarts them.
 
   Args:
-    seconds: HANG_SECONDS; 0: waits forever.
+    seconds: HANG_SECONDS; 0 waits for ever.
   """
 
   def __init__(self, seconds: float):
@@ -33,7 +33,7 @@ class Watchdog:
     self._over.set()
 
   def alive(self, what: str) -> None:
-    """Something has happened."""
+    """Records that something has happened."""
     self._last = time.monotonic(), what
 
   def _watch(self) -> None:

@@ -1,4 +1,4 @@
-"""Feedback over the host: the on-line step in two programs, and a whole run."""
+"""Feedback over the host: the online step in two programs, and a whole run."""
 
 import functools
 import http.server

@@ -1,6 +1,6 @@
 """python tests/endurance/faults.py DIR: runs that are killed, and lose nothing.
 
-A micro on-line run is made once without a fault and then again and again under
+A micro online run is made once without a fault and then again and again under
 SIGKILL and SIGTERM at random moments of random processes, until --kills of them
 have struck. Of each run it then holds, or this ends with what does not:
 
