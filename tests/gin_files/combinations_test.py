@@ -20,8 +20,11 @@ NETWORKS = (
   't5_1_1_large+judge_t5_1_1_xl',
   'mistral_7b',
 )
-REWARD_ALGORITHMS = ('info_nca', 'nca', 'rl')
-ON_POLICY_ALGORITHMS = ('ipo_md', 'nash_ema', 'nash_md', 'rl')
+REWARD_ALGORITHMS = [
+  name
+  for name in gin_resolve.files('algorithms')
+  if gin_resolve.objective(name).feedback == 'rewards'
+]
 
 
 def is_valid(choice: Choice) -> bool:
@@ -31,21 +34,20 @@ def is_valid(choice: Choice) -> bool:
   if choice.run == 'supervised':
     return own and not choice.judge + choice.algorithm and not rewards
   if choice.run == 'judge':
-    known = choice.judge not in ('', 'indifferent')
-    return own and known and not choice.algorithm and not rewards
+    trains = choice.judge and gin_resolve.judge(choice.judge).trained_on
+    return bool(own and trains and not choice.algorithm and not rewards)
   if not (own and choice.judge and choice.algorithm):
     return False
+  objective = gin_resolve.objective(choice.algorithm)
   if choice.run == 'online':
-    unscored = choice.algorithm in REWARD_ALGORITHMS
-    if choice.judge == 'preference_representation':
-      # With K = 1, this judge has no other completion to compare with.
-      unscored = choice.algorithm == 'rl'
-    elif choice.judge != 'comparator':
-      unscored = False
-    return not rewards and not unscored
-  if choice.algorithm in ON_POLICY_ALGORITHMS:
+    gives, loss = gin_resolve.judge(choice.judge).gives, objective
+    # With K = 1, a judge that compares has no other completion.
+    alone = 'matrix' in gives and loss.completions < 2
+    unscored = 'rewards' not in gives or alone
+    return not rewards and not (loss.feedback == 'rewards' and unscored)
+  if objective.on_policy != 'none':
     return False
-  return rewards == (choice.algorithm in REWARD_ALGORITHMS)
+  return rewards == (objective.feedback == 'rewards')
 
 
 def pairwise(choices: Iterable[Choice]):

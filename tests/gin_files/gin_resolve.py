@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import seqio
 
+from ipo_md import judges
+from ipo_md.algorithms import needs
 from ipo_md.core import gin_config
 from ipo_md.core import sharding
 from ipo_md.core import types
@@ -27,18 +29,57 @@ ROOT = pathlib.Path(__file__).parents[2]
 # The first words of the header of a file that is only ever included.
 _SHARED = '# Settings shared by '
 
-# These files call a judge on the host between two programs, which cannot be
-# traced as one step. Another test runs them: host_feedback_test.
-_ON_HOST = ('http', 'oaif')
-
 
 def files(folder: str) -> list[str]:
   """Returns the sorted names of the files of an axis that run on the device.
 
-  Files that are shared, such as gin/runs/train.gin, are left out.
+  Files that are shared, such as gin/runs/train.gin, are left out, and so are
+  those with a judge on the host, whose two programs cannot be traced as one
+  step: host_feedback_test runs them.
   """
-  paths = complete_files(ROOT / 'gin' / folder)
-  return [path.stem for path in paths if path.stem not in _ON_HOST]
+  names = [path.stem for path in complete_files(ROOT / 'gin' / folder)]
+  if folder == 'judges':
+    return [n for n in names if judge(n).runs_on == 'device']
+  if folder == 'algorithms':
+    return [n for n in names if not _has_program(n)]
+  return names
+
+
+@functools.cache
+def judge(name: str) -> judges.Declaration:
+  """Returns what the judge of gin/judges/NAME.gin declares."""
+  return judges.declaration_of(_bound(f'gin/judges/{name}.gin', 'JUDGE'))
+
+
+@functools.cache
+def objective(name: str) -> needs.Needs:
+  """Returns what the loss of gin/algorithms/NAME.gin declares."""
+  return needs.of(_bound(f'gin/algorithms/{name}.gin', 'LOSS'))
+
+
+def _bound(path: str, macro: str):
+  """Returns the function that a gin file binds to a macro."""
+  gin.clear_config()
+  gin.add_config_file_search_path(str(ROOT))
+  gin.parse_config_file(path)
+  found = gin.query_parameter(f'{macro}/gin.macro.value')
+  gin.clear_config()
+  return found.scoped_configurable_fn
+
+
+@functools.cache
+def _has_program(name: str) -> bool:
+  """Returns whether an algorithm compiles its step in a way of its own."""
+  gin.clear_config()
+  gin.add_config_file_search_path(str(ROOT))
+  gin.parse_config_file(f'gin/algorithms/{name}.gin')
+  try:
+    gin.query_parameter('training.train.program')
+  except ValueError:
+    return False
+  finally:
+    gin.clear_config()
+  return True
 
 
 def complete_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -119,7 +160,7 @@ class Choice:
   def given(self) -> list[str]:
     """The bindings of this run; a binding that is not used is an error."""
     bound = dict(_GIVEN)
-    if self.judge == 'indifferent':
+    if self.judge and not judge(self.judge).has_params:
       bound['JUDGE_CHECKPOINT_PATH'] = 'None'
     elif not self.judge or self.run == 'judge':
       del bound['JUDGE_CHECKPOINT_PATH']
