@@ -1,6 +1,6 @@
 """Kills runs at random, and checks that they lose nothing.
 
-  python tests/endurance/faults.py DIR
+  python -m tests.endurance.faults DIR
 
 Trains a micro online run once without a fault, and then repeatedly under
 SIGKILL and SIGTERM at random moments to random processes, until --kills signals

@@ -1,6 +1,6 @@
 """Runs the whole chain in 1, 2 and 4 processes, and compares the results.
 
-  python tests/endurance/processes.py DIR
+  python -m tests.endurance.processes DIR
 
 Each stage of the chain runs at a very small size in each number of processes,
 which share --devices virtual devices. All start from the checkpoints of the

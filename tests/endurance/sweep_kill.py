@@ -1,6 +1,6 @@
 """Checks that a sweep which is killed and repeated gives the same results.
 
-  python tests/endurance/sweep_kill.py [SPEC] [--kills=4] [--within=90]
+  python -m tests.endurance.sweep_kill [SPEC] [--kills=4] [--within=90]
     [--seed=0] [--folder=FOLDER]
 
 Runs SPEC (tests/testdata/sweep.toml) without interruption, and again with
