@@ -1,10 +1,10 @@
-# The environment of ipo_md for TPUs on GKE, and this checkout in /app.
+# Contains the environment of ipo_md for TPUs on GKE, and this checkout in /app.
 #
 #   gcloud builds submit --tag=REGION-docker.pkg.dev/PROJECT/REPOSITORY/ipo_md .
 #
-# launch/gke.py puts the commit that it runs over /app, so the image is built
-# again only when setup.py or constraints.txt change. Never built where it was
-# written, for want of a container engine.
+# launch/gke.py replaces /app by the commit that it runs, so the image has to be
+# built again only when setup.py or constraints.txt change. This file has not
+# been built yet.
 FROM python:3.12-slim
 
 ENV PYTHONUNBUFFERED=1 \

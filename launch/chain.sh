@@ -1,7 +1,16 @@
-# The stages of the embedded chain, for smoke.sh and smoke_proof.sh.
+# Defines the stages of the embedded chain, for smoke.sh and smoke_proof.sh:
 #
-# Every stage is a run of python -m ipo_md, resumed if it was stopped, done if
-# it is done. Its output is in DIR/logs; its progress is shown.
+#   source launch/chain.sh DIR
+#
+# enters the checkout and its environment, creates DIR, and sets $out to its
+# path. Each stage is a run of python -m ipo_md. A stage that was stopped is
+# resumed, and a finished one is skipped. Its output goes to DIR/logs, and its
+# progress is shown.
+
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh
 
 SEED=${SEED:-0}
 SMOKE=${SMOKE:-full}
@@ -11,22 +20,22 @@ case $SMOKE in
   *) echo "SMOKE=$SMOKE is neither full nor quick." >&2; exit 1 ;;
 esac
 
-# One thread a stage: two stages run at a time, and results do not depend on
-# how a sum is split between threads.
+# Each stage has one thread, because two stages run at a time, and so that
+# results do not depend on how threads split sums.
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS='--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
 export OMP_NUM_THREADS=1
-# A few steps are over before an optimised program is compiled.
+# So few steps take less time than compiling an optimised program.
 [ "$SMOKE" = quick ] && XLA_FLAGS+=' --xla_backend_optimization_level=0'
 
 say() { printf '%s\n' "$*"; }
 
-# stage DIR NAME RUN_FILE ARGUMENTS: one run; its progress prefixed by its name.
+# stage DIR NAME RUN_FILE ARGUMENTS: runs one stage and shows its progress.
 stage() {
   local dir=$1 name=$2 run=$3 start=$SECONDS status=0
   shift 3
   if [ -f "$dir/$name/COMPLETED" ]; then
-    say "$name was done already."
+    say "$name is done already."
     return
   fi
   export JAX_COMPILATION_CACHE_DIR=$dir/cache/jax
@@ -34,7 +43,7 @@ stage() {
     --gin_file=gin/models/t5_tiny.gin --gin_file=gin/tasks/mini_tldr.gin "$@" \
     --gin.MODEL_DIR="'$dir/$name'" --gin.CACHE_DIR="'$dir/cache'" \
     --gin.SEED="$SEED" 2>&1 | (
-    trap '' TERM # A stage still speaks while it saves.
+    trap '' TERM # A stage still prints while it saves.
     tee -a "$dir/logs/$name.log" |
       { grep --line-buffered -E '^(step|policy|sampling|judging|tokenis|Resumed|Stopped|ipo_md:|.* is complete)' || true; } |
       sed -u "s/^/  $name: /"
@@ -45,13 +54,13 @@ stage() {
     return 1
   fi
   if [ -d "$dir/$name" ] && [ ! -f "$dir/$name/COMPLETED" ]; then
-    say "$name stopped before its end; run the command again to go on." >&2
+    say "$name stopped before its end; repeat the command to resume." >&2
     return 1
   fi
   say "$name took $((SECONDS - start)) s."
 }
 
-# train DIR NAME RUN_FILE STEPS ARGUMENTS: a stage that trains.
+# train DIR NAME RUN_FILE STEPS ARGUMENTS: runs a stage that trains.
 train() {
   local dir=$1 name=$2 run=$3 steps=$4
   shift 4
@@ -61,19 +70,20 @@ train() {
     --gin.EVAL_EXAMPLES=$evaluated
 }
 
+# supervised DIR: fine-tunes the policy that all others start from.
 supervised() {
   train "$1" supervised supervised "$sft" \
     --gin.LEARNING_RATE=3e-3 --gin.WARMUP_STEPS=$((sft / 12))
 }
 
-# judge DIR NAME JUDGE STEPS: trains gin/judges/JUDGE.gin from the policy.
+# judge DIR NAME JUDGE STEPS: trains gin/judges/JUDGE.gin from that policy.
 judge() {
   train "$1" "$2" judge "$4" --gin_file="gin/judges/$3.gin" \
     --gin.INITIAL_CHECKPOINT_PATH="'$1/supervised'" \
     --gin.LEARNING_RATE=1e-3 --gin.WARMUP_STEPS=$(($4 / 12))
 }
 
-# policy DIR NAME RUN ALGORITHM ARGUMENTS: online or offline, from supervised.
+# policy DIR NAME RUN ALGORITHM ARGUMENTS: trains a policy, online or offline.
 policy() {
   local dir=$1 name=$2 run=$3 algorithm=$4
   shift 4
@@ -86,7 +96,8 @@ policy() {
     --gin.TAU=0.03 --gin.KEEP_CHECKPOINTS=None "$@"
 }
 
-# side_by_side DIR OFFLINE [MORE]: MORE is a gin dictionary's further entries.
+# side_by_side DIR OFFLINE [MORE]: compares policies. OFFLINE is the offline run,
+# and MORE has further entries of the gin dictionary POLICIES.
 side_by_side() {
   stage "$1" report side_by_side_mini_tldr \
     --gin.POLICIES="{'supervised': '$1/supervised', 'offline_ipo': '$1/$2:best', 'ipo': '$1/ipo', 'ipo_md': '$1/ipo_md'${3:-}}" \
@@ -96,7 +107,7 @@ side_by_side() {
     --gin.EVAL_EXAMPLES="$prompts" --gin.EVAL_BATCH_SIZE=64
 }
 
-# both 'COMMAND' 'COMMAND': at the same time; fails if one of them does.
+# both 'COMMAND' 'COMMAND': runs both at the same time; fails if one of them does.
 both() {
   local first status=0
   eval "$1" & first=$!
@@ -105,15 +116,16 @@ both() {
   return $status
 }
 
-# interruptible COMMAND: SIGINT or SIGTERM here is SIGTERM to its stages, which
-# save and end, so that none of them goes on in a folder that is given again.
+# interruptible COMMAND: runs a command and turns SIGINT, SIGTERM and SIGHUP into
+# SIGTERM to its stages. They save and end, so that none of them still runs when
+# the folder is used again.
 interruptible() {
   local status=0 group
   set -m
   (trap : TERM; "$@") & group=$!
   set +m
   trap "kill -TERM -- -$group" INT TERM HUP
-  while true; do  # a signal ends a wait early
+  while true; do # A signal ends `wait` early.
     wait "$group" || status=$?
     kill -0 "$group" 2>/dev/null || break
   done
@@ -121,18 +133,18 @@ interruptible() {
   return $status
 }
 
-# settle DIR: makes it the folder of this SEED and SMOKE, or checks that it is.
+# settle DIR: marks DIR with this SEED and SMOKE, or checks that it has them.
 settle() {
   local settings="SEED=$SEED SMOKE=$SMOKE"
   mkdir -p "$1/logs"
   [ -f "$1/settings" ] || echo "$settings" > "$1/settings"
   if [ "$settings" != "$(cat "$1/settings")" ]; then
-    echo "$1 holds a run with $(cat "$1/settings"), not $settings; choose another folder." >&2
+    echo "$1 holds a run with $(cat "$1/settings"), not with $settings; choose another folder." >&2
     return 1
   fi
 }
 
-# policies DIR: the chain up to the online policies.
+# policies DIR: runs the chain up to the online policies.
 policies() {
   settle "$1"
   export SEED SMOKE
@@ -142,13 +154,14 @@ policies() {
   both "policy ${1@Q} ipo online ipo" "policy ${1@Q} ipo_md online ipo_md"
 }
 
+# chain DIR: runs the whole chain.
 chain() {
   policies "$1"
   policy "$1" offline_ipo offline ipo
   side_by_side "$1" offline_ipo
 }
 
-# The win rates of a report against the supervised policy, as text.
+# summary DIR: prints the win rates of a report against the supervised policy.
 summary() {
   python - "$1/results.json" <<'PYTHON'
 import json

@@ -1,7 +1,6 @@
 """Runs a command on a GKE cluster: python launch/gke.py --help.
 
-The code is in launch/google_cloud/gke.py.
-This file puts the checkout on the path.
+This file puts the checkout on the path and runs launch/google_cloud/gke.py.
 """
 
 import pathlib

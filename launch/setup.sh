@@ -1,8 +1,10 @@
-# Makes or reuses .venv with the tested versions: EXTRAS=... source launch/setup.sh
+# Creates or reuses .venv with the tested versions:
 #
-# Needs python3.11 or python3.12 and bash, nothing else. Takes two to five
-# minutes the first time and nothing later, until setup.py, constraints.txt or
-# EXTRAS change.
+#   EXTRAS=... source launch/setup.sh
+#
+# It needs only bash and Python 3.11 or 3.12. It takes two to five minutes the
+# first time, and no time later unless setup.py, constraints.txt or EXTRAS
+# change.
 
 _setup() {
   local extras=${1:-} root stamp found python=
@@ -21,7 +23,7 @@ _setup() {
   if ! grep -qs "^$stamp \[.*$extras" "$root/.venv/installed"; then
     echo "Installing into $root/.venv (3.3 GB; two to five minutes) ..."
     local start=$SECONDS
-    # Without pip it is what a failed attempt left: made whole here.
+    # A .venv without pip is left over from a failed attempt and is completed.
     "$root/.venv/bin/python" -m pip --version > /dev/null 2>&1 ||
       "$python" -m venv "$root/.venv" || return 1
     "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
@@ -31,8 +33,8 @@ _setup() {
     echo "Installed in $((SECONDS - start)) s."
   fi
   export PATH="$root/.venv/bin:$PATH"
-  # Huge pages: page faults are a quarter of the time of a small model's training
-  # step otherwise. glibc before 2.35 and other systems ignore it.
+  # Without huge pages, page faults take a quarter of a small model's training
+  # step. glibc before 2.35 and other systems ignore this setting.
   export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
   export TF_CPP_MIN_LOG_LEVEL=3
 }

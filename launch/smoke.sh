@@ -1,24 +1,20 @@
 #!/usr/bin/env bash
-# The whole chain on a CPU: bash launch/smoke.sh [DIR]
+# Runs the whole chain on a CPU: bash launch/smoke.sh [DIR]
 #
 #   supervised fine-tuning -> judges -> online IPO, IPO-MD and offline IPO ->
 #   side by side -> DIR/report/index.html and DIR/report/results.json
 #
-# SEED=0      drives initialisation, order of the data, dropout and samples.
-# SMOKE=full  or quick: a few steps of everything and the report, in minutes.
+# SEED=0       drives initialisation, data order, dropout and samples.
+# SMOKE=full   trains until results are clear.
+# SMOKE=quick  takes a few steps in each stage and writes the report, in minutes.
 #
-# The same DIR again resumes, or says that all is done. Ctrl-C saves first.
+# Repeat the command with the same DIR to resume. Ctrl-C saves first.
 set -euo pipefail
-out=${1:-out}
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/setup.sh
-source launch/chain.sh
+source "$(dirname "${BASH_SOURCE[0]}")/chain.sh" "${1:-out}"
 
 settle "$out"
 begin=$SECONDS
-say "The chain into $out (SEED=$SEED SMOKE=$SMOKE), two stages at a time on two cores."
+say "Running the chain in $out (SEED=$SEED SMOKE=$SMOKE), two stages at a time."
 interruptible chain "$out"
 say "Done in $(((SECONDS - begin) / 60)) min $(((SECONDS - begin) % 60)) s."
 summary "$out/report"

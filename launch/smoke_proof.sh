@@ -1,30 +1,27 @@
 #!/usr/bin/env bash
-# The evidence for the embedded task: bash launch/smoke_proof.sh [DIR]
+# Produces the evidence for the embedded task: bash launch/smoke_proof.sh [DIR]
 #
-# For each of SEEDS the chain of smoke.sh, a sweep of offline IPO of which the
-# best checkpoint by win rate on validation prompts is taken, and a control: the
-# judge's answer replaced by 1/2. Then one table. Takes about 15 minutes a seed
-# on two cores; the same DIR again resumes.
+# For each of SEEDS, runs the chain of smoke.sh, a sweep of offline IPO from which
+# the best checkpoint by win rate on validation prompts is selected, and a control
+# in which the judge always answers 1/2. Prints one table at the end. Takes about
+# 15 minutes per seed on two cores. Repeat the command with the same DIR to
+# resume.
 set -euo pipefail
-out=${1:-out_proof}
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/setup.sh
-source launch/chain.sh
+source "$(dirname "${BASH_SOURCE[0]}")/chain.sh" "${1:-out_proof}"
 
-# offline DIR TAU LEARNING_RATE
+# offline DIR TAU LEARNING_RATE: trains one run of the sweep.
 offline() {
   policy "$1" "offline_ipo_$2_$3" offline ipo --gin.TAU="$2" \
     --gin.LEARNING_RATE="$3"
 }
 
+# control DIR: trains with a judge that always answers 1/2.
 control() {
   policy "$1" control online ipo --gin_file=gin/judges/indifferent.gin \
     --gin.JUDGE_CHECKPOINT_PATH=None
 }
 
-# best DIR: the run of the sweep with the highest win rate on validation.
+# best DIR: prints the run of the sweep with the highest win rate on validation.
 best() {
   python - "$1" <<'PYTHON'
 import pathlib

@@ -1,7 +1,6 @@
-"""Trains and compares a sweep: python launch/sweep.py --help.
+"""Trains and compares the runs of a sweep: python launch/sweep.py --help.
 
-The code is in launch/sweep/main.py.
-This file puts the checkout on the path.
+This file puts the checkout on the path and runs launch/sweep/main.py.
 """
 
 import pathlib

@@ -1,7 +1,6 @@
 """Runs a command on Cloud TPU: python launch/tpu.py --help.
 
-The code is in launch/google_cloud/tpu.py.
-This file puts the checkout on the path.
+This file puts the checkout on the path and runs launch/google_cloud/tpu.py.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""Reads and checks a sweep's TOML file; `sweep_spec` says what is in it."""
+"""Reads and checks the TOML file of a sweep, which spec.py describes."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -27,15 +27,17 @@ _KEYS = {
 
 
 def read(path: str, out: str) -> spec_lib.Spec:
-  """Reads a sweep's file.
+  """Reads the file of a sweep.
+
+    spec = read.read('launch/sweeps/smoke.toml', '/tmp/out')
 
   Args:
-    path: of the TOML file.
-    out: folder of the sweep, local or of a bucket.
+    path: Path of the TOML file.
+    out: Folder of the sweep, local or in a bucket.
 
   Raises:
-    ValueError: it cannot be read, a key is unknown or missing, a name is taken
-      twice, an axis is empty.
+    ValueError: The file cannot be parsed, a key is unknown or missing, two runs
+      have the same name, or an axis is empty.
   """
   try:
     tables = tomllib.loads(pathlib.Path(path).read_text())
@@ -86,7 +88,8 @@ def read(path: str, out: str) -> spec_lib.Spec:
   _check(spec, path)
   expanded = {name: spec.expand(run) for name, run in spec.runs.items()}
   spec = dataclasses.replace(spec, runs=expanded)
-  for name, (values, *_) in spec.algorithms.items():  # raises what is wrong
+  # These raise an error if the runs cannot be built.
+  for name, (values, *_) in spec.algorithms.items():
     spec.policy(name, values, seeds[0])
     spec.selection(name, {})
   spec.comparison({})
@@ -96,16 +99,16 @@ def read(path: str, out: str) -> spec_lib.Spec:
 def _points(
   algorithm: str, axes: Mapping[str, Sequence[Any]]
 ) -> list[dict[str, str]]:
-  """Every combination of an algorithm's values."""
+  """Returns every combination of the values of an algorithm's axes."""
   for name, values in axes.items():
     if not isinstance(values, list) or not values:
       raise ValueError(
-        f'[algorithms.{algorithm}] axes: {name} = {values!r} is to be a list '
+        f'[algorithms.{algorithm}] axes: {name} = {values!r} must be a list '
         'of at least one value.'
       )
     if name == 'SEED':
       raise ValueError(
-        f'[algorithms.{algorithm}] axes: seeds are [policies] seeds = [...].'
+        f'[algorithms.{algorithm}] axes: set seeds by [policies] seeds = [...].'
       )
   return [
     dict(zip(axes, map(spec_lib.value_of, point), strict=True))
@@ -114,7 +117,7 @@ def _points(
 
 
 def _check(spec: spec_lib.Spec, path: str) -> None:
-  """Raises ValueError for what the names of a spec contradict."""
+  """Raises ValueError if names or values of a spec are wrong."""
   if not spec.algorithms:
     raise ValueError(f'{path} has no [algorithms.NAME].')
   known = [*spec.runs, *spec.algorithms]
@@ -139,29 +142,30 @@ def _check(spec: spec_lib.Spec, path: str) -> None:
     while other in spec.algorithms:
       if other in seen:
         raise ValueError(
-          f'{path}: {" against ".join([*seen, other])}: a circle.'
+          f'{path}: {" against ".join([*seen, other])} is a circle.'
         )
       seen.append(other)
       other = spec.against[other]
   if None in spec.splits or spec.splits[0] == spec.splits[1]:
     raise ValueError(
       f'{path}: HELD_OUT_SPLIT is {spec.splits[0]} in [select.bindings] and '
-      f'{spec.splits[1]} in [compare.bindings]; give both, of different '
-      'prompts: what was selected on them looks too good on them.'
+      f'{spec.splits[1]} in [compare.bindings]. Set both, to different splits: '
+      'a setting looks too good on the prompts on which it was selected.'
     )
   if not spec.judge:
-    raise ValueError(f'{path}: [select] needs judge, a name of JUDGES.')
+    raise ValueError(f'{path}: [select] needs `judge`, a name of JUDGES.')
   if spec.checkpoints not in ('last', 'all'):
     raise ValueError(
       f"{path}: [select] checkpoints = {spec.checkpoints!r} is neither 'last' "
       "nor 'all'."
     )
   if not isinstance(spec.at_once, int) or spec.at_once < 1:
-    raise ValueError(f'{path}: at_once = {spec.at_once!r} is no count of runs.')
+    raise ValueError(f'{path}: at_once = {spec.at_once!r} must be a number.')
   _check_seeds(spec, path)
 
 
 def _check_seeds(spec: spec_lib.Spec, path: str) -> None:
+  """Raises ValueError if the seeds are not different seeds of [policies]."""
   for name, seeds in (
     ('[policies] seeds', spec.seeds),
     ('[select] seeds', spec.select_seeds),
@@ -173,20 +177,24 @@ def _check_seeds(spec: spec_lib.Spec, path: str) -> None:
       or not set(seeds) <= set(spec.seeds)
     ):
       raise ValueError(
-        f'{path}: {name} = {seeds} is to name different seeds of [policies], '
-        f'{spec.seeds}.'
+        f'{path}: {name} = {seeds} must be a list of different seeds of '
+        f'[policies], {spec.seeds}.'
       )
 
 
 def _check_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
+  """Raises ValueError for an unknown key, or a value of the wrong kind."""
   for key, value in table.items():
     if key not in known:
       near = difflib.get_close_matches(key, known, n=1) or sorted(known)
-      raise ValueError(f'{where}: unknown key {key!r}; {", ".join(near)}?')
+      raise ValueError(
+        f'{where}: unknown key {key!r}; try {" or ".join(near)}.'
+      )
     if not isinstance(value, _KINDS.get(key, object)):
       kind = 'list' if _KINDS[key] is list else 'table'
-      raise ValueError(f'{where}: {key} = {value!r} is to be a {kind}.')
+      raise ValueError(f'{where}: {key} = {value!r} must be a {kind}.')
 
 
 def _unquoted(text: str | None) -> str | None:
+  """Returns a gin string without its quotes."""
   return text and text.strip('\'"')

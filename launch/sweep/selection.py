@@ -1,4 +1,4 @@
-"""What a sweep selects, from the results of its comparisons."""
+"""Selects settings by the results of a sweep's comparisons."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ class Candidate:
   """One checkpoint of a run.
 
   Attributes:
-    run: that made it.
-    step: its number; None: the last one.
+    run: Run that saved it.
+    step: Step of the checkpoint, or None for the last one.
   """
 
   run: spec_lib.Run
@@ -25,10 +25,12 @@ class Candidate:
 
   @property
   def name(self) -> str:
+    """Name of the policy in the comparison."""
     at = '' if self.step is None else f'_step={self.step}'
     return self.run.name + at
 
   def path(self, spec: spec_lib.Spec) -> str:
+    """Returns the path from which the comparison loads the policy."""
     folder = spec.folder(self.run.name)
     return folder if self.step is None else f'{folder}/checkpoints/{self.step}'
 
@@ -38,11 +40,11 @@ class Selection:
   """The setting of an algorithm with the highest mean win rate over seeds.
 
   Attributes:
-    values: its point of the axes.
-    step: its checkpoint; None: the last one.
-    win_rate: mean over the seeds that select.
-    baseline: name of what it was compared with.
-    measured: candidate's name -> win rate, low, high.
+    values: Value of each axis.
+    step: Step of the checkpoint, or None for the last one.
+    win_rate: Mean win rate over the seeds that select.
+    baseline: Name of the policy that it was compared with.
+    measured: Name of each candidate -> win rate and its interval, low and high.
   """
 
   values: Mapping[str, str]
@@ -53,7 +55,7 @@ class Selection:
 
 
 def candidates(spec: spec_lib.Spec, algorithm: str) -> list[Candidate]:
-  """All checkpoints among which an algorithm's setting is selected."""
+  """Returns the checkpoints among which a setting is selected."""
   found = []
   for values in spec.algorithms[algorithm]:
     for seed in spec.select_seeds:
@@ -68,12 +70,14 @@ def candidates(spec: spec_lib.Spec, algorithm: str) -> list[Candidate]:
 
 
 def select(spec: spec_lib.Spec, algorithm: str, baseline: str) -> Selection:
-  """Reads the comparison that selects; of equals the first one.
+  """Selects a setting by the comparison select_ALGORITHM.
+
+  Of several settings with the same win rate, the first one is selected.
 
   Args:
-    spec: of the sweep.
-    algorithm: whose setting is selected.
-    baseline: name of the policy that all candidates were compared with.
+    spec: Sweep that made the comparison.
+    algorithm: Name of the algorithm.
+    baseline: Name of the policy that all candidates were compared with.
   """
   results = read(spec, f'select_{algorithm}')
   column = results['policies'].index(baseline)
@@ -89,7 +93,7 @@ def select(spec: spec_lib.Spec, algorithm: str, baseline: str) -> Selection:
   means = {
     key: sum(rates) / len(rates)
     for key, rates in settings.items()
-    if len(rates) == len(spec.select_seeds)  # a checkpoint of every seed
+    if len(rates) == len(spec.select_seeds)  # every seed has this checkpoint
   }
   best = max(means, key=means.get)
   *values, step = best
@@ -97,6 +101,7 @@ def select(spec: spec_lib.Spec, algorithm: str, baseline: str) -> Selection:
 
 
 def read(spec: spec_lib.Spec, name: str) -> dict[str, Any]:
+  """Returns the results of a comparison."""
   path = epath.Path(spec.folder(name)) / 'results.json'
   return json.loads(path.read_text())
 
@@ -104,7 +109,7 @@ def read(spec: spec_lib.Spec, name: str) -> dict[str, Any]:
 def describe(
   spec: spec_lib.Spec, chosen: Mapping[str, Selection]
 ) -> dict[str, Any]:
-  """sweep.json: every run with its place in the sweep, for the report."""
+  """Returns sweep.json, which tells the report what each run is."""
   runs = []
   for algorithm, points in spec.algorithms.items():
     selection = chosen[algorithm]
@@ -139,7 +144,7 @@ def describe(
 
 
 def table(spec: spec_lib.Spec, chosen: Mapping[str, Selection]) -> str:
-  """What was selected and how it compares, as text."""
+  """Returns what was selected, and how it compares, as text."""
   seeds = ', '.join(map(str, spec.select_seeds))
   lines = [
     f'Selected by the win rate of {spec.judge} on {spec.splits[0]} prompts, '
@@ -182,6 +187,7 @@ def table(spec: spec_lib.Spec, chosen: Mapping[str, Selection]) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Returns lines in which the cells of each column begin together."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     '  '.join(

@@ -1,25 +1,29 @@
-"""A sweep's TOML file -> the runs that it asks for.
+"""Describes a sweep, and makes the runs that it asks for.
 
-    at_once = 2                        # runs at the same time
-    launcher = []                      # put before every command, with $slug,
-                                       #   the run's name: of a Cloud TPU
-    gin = ["gin/models/...", ...]      # of every run, after its run file
-    [env]                              # of every run
-    [runs.NAME]                        # a run of its own, such as a judge's
-    [policies]                         # what all policies have; seeds = [0, 1]
-    [algorithms.NAME]                  # adds to [policies]
-      axes = {TAU = [0.1, 1.0]}        # every combination, with every seed
-      against = "RUN or ALGORITHM"     # what it is selected against
-    [select]                           # the comparison that selects
+The TOML file of a sweep has these tables:
+
+    at_once = 2                        # number of runs at the same time
+    launcher = []                      # words to put before every command, for
+                                       #   example launch/tpu.py; $slug is the
+                                       #   run's name as clouds accept it
+    gin = ["gin/models/...", ...]      # gin files for every run
+    [env]                              # environment variables for every run
+    [runs.NAME]                        # a single run, such as that of a judge
+    [policies]                         # settings of all policies
+      seeds = [0, 1]
+    [algorithms.NAME]                  # additional settings of one algorithm
+      axes = {TAU = [0.1, 1.0]}        # every combination runs with every seed
+      against = "RUN or ALGORITHM"     # baseline of the selection
+    [select]                           # the comparison that selects settings
       judge, checkpoints, seeds
-    [compare]                          # the comparison of what was selected
-      policies = ["RUN", ...]          # runs beside them, first the baseline
+    [compare]                          # the comparison of the selected settings
+      policies = ["RUN", ...]          # further runs in it, first the baseline
 
-Every table of a run has `run`, `gin` and `bindings`: the run file comes first,
-then `gin` of the spec, then its own. Values are as on the command line: a text
-is an expression of gin ("@judges.likelihood", "'a text'"), a number is itself.
-$NAME in a text is the folder of the run NAME, which then runs before; $out is
-the sweep's.
+Each table of runs may have `run`, `gin` and `bindings`. The run file comes
+first, then the spec's `gin`, then the table's own. Values are written as on the
+command line: a string is a gin expression ("@judges.likelihood", "'a text'"),
+and a number stands for itself. $NAME in a string is the folder of the run NAME,
+which then runs first; $out is the folder of the sweep.
 """
 
 from collections.abc import Mapping
@@ -35,13 +39,13 @@ class Run:
   """One run of python -m ipo_md.
 
   Attributes:
-    name: also of its folder.
-    files: gin files.
-    bindings: macro -> value as gin reads it.
-    needs: runs that come before it.
-    algorithm: of a policy, else ''.
-    values: of a policy, its point of the axes.
-    seed: of a policy.
+    name: Name of the run and of its folder.
+    files: Gin files, first the run file.
+    bindings: Macro -> value as gin reads it.
+    needs: Names of the runs that come before it.
+    algorithm: Algorithm of a policy; '' for other runs.
+    values: Value of each axis, for a policy.
+    seed: Seed of a policy.
   """
 
   name: str
@@ -54,11 +58,15 @@ class Run:
 
   @property
   def slug(self) -> str:
-    """The name in a-z, 0-9 and -, as clouds want names."""
+    """Name in lower-case letters, digits and hyphens, which clouds accept."""
     return re.sub('[^a-z0-9]+', '-', self.name.lower()).strip('-')
 
   def arguments(self, out: str) -> list[str]:
-    """Of the command line; `out` is the folder of the sweep."""
+    """Returns the arguments of python -m ipo_md.
+
+    Args:
+      out: Folder of the sweep.
+    """
     bindings = {**self.bindings, 'MODEL_DIR': f"'{out}/{self.name}'"}
     return [f'--gin_file={file}' for file in self.files] + [
       f'--gin.{name}={value}' for name, value in bindings.items()
@@ -67,23 +75,23 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """The contents of a sweep's file, checked.
+  """The contents of a sweep's file, which read.py has checked.
 
   Attributes:
-    out: folder of the sweep, local or of a bucket.
-    at_once: how many runs at the same time.
-    launcher: put before every command.
-    env: of every run.
-    runs: of [runs], by name.
-    seeds: of policies.
-    algorithms: name -> its points of the axes, macro -> value.
-    against: algorithm -> run or algorithm that it is selected against.
-    judge: name of JUDGES by whose win rate is selected.
-    checkpoints: 'last' or 'all' of a run's are candidates.
-    select_seeds: seeds whose mean win rate selects.
-    baselines: runs of the last comparison beside the policies.
-    splits: HELD_OUT_SPLIT of the selection and of the last comparison.
-    tables: the file.
+    out: Folder of the sweep, local or in a bucket.
+    at_once: Largest number of runs at the same time.
+    launcher: Words to put before every command.
+    env: Environment variables of every run.
+    runs: The runs of [runs], by name.
+    seeds: Seeds of the policies.
+    algorithms: Name -> settings, each of which maps an axis to its value.
+    against: Algorithm -> run or algorithm that it is selected against.
+    judge: Name of the judge in JUDGES whose win rate selects.
+    checkpoints: Candidates of each run: its 'last' checkpoint, or 'all'.
+    select_seeds: Seeds whose mean win rate selects.
+    baselines: Runs in the final comparison beside the policies.
+    splits: HELD_OUT_SPLIT of the selection and of the final comparison.
+    tables: Tables of the file.
   """
 
   out: str
@@ -102,7 +110,7 @@ class Spec:
   tables: Mapping[str, Any]
 
   def policy(self, algorithm: str, values: Mapping[str, str], seed: int) -> Run:
-    """The run of one point of an algorithm's axes with one seed."""
+    """Returns the run of an algorithm with one setting and one seed."""
     name = '_'.join(
       [algorithm, *(f'{k}={v}' for k, v in values.items()), f'SEED={seed}']
     )
@@ -118,20 +126,30 @@ class Spec:
     )
 
   def selection(self, algorithm: str, policies: Mapping[str, str]) -> Run:
-    """The comparison that selects: policies by name, first the baseline."""
+    """Returns the comparison that selects.
+
+    Args:
+      algorithm: Name of the algorithm.
+      policies: Path of each policy by name, first the baseline.
+    """
     run = make_run(f'select_{algorithm}', self.tables, self.tables['select'])
     return _with_policies(self.expand(run), policies)
 
   def comparison(self, policies: Mapping[str, str | Sequence[str]]) -> Run:
-    """The last one: of what was selected, a path for each seed."""
+    """Returns the final comparison.
+
+    Args:
+      policies: Path of each run by name, or one path for each seed.
+    """
     run = make_run('report', self.tables, self.tables['compare'])
     return _with_policies(self.expand(run), policies)
 
   def folder(self, name: str) -> str:
+    """Returns the folder of a run."""
     return f'{self.out}/{name}'
 
   def expand(self, run: Run) -> Run:
-    """Replaces $NAME by folders, and notes what they make it wait for."""
+    """Replaces $NAME by folders, and adds these runs to the needs."""
     folders = {name: self.folder(name) for name in self.runs}
     needs = set()
     bindings = {}
@@ -144,7 +162,15 @@ class Spec:
 
 
 def make_run(name: str, *tables: Mapping[str, Any]) -> Run:
-  """The tables of a run put together, the first one the spec itself."""
+  """Combines tables into a run.
+
+  Args:
+    name: Name of the run.
+    *tables: Table of the whole file, then those of the run, later ones winning.
+
+  Raises:
+    ValueError: No table names a run file.
+  """
   spec, *own = tables
   bindings, files, file = {}, list(spec.get('gin', [])), None
   for table in own:
@@ -165,7 +191,7 @@ def _with_policies(
 
 
 def value_of(value: Any) -> str:
-  """A TOML value as gin reads it."""
+  """Returns a TOML value as gin reads it."""
   return value if isinstance(value, str) else repr(value)
 
 
@@ -174,9 +200,19 @@ def _identifiers(text: str) -> list[str]:
 
 
 def substitute(text: str, names: Mapping[str, str], where: str) -> str:
+  """Replaces $NAME in a text.
+
+  Args:
+    text: Text with names.
+    names: Value of each name.
+    where: Place of the text, for the error message.
+
+  Raises:
+    ValueError: A name is unknown.
+  """
   try:
     return string.Template(text).substitute(names)
   except (KeyError, ValueError) as error:
     raise ValueError(
-      f'{where} = {text}: unknown $ name; known are {sorted(names)}.'
+      f'{where} = {text}: unknown name after $; known are {sorted(names)}.'
     ) from error

@@ -1,21 +1,24 @@
-"""python tests/endurance/faults.py DIR: runs that are killed, and lose nothing.
+"""Kills runs at random, and checks that they lose nothing.
 
-A micro online run is made once without a fault and then again and again under
-SIGKILL and SIGTERM at random moments of random processes, until --kills of them
-have struck. Of each run it then holds, or this ends with what does not:
+  python -m tests.endurance.faults DIR
 
-  its state (parameters and optimizer) is bit for bit that of the run without a
-    fault on as many processes and devices, and so are its metrics, of which
-    readers keep the last line of a step;
-  in the history that leads there each step has one batch, the same one that
-    any attempt had at that step;
-  every checkpoint that was there after a fault is whole;
-  SIGTERM to any one process ends all of them with exit code 0, one checkpoint
-    at their common step, and no COMPLETED.
+Trains a micro online run once without a fault, and then repeatedly under
+SIGKILL and SIGTERM at random moments to random processes, until --kills signals
+have struck. The command ends with an error unless this holds for each run:
 
-Then each run without a fault goes on in each other number of processes: with
-the batches, and but for the order of sums the metrics, that it has in its own.
-Last, one of two processes is stopped, and the other one has to say so and end.
+  the state (parameters and optimizer) equals, bit for bit, that of the run
+    without a fault on as many processes and devices, and so do the metrics, of
+    which readers use the last line of each step;
+  in the history that leads to the state, each step has one batch, and every
+    attempt had the same batch at that step;
+  every checkpoint that exists after a fault is intact;
+  SIGTERM to any process ends all of them with exit code 0, with one checkpoint
+    at their common step and without COMPLETED.
+
+Then each run without a fault continues in every other number of processes. Its
+batches must equal those of the original number, and its metrics must be equal
+up to the order of sums. Finally, one of two processes is suspended, and the
+other one has to report that and end.
 """
 
 import argparse
@@ -30,14 +33,15 @@ from tests.endurance import local_runs
 
 STEPS = 12
 MORE_STEPS = 4
-# Relative; float32 sums in another order, over MORE_STEPS updates of Adafactor.
+# Relative difference that float32 sums in another order make over MORE_STEPS
+# updates of Adafactor.
 TOLERANCE = 1e-5
-HANG_SECONDS = 20  # Gloo itself waits for 30 s
+HANG_SECONDS = 20  # less than the 30 s that Gloo waits
 check = local_runs.check
 
 
 def online(root: pathlib.Path, name: str, **changes) -> list[str]:
-  """The command line of the run."""
+  """Returns the command line of the run, with changed bindings."""
   bindings = {
     'TRAIN_STEPS': STEPS,
     'BATCH_SIZE': 8,
@@ -64,7 +68,7 @@ def online(root: pathlib.Path, name: str, **changes) -> list[str]:
 def undisturbed(
   root: pathlib.Path, name: str, count: int, steps: int = STEPS
 ) -> local_runs.Run:
-  """A run without a fault, in the folder `name`."""
+  """Runs without a fault in the folder `name`."""
   return local_runs.finished(
     online(root, name, TRAIN_STEPS=steps),
     count=count,
@@ -82,7 +86,19 @@ def disturbed(
   seconds: float,
   rng: random.Random,
 ) -> tuple[list[local_runs.Run], list[signal.Signals]]:
-  """Attempts until the run is complete, and the signals that struck them."""
+  """Runs until the run is complete, while signals strike it.
+
+  Args:
+    root: Folder of the command.
+    name: Name of the run.
+    count: Number of processes.
+    kills: Number of signals to send.
+    seconds: Latest time of a signal after the start of an attempt.
+    rng: Source of times, processes and signals.
+
+  Returns:
+    The attempts, and the signals that struck them.
+  """
   attempts, faults = [], []
   while not (root / name / 'COMPLETED').exists():
     run = local_runs.Run(
@@ -100,7 +116,7 @@ def disturbed(
         fault = rng.choice((signal.SIGTERM, signal.SIGKILL))
         os.kill(victim.pid, fault)
         faults.append(fault)
-    check(run.wait(300), f'runs on after 300 s: {run.all_said()}')
+    check(run.wait(300), f'still running after 300 s: {run.all_said()}')
     check_attempt(root / name, run, fault)
   return attempts, faults
 
@@ -108,7 +124,7 @@ def disturbed(
 def check_attempt(
   model_dir: pathlib.Path, run: local_runs.Run, fault: int | None
 ) -> None:
-  """Looks at what an attempt left behind it."""
+  """Checks what an attempt has left behind."""
   from ipo_md.checkpoints import checksums
 
   said, folder = run.said(0), model_dir / 'checkpoints'
@@ -117,7 +133,7 @@ def check_attempt(
   for step in steps:
     bad = checksums.damaged_files(folder / str(step))
     check(not bad, f'{run.log}: {folder / str(step)}: {bad}')
-  # Before it has joined the others a process has nothing to save.
+  # A process that has not joined the others yet has nothing to save.
   early = fault == signal.SIGTERM and not any(run.batches())
   if fault != signal.SIGKILL and not early:
     check(not any(run.codes()), f'{run.codes()}: {run.all_said()}')
@@ -132,7 +148,14 @@ def check_run(
   original: pathlib.Path,
   reference: local_runs.Run,
 ) -> None:
-  """Compares a run that was struck with the one that was not."""
+  """Compares a run that was struck with the one that was not.
+
+  Args:
+    model_dir: MODEL_DIR of the struck run.
+    attempts: Its attempts.
+    original: MODEL_DIR of the run without a fault.
+    reference: That run.
+  """
   from ipo_md.core import metrics
 
   for index, known in enumerate(reference.batches()):
@@ -144,7 +167,7 @@ def check_run(
         check(digest == known[step], f'{run.log}: another batch at step {step}')
       if needed - 1 in steps:
         unbroken = steps == list(range(steps[0], steps[-1] + 1))
-        check(unbroken, f'{run.log}: batches of the steps {steps}')
+        check(unbroken, f'{run.log}: the batches are those of steps {steps}')
         needed = steps[0]
     check(needed == 0, f'{model_dir}: no batch of step {needed - 1}')
   ours, theirs = (local_runs.state(d, STEPS) for d in (model_dir, original))
@@ -156,13 +179,13 @@ def check_run(
 
 
 def moved(root: pathlib.Path, counts: list[int]) -> None:
-  """Each run goes on, in its own and in each other number of processes."""
+  """Continues each run in its own and in each other number of processes."""
   from ipo_md.core import metrics
 
   for source in counts:
     found = {}
     for count in sorted(counts, key=lambda count: count != source):
-      name = f'{source}_goes_on_in_{count}'
+      name = f'{source}_continues_in_{count}'
       shutil.copytree(root / f'undisturbed_{source}', root / name)
       run = undisturbed(root, name, count, STEPS + MORE_STEPS)
       rows = dict(run.batches()[0])
@@ -182,7 +205,7 @@ def moved(root: pathlib.Path, counts: list[int]) -> None:
 
 
 def hung(root: pathlib.Path) -> None:
-  """One of two processes is stopped, and the other one says so and ends."""
+  """Suspends one of two processes; the other one must report it and end."""
   changes = {'TRAIN_STEPS': 10**6, 'HANG_SECONDS': HANG_SECONDS}
   run = local_runs.Run(
     online(root, 'hung', **changes),
@@ -203,14 +226,16 @@ def hung(root: pathlib.Path) -> None:
   errors = pathlib.Path(f'{run.log}.0.errors').read_text()
   said = f'process 0 of 2: nothing has happened for {HANG_SECONDS} s'
   check(said in errors and 'loop.py' in errors, run.all_said())
-  print(f'a stopped process was reported after {seconds:.0f} s', flush=True)
+  print(f'a suspended process was reported after {seconds:.0f} s', flush=True)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('dir', type=pathlib.Path, help='a new folder')
-  parser.add_argument('--kills', type=int, default=60)
-  parser.add_argument('--processes', default='1,2,4', help='layouts, in turn')
+  parser.add_argument('dir', type=pathlib.Path, help='new folder')
+  parser.add_argument('--kills', type=int, default=60, help='number of signals')
+  parser.add_argument(
+    '--processes', default='1,2,4', help='numbers of processes'
+  )
   parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args()
   root = options.dir.resolve()
@@ -253,7 +278,7 @@ def main() -> None:
     faults, runs = faults + struck, runs + 1
     print(
       f'run {runs}, {count} processes: struck {len(struck)} times, '
-      f'{len(faults)} of {options.kills}; whole and the same.',
+      f'{len(faults)} of {options.kills}; intact and the same.',
       flush=True,
     )
   print(
@@ -261,7 +286,7 @@ def main() -> None:
     f'{faults.count(signal.SIGTERM)} SIGTERMs in {runs} runs of '
     f'{options.processes} processes, '
     f'{time.monotonic() - start:.0f} s: no checkpoint was damaged, and states, '
-    'metrics and batches are those of the runs without a fault.',
+    'metrics and batches equal those of the runs without a fault.',
     flush=True,
   )
   moved(root, list(references))

@@ -1,4 +1,4 @@
-"""tests/endurance/faults.py and tests/endurance/processes.py, in short."""
+"""Short forms of tests/endurance/faults.py and tests/endurance/processes.py."""
 
 import pathlib
 import re
@@ -9,9 +9,10 @@ _ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _said(command: str, *args) -> str:
-  """What a command of launch/ prints; it has to end well."""
+  """Returns what a command of tests/endurance prints; it must succeed."""
   done = subprocess.run(
-    [sys.executable, _ROOT / 'tests' / 'endurance' / command, *args],
+    [sys.executable, '-m', f'tests.endurance.{command}', *args],
+    cwd=_ROOT,
     capture_output=True,
     text=True,
     timeout=600,
@@ -21,17 +22,17 @@ def _said(command: str, *args) -> str:
 
 
 def test_runs_that_are_killed_lose_nothing(tmp_path):
-  """Then they go on in another number of processes, and one of two hangs."""
-  said = _said('faults.py', tmp_path / 'runs', '--kills=2', '--processes=1,2')
+  """The runs then continue in other numbers of processes, and one hangs."""
+  said = _said('faults', tmp_path / 'runs', '--kills=2', '--processes=1,2')
   kills, stops = re.search(r'(\d) SIGKILLs and (\d) SIGTERMs in', said).groups()
   assert int(kills) + int(stops) == 2
   for source, count in ((1, 2), (2, 1)):
     assert re.search(f'{source} -> {count} processes: .* apart', said)
-  assert 'a stopped process was reported' in said
+  assert 'a suspended process was reported' in said
 
 
 def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
   said = _said(
-    'processes.py', tmp_path / 'runs', '--processes=1,2', '--last=supervised'
+    'processes', tmp_path / 'runs', '--processes=1,2', '--last=supervised'
   )
   assert re.search('2 processes, supervised: .* apart', said)

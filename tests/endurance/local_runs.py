@@ -1,6 +1,6 @@
-"""Micro runs of the embedded task in several processes of this machine.
+"""Starts micro runs of the embedded task in several local processes.
 
-For the commands `faults.py` and `processes.py`.
+The commands faults.py and processes.py use it.
 """
 
 import atexit
@@ -24,13 +24,13 @@ SIZES = {
   'num_decoder_layers': 1,
   'mlp_dim': 16,
 }
-# One thread, and programs that are compiled quickly.
+# One thread, and programs that compile quickly.
 FLAGS = (
   '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 '
   '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
 _GLOO = re.compile(r'\[Gloo\]|connected to \d+ peer ranks')
-# Processes are forked from a server that has imported these: it takes 8 s.
+# Processes are forked from a server that has imported these, which takes 8 s.
 MODULES = (
   'clu.metric_writers',
   'ipo_md.__main__',
@@ -43,7 +43,7 @@ MODULES = (
 
 
 def prepare(root: pathlib.Path) -> None:
-  """Makes the new folder of a command, and the environment of its processes."""
+  """Creates the folder of a command and sets its processes' environment."""
   if root.exists():
     sys.exit(f'{root} exists already.')
   (root / 'logs').mkdir(parents=True)
@@ -53,8 +53,8 @@ def prepare(root: pathlib.Path) -> None:
     XLA_FLAGS=FLAGS,
     JAX_PLATFORMS='cpu',
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
-    # Process 0 compiles and the others wait for it, else for one another in
-    # their first collective: JAX's on a CPU, Gloo, waits for 30 s alone.
+    # Process 0 compiles and the others wait for it. Otherwise they would wait
+    # for one another in their first collective, which Gloo limits to 30 s.
     JAX_SHARE_BINARY_BETWEEN_HOSTS='1',
     PYTHONPATH=str(ROOT),
     TF_CPP_MIN_LOG_LEVEL='3',
@@ -66,13 +66,13 @@ def prepare(root: pathlib.Path) -> None:
 def arguments(
   model_dir: pathlib.Path, cache: pathlib.Path, files: str, **bindings
 ) -> list[str]:
-  """The command line of a run of t5_tiny, made smaller, on mini_tldr.
+  """Returns the command line of a small run of t5_tiny on mini_tldr.
 
   Args:
-    model_dir: MODEL_DIR.
-    cache: CACHE_DIR.
-    files: gin files without folder and ending, run file first.
-    **bindings: what else is bound.
+    model_dir: MODEL_DIR of the run.
+    cache: CACHE_DIR of the run.
+    files: Gin files without folder and suffix, first the run file.
+    **bindings: Further bindings.
   """
   run, *others = files.split()
   files = [f'runs/{run}', 'models/t5_tiny', 'tasks/mini_tldr', *others]
@@ -90,7 +90,16 @@ def arguments(
 def process(
   args: list[str], index: int, count: int, devices: int, port: int, log: str
 ) -> None:
-  """One process of a run; its batches are recorded beside its log."""
+  """Runs one process, and records its batches beside its log.
+
+  Args:
+    args: Command line of the run.
+    index: Number of this process.
+    count: Number of processes.
+    devices: Number of devices that they share.
+    port: Port of the coordinator.
+    log: Path that all names of logs begin with.
+  """
   for number, name in ((1, f'{log}.{index}'), (2, f'{log}.{index}.errors')):
     os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
   from absl import app
@@ -102,7 +111,8 @@ def process(
   from ipo_md.core import gin_config
 
   jax.config.update('jax_num_cpu_devices', devices // count)
-  # On a CPU it differs between processes: only process 0 would find programs.
+  # On a CPU this hash differs between processes, so only process 0 would find
+  # compiled programs.
   cache_key._hash_accelerator_config = cache_key._hash_devices
   prefetch = data.prefetch
 
@@ -132,15 +142,16 @@ def process(
   try:
     app.run(main.main, argv=gin_config.rewrite_gin_args(sys.argv))
   finally:
-    atexit._run_exitfuncs()  # a forked process leaves them out
+    atexit._run_exitfuncs()  # A forked process does not call them.
 
 
 class Run:
-  """A run in so many processes, which share so many devices.
+  """A run in `count` processes that share `devices` devices.
 
   Attributes:
-    log: each process writes LOG.INDEX, LOG.INDEX.errors, LOG.INDEX.batches.
-    processes: of `multiprocessing`.
+    log: Path from which each process makes the names LOG.INDEX,
+      LOG.INDEX.errors and LOG.INDEX.batches.
+    processes: Processes of `multiprocessing`.
   """
 
   def __init__(
@@ -164,7 +175,10 @@ class Run:
       one.start()
 
   def wait(self, seconds: float) -> bool:
-    """Whether all have ended by then. After a failure the others are killed."""
+    """Waits, and returns whether all processes have ended by then.
+
+    If one process fails, the others are killed.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
       codes = self.codes()
@@ -177,26 +191,29 @@ class Run:
     return False
 
   def codes(self) -> list[int | None]:
-    """Exit codes; minus the signal that ended it, None if it goes on."""
+    """Returns the exit code of each process.
+
+    It is minus the signal that ended the process, or None if it is running.
+    """
     return [one.exitcode for one in self.processes]
 
   def said(self, index: int) -> str:
-    """What one process printed, but for the lines of JAX's collectives.
+    """Returns what a process printed, without the lines of JAX's collectives.
 
-    Of those, which threads print at the same time, one may be within another.
+    Threads print those lines at the same time, so one may be inside another.
     """
     log = pathlib.Path(f'{self.log}.{index}')
     lines = log.read_text().splitlines() if log.exists() else []
     return '\n'.join(line for line in lines if line and not _GLOO.search(line))
 
   def all_said(self) -> str:
-    """What all of them printed, their errors too, for messages."""
+    """Returns what all processes printed, with errors, for messages."""
     logs = sorted(self.log.parent.glob(f'{self.log.name}.*'))
     logs = [log for log in logs if log.suffix != '.batches']
     return '\n'.join(f'{log}:\n{log.read_text()[-2000:]}' for log in logs)
 
   def batches(self) -> list[list[tuple[int, dict[str, str]]]]:
-    """Of each process (step, {row: its digest})."""
+    """Returns for each process a list of (step, {row: digest})."""
     found = []
     for i in range(len(self.processes)):
       path = pathlib.Path(f'{self.log}.{i}.batches')
@@ -206,12 +223,13 @@ class Run:
 
 
 def check(truth: bool, message: str) -> None:
+  """Ends the command with a message unless `truth` holds."""
   if not truth:
     sys.exit(f'FAILED: {message}')
 
 
 def finished(args: list[str], **layout) -> Run:
-  """A run that is waited for and has to end well."""
+  """Runs to the end; a failure ends the command."""
   run = Run(args, **layout)
   ended = run.wait(600)
   check(ended and not any(run.codes()), run.all_said())
@@ -219,7 +237,7 @@ def finished(args: list[str], **layout) -> Run:
 
 
 def state(model_dir: pathlib.Path, step: int) -> dict:
-  """The arrays of a checkpoint, by name."""
+  """Returns the arrays of a checkpoint, by name."""
   import jax
   import numpy as np
   import orbax.checkpoint as ocp

@@ -1,10 +1,13 @@
-"""python tests/endurance/processes.py DIR: the chain in 1, 2 and 4 processes.
+"""Runs the whole chain in 1, 2 and 4 processes, and compares the results.
 
-Each stage of the chain is made, very small, in so many processes that share
---devices virtual devices, all from the checkpoints of the first layout. Prints
-how far its results are from those of the first layout; ends with an error if
-that is more than the order of a sum explains, if anything but process 0 speaks,
-if metrics are written twice, or if a process has no part in a checkpoint.
+  python -m tests.endurance.processes DIR
+
+Each stage of the chain runs at a very small size in each number of processes,
+which share --devices virtual devices. All start from the checkpoints of the
+first layout. The command prints how far the results of each layout are from
+those of the first one. It ends with an error if the difference is larger than
+the order of sums explains, if any process but process 0 prints, if metrics are
+written twice, or if a process does not write its part of a checkpoint.
 """
 
 import argparse
@@ -14,7 +17,8 @@ import pathlib
 from tests.endurance import local_runs
 
 STEPS = 3
-# Relative; float32 sums in another order, over STEPS updates of Adafactor.
+# Relative difference that float32 sums in another order make over STEPS updates
+# of Adafactor.
 TOLERANCE = 1e-5
 check = local_runs.check
 
@@ -22,12 +26,12 @@ check = local_runs.check
 def stages(
   model_dir: pathlib.Path, first: pathlib.Path, cache: pathlib.Path
 ) -> dict[str, list[str]]:
-  """The command line of each stage.
+  """Returns the command line of each stage.
 
   Args:
-    model_dir: of this layout.
-    first: of the first one, whose checkpoints all start from.
-    cache: CACHE_DIR.
+    model_dir: Folder of this layout.
+    first: Folder of the first layout, from whose checkpoints all start.
+    cache: CACHE_DIR of the runs.
   """
   judge_sizes = {
     f'judge/models.T5.{name}': size for name, size in local_runs.SIZES.items()
@@ -64,7 +68,7 @@ def stages(
       **training,
       **judge_sizes,
     ),
-    # Completions are given: losses do not depend on what was sampled.
+    # Completions come from the data, so losses do not depend on samples.
     'offline': stage(
       'offline',
       'offline judges/likelihood algorithms/ipo',
@@ -102,7 +106,10 @@ def stages(
 
 
 def numbers(model_dir: pathlib.Path) -> dict[str, float]:
-  """Every number that a stage wrote, by name, and its texts as names."""
+  """Returns every number that a stage wrote, by name.
+
+  A text becomes part of a name, so that layouts with other texts differ.
+  """
   found = {}
 
   def add(name, value):
@@ -128,7 +135,7 @@ def numbers(model_dir: pathlib.Path) -> dict[str, float]:
 
 
 def difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
-  """The largest, relative to the larger of 1 and the value."""
+  """Returns the largest difference, relative to the value or to 1."""
   names = ours.keys() ^ theirs.keys()
   check(not names, f'only one of two layouts has {sorted(names)[:4]}')
   return max(
@@ -138,13 +145,13 @@ def difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
 
 
 def check_once(run: local_runs.Run, model_dir: pathlib.Path) -> None:
-  """One process speaks, and each line of metrics is there once."""
+  """Checks that only process 0 prints, and each line of metrics is unique."""
   for index in range(1, len(run.processes)):
-    check(not run.said(index), f'process {index} speaks: {run.all_said()}')
+    check(not run.said(index), f'process {index} prints: {run.all_said()}')
   metrics = model_dir / 'metrics.jsonl'
   if metrics.exists():
     lines = metrics.read_text().splitlines()
-    check(len(lines) == len(set(lines)), f'{metrics} has lines twice')
+    check(len(lines) == len(set(lines)), f'{metrics} has duplicate lines')
     last = model_dir / 'checkpoints' / str(STEPS) / 'default'
     parts = sorted(p.name for p in last.glob('ocdbt.process_*'))
     expected = [f'ocdbt.process_{i}' for i in range(len(run.processes))]
@@ -153,10 +160,14 @@ def check_once(run: local_runs.Run, model_dir: pathlib.Path) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('dir', type=pathlib.Path, help='a new folder')
-  parser.add_argument('--processes', default='1,2,4')
-  parser.add_argument('--devices', type=int, default=8)
-  parser.add_argument('--last', default='infer', help='stage to end with')
+  parser.add_argument('dir', type=pathlib.Path, help='new folder')
+  parser.add_argument(
+    '--processes', default='1,2,4', help='numbers of processes'
+  )
+  parser.add_argument(
+    '--devices', type=int, default=8, help='number of devices'
+  )
+  parser.add_argument('--last', default='infer', help='last stage to run')
   options = parser.parse_args()
   root = options.dir.resolve()
   local_runs.prepare(root)

@@ -1,12 +1,12 @@
-"""A sweep killed at random and started again is the sweep, bit for bit.
+"""Checks that a sweep which is killed and repeated gives the same results.
 
-  tests/endurance/sweep_kill.py [SPEC] [--kills=4] [--within=90] [--seed=0]
-    [--folder=FOLDER]
+  python -m tests.endurance.sweep_kill [SPEC] [--kills=4] [--within=90]
+    [--seed=0] [--folder=FOLDER]
 
-Runs SPEC (tests/testdata/sweep.toml) twice: straight, and with SIGKILL to the
-sweep at a random time of its first seconds, every other time to its runs as
-well, until it has been killed so often; then to its end. Compares the table,
-the numbers and every completion and judgement.
+Runs SPEC (tests/testdata/sweep.toml) without interruption, and again with
+SIGKILL to the sweep at random times, every other time to its runs as well.
+After the last kill, the sweep runs to its end. The table, the numbers and every
+completion and judgement of the two must be equal, byte for byte.
 """
 
 import argparse
@@ -27,13 +27,14 @@ _SAME = (
 
 
 def start(spec: str, out: pathlib.Path) -> subprocess.Popen:
+  """Starts a sweep."""
   return subprocess.Popen(
     [sys.executable, str(_ROOT / 'launch/sweep.py'), spec, str(out)]
   )
 
 
 def kill(process: subprocess.Popen, runs_too: bool) -> None:
-  """SIGKILL to a sweep, and to the processes that it has started."""
+  """Sends SIGKILL to a sweep, and optionally to the runs that it started."""
   children = pathlib.Path(
     f'/proc/{process.pid}/task/{process.pid}/children'
   ).read_text()
@@ -46,10 +47,12 @@ def kill(process: subprocess.Popen, runs_too: bool) -> None:
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser()
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('spec', nargs='?', default='tests/testdata/sweep.toml')
   parser.add_argument('--kills', type=int, default=4)
-  parser.add_argument('--within', type=float, default=90, help='seconds')
+  parser.add_argument(
+    '--within', type=float, default=90, help='latest time of a kill, in seconds'
+  )
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--folder', type=pathlib.Path)
   args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Sweeps of runs that a small program stands in for."""
+"""Sweeps of runs that fake_run.py stands in for."""
 
 import io
 import json
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import gin
 import pytest
@@ -19,45 +20,6 @@ from launch.sweep import read
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
-
-# Takes the place of `python -u -m ipo_md ...`: TAU is how good a policy is.
-FAKE = """
-import ast, json, os, pathlib, sys, time
-given = dict(a[6:].split('=', 1) for a in sys.argv if a.startswith('--gin.'))
-given = {k: ast.literal_eval(v) for k, v in given.items()}
-folder = pathlib.Path(given['MODEL_DIR'])
-folder.mkdir(parents=True, exist_ok=True)
-with (folder / 'starts').open('a') as file:
-  file.write('x')
-print('step 1/2  loss 1.0', flush=True)
-if (folder.parent / 'slow').exists():
-  time.sleep(float((folder.parent / 'slow').read_text()))
-if (folder.parent / f'break_{folder.name}').exists():
-  print('It is broken.')
-  sys.exit(3)
-if 'POLICIES' in given:
-  good, paths = [], {}
-  for name, every in given['POLICIES'].items():
-    one = isinstance(every, str)
-    for seed, path in enumerate([every] if one else every):
-      paths[name if one else f'{name}[{seed}]'] = path
-  for name, path in paths.items():
-    at = pathlib.Path(path)
-    assert (at / 'COMPLETED').exists(), at
-    good.append(float((at / 'good').read_text()))
-  rate = [[.5 + a - b for b in good] for a in good]
-  interval = [[[r - .1, r + .1] for r in row] for row in rate]
-  (folder / 'results.json').write_text(json.dumps({
-    'policies': list(paths), 'judges': ['truth'], 'prompts': 9,
-    'win_rate': {'truth': rate}, 'interval': {'truth': interval}}))
-else:
-  good = given.get('TAU', 0) + given.get('SEED', 0) / 100
-  (folder / 'good').write_text(str(good))
-if (folder.parent / f'preempt_{folder.name}').exists():
-  (folder.parent / f'preempt_{folder.name}').unlink()
-  sys.exit(0)
-(folder / 'COMPLETED').write_text('1')
-"""
 SPEC = """
 at_once = 2
 launcher = ["{python}", "{fake}"]
@@ -87,26 +49,28 @@ bindings = {{HELD_OUT_SPLIT = "'test'"}}
 
 @pytest.fixture(name='spec')
 def spec_fixture(tmp_path):
-  """The path of a spec, whose runs the fake stands in for."""
-  (tmp_path / 'fake.py').write_text(FAKE)
+  """Returns the path of a spec whose runs are fake."""
+  fake = pathlib.Path(__file__).with_name('fake_run.py')
   path = tmp_path / 'spec.toml'
-  path.write_text(SPEC.format(python=sys.executable, fake=tmp_path / 'fake.py'))
+  path.write_text(SPEC.format(python=sys.executable, fake=fake))
   return path
 
 
 def run(spec, out) -> int:
+  """Runs a sweep into `out` and returns its exit code."""
   out.mkdir(exist_ok=True)
   contents = read.read(str(spec), str(out))
   return main.Sweep(contents, out / 'logs').run(contents.at_once)
 
 
 def results_of(out: pathlib.Path) -> dict[str, bytes]:
-  """What must be the same however the sweep came to its end."""
+  """Returns the files that must not depend on interruptions."""
   names = ('table.txt', 'report/sweep.json', 'report/results.json')
   return {name: (out / name).read_bytes() for name in names}
 
 
 def starts(out: pathlib.Path) -> dict[str, int]:
+  """Returns how often each run was started."""
   return {p.parent.name: p.stat().st_size for p in out.glob('*/starts')}
 
 
@@ -154,7 +118,7 @@ def test_a_failure_is_listed_and_the_rest_goes_on(spec, tmp_path, capsys):
   assert 'ipo_TAU=0.05_SEED=0 failed: exit code 3' in said
   assert 'rl_TAU=0.1_SEED=0 failed: it ended without COMPLETED' in said
   assert said.count('It is broken.') == 1
-  assert 'select_ipo was not done; it needs ipo_TAU=0.05_SEED=0' in said
+  assert 'select_ipo was not run; it needs ipo_TAU=0.05_SEED=0' in said
   assert (out / 'ipo_TAU=0.3_SEED=0' / 'COMPLETED').exists()
   broken.unlink()
   assert run(spec, out) == 0
@@ -165,16 +129,16 @@ def test_a_failure_is_listed_and_the_rest_goes_on(spec, tmp_path, capsys):
 
 @pytest.mark.parametrize('orphans', [True, False])
 def test_killed_and_started_again_it_is_the_same(spec, tmp_path, orphans):
-  """SIGKILL, of the sweep alone or of its runs too, wherever they are."""
+  """SIGKILL strikes the sweep alone, or its runs too, at any point."""
   assert run(spec, straight := tmp_path / 'straight') == 0
   out = tmp_path / 'out'
   out.mkdir()
   (out / 'slow').write_text('.3')
   code = (
-    f'import sys; sys.path.insert(0, {str(_ROOT / "launch")!r})\n'
-    'import pathlib, sweep, sweep_read\n'
-    f'spec = sweep_read.read({str(spec)!r}, {str(out)!r})\n'
-    f'sys.exit(sweep.Sweep(spec, pathlib.Path({str(out)!r}, "logs")).run(2))'
+    f'import pathlib, sys; sys.path.insert(0, {str(_ROOT)!r})\n'
+    'from launch.sweep import main, read\n'
+    f'spec = read.read({str(spec)!r}, {str(out)!r})\n'
+    f'sys.exit(main.Sweep(spec, pathlib.Path({str(out)!r}, "logs")).run(2))'
   )
   for seconds in (0.9, 1.4):
     process = subprocess.Popen([sys.executable, '-c', code])
@@ -191,7 +155,7 @@ def test_killed_and_started_again_it_is_the_same(spec, tmp_path, orphans):
     subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
   )
   assert results_of(out) == results_of(straight)
-  if orphans:  # no run was ever started beside itself
+  if orphans:  # No run was started while it was still running.
     assert set(starts(out).values()) == {1}
 
 
@@ -214,25 +178,25 @@ def test_one_sweep_at_a_time(spec, tmp_path):
   (out / 'logs').mkdir(parents=True)
   with (out / 'logs' / 'sweep.lock').open('w') as lock:
     main.fcntl.flock(lock, main.fcntl.LOCK_EX)
-    with pytest.raises(ValueError, match='Another sweep runs in'):
+    with pytest.raises(ValueError, match='Another sweep is running in'):
       run(spec, out)
 
 
 @pytest.mark.parametrize(
   ('old', 'new', 'message'),
   [
-    ('judge = ', 'jugde = ', r"\[select\]: unknown key 'jugde'; judge\?"),
+    ('judge = ', 'jugde = ', r"\[select\]: unknown key 'jugde'; try judge"),
     ('against = "rl"', 'against = "rk"', "ipo is selected against 'rk'"),
     ('against = "supervised"', 'against = "ipo"', 'rl against ipo against rl'),
     ('axes = {TAU = [0.1, 0.2]}', 'axes = {TAU = []}', 'TAU = .* at least one'),
-    ('axes = {TAU = [0.1, 0.2]}', 'axes = {TAU = 0.1}', 'to be a list'),
+    ('axes = {TAU = [0.1, 0.2]}', 'axes = {TAU = 0.1}', 'must be a list'),
     ("'$supervised'", "'$supervized'", r'\$supervized.*unknown'),
-    ('seeds = [0, 1]', 'seeds = [0, 0]', 'different seeds'),
-    ('seeds = [0, 1]', 'seeds = [[0], [1]]', 'different seeds'),
+    ('seeds = [0, 1]', 'seeds = [0, 0]', 'list of different seeds'),
+    ('seeds = [0, 1]', 'seeds = [[0], [1]]', 'list of different seeds'),
     ('seeds = [0, 1]', 'seeds = 2', 'seeds = 2 .* list'),
     ('axes = {TAU = [0.1, 0.2]}', 'axes = [0.1]', r'axes = \[0.1\] .* table'),
-    ('seeds = [0]', 'seeds = [2]', 'different seeds'),
-    ("'test'", "'validation'", 'give both, of different prompts'),
+    ('seeds = [0]', 'seeds = [2]', 'list of different seeds'),
+    ("'test'", "'validation'", 'Set both, to different splits'),
     ('policies = ["supervised"]', 'policies = ["sft"]', "'sft' is not one of"),
     ('at_once = 2', 'at_once = 0', 'at_once = 0'),
     ('at_once = 2', 'at_once 2', 'line 2'),
@@ -272,7 +236,7 @@ def test_a_wrong_spec(spec, old, new, message):
 def test_an_axis_is_checked_before_anything_starts(
   tmp_path, monkeypatch, new, message
 ):
-  """In this process, not in one of its own."""
+  """The check runs in this process, which saves a start."""
   smoke = (_ROOT / 'launch/sweeps/smoke.toml').read_text()
   old = 'judge = "reward_model"'
   if not new.startswith('judge'):
@@ -289,7 +253,8 @@ def test_an_axis_is_checked_before_anything_starts(
     code = check_lib.main()
     return subprocess.CompletedProcess([], code, '\n'.join(printed), '')
 
-  monkeypatch.setattr(main.subprocess, 'run', check)
+  # Only this module's subprocess: imports that gin makes may run others.
+  monkeypatch.setattr(main, 'subprocess', types.SimpleNamespace(run=check))
   spec = read.read(str(path), str(tmp_path / 'out'))
   try:
     if message is None:
