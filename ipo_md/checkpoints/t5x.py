@@ -17,6 +17,7 @@ import numpy as np
 import tensorstore as ts
 
 from ipo_md.checkpoints import arrays
+from ipo_md.checkpoints import foreign
 from ipo_md.core import progress
 
 
@@ -43,7 +44,9 @@ def layout(abstract: Mapping[str, Any]) -> arrays.Layout:
 
 def is_native(directory: epath.Path) -> bool:
   """Says whether a directory is a native checkpoint."""
-  return (directory / 'checkpoint').exists()
+  return (directory / 'checkpoint').exists() and not foreign.is_tensorflow(
+    directory
+  )
 
 
 def is_orbax(directory: epath.Path) -> bool:
