@@ -8,6 +8,7 @@ own. Optimizer states are not converted.
 """
 
 from collections.abc import Mapping
+import os
 from typing import Any
 
 from etils import epath
@@ -149,7 +150,9 @@ def _kvstore(path: str) -> dict[str, str]:
   if path.startswith('gs://'):
     bucket, _, rest = path.removeprefix('gs://').partition('/')
     return {'driver': 'gcs', 'bucket': bucket, 'path': rest}
-  return {'driver': 'file', 'path': path}
+  # TensorStore takes no path with `..` in it.
+  end = '/' if path.endswith('/') else ''
+  return {'driver': 'file', 'path': os.path.abspath(path) + end}
 
 
 def write_native(
