@@ -149,12 +149,11 @@ class Checkpoint:
   ) -> np.ndarray:
     """Reads the pieces of an array that the checkpoint stores in parts."""
     lead = tuple(max(axis) + 1 for axis in zip(*dict(parts), strict=True))
-    joined = None
-    for index, piece in parts:
-      array = piece.oriented(self._read(piece.name))
-      if joined is None:
-        joined = np.empty(lead + array.shape, array.dtype)
-      joined[index] = array
+    first = parts[0][1].oriented(self._read(parts[0][1].name))
+    joined = np.empty(lead + first.shape, first.dtype)
+    joined[parts[0][0]] = first
+    for index, piece in parts[1:]:
+      joined[index] = piece.oriented(self._read(piece.name))
     return joined
 
   def _whole(self, name: str) -> np.ndarray:

@@ -44,12 +44,13 @@ def same(one: Any, other: Any) -> bool:
   """
   if isinstance(one, list | tuple) and isinstance(other, list | tuple):
     return len(one) == len(other) and all(map(same, one, other))
-  numbers = all(
-    isinstance(x, int | float) and not isinstance(x, bool) for x in (one, other)
-  )
-  if numbers and float in (type(one), type(other)):
-    return np.float32(one) == np.float32(other)
+  if float in (type(one), type(other)) and _number(one) and _number(other):
+    return np.array_equal(np.float32([one]), np.float32([other]))
   return one == other
+
+
+def _number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def advice(found: Mapping[str, Any], config: Any) -> str:
