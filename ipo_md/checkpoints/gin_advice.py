@@ -45,7 +45,8 @@ def same(one: Any, other: Any) -> bool:
   if isinstance(one, list | tuple) and isinstance(other, list | tuple):
     return len(one) == len(other) and all(map(same, one, other))
   if float in (type(one), type(other)) and _number(one) and _number(other):
-    return np.array_equal(np.float32([one]), np.float32([other]))
+    first, second = np.array([one, other], np.float32)
+    return bool(first == second)
   return one == other
 
 
