@@ -9,18 +9,22 @@ some store kernels transposed:
 
 A `Layout` says which stored array is which part of which parameter. Memory
 holds one stored array at a time, beside this host's shards of the parameters.
+Weights that are not finite are refused while they are read.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import hashlib
 from typing import Any
 
 import jax
 import numpy as np
 
 Bounds = tuple[tuple[int, int], ...]  # (start, stop) of every axis
+
+_BLOCK = 2**20  # elements that are checked at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,35 +112,60 @@ class Checkpoint:
   Attributes:
     stored: Arrays of the checkpoint, by their name there.
     layout: Layout of the parameters.
+    what: Name of the checkpoint in error messages.
   """
 
   stored: Mapping[str, Stored]
   layout: Layout
+  what: str = 'The checkpoint'
   # The array that was read last. A MODEL_DIR stores all layers of a parameter
   # as one array, while they are read one after the other.
   _last: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def read(self, path: str, index: tuple[int, ...]) -> np.ndarray:
-    """Reads parameter[index].
+    """Reads parameter[index], which may be a part of a stored array or several.
 
     Raises:
-      KeyError: No single stored array covers the index.
+      KeyError: The checkpoint does not hold parameter[index].
+      ValueError: A weight is not finite.
     """
+    parts = []
     for piece in self.layout[path]:
       n = len(piece.index)
       if piece.index == index[:n]:
         if n == len(index):
-          array = self.stored[piece.name].read()
+          array = self._read(piece.name)
         else:
           array = self._whole(piece.name)
         return piece.oriented(array)[index[n:]]
-    raise KeyError(f'{path}{index} is not one array of the checkpoint.')
+      if piece.index[: len(index)] == index:
+        parts.append((piece.index[len(index) :], piece))
+    if not parts:
+      raise KeyError(f'{path}{index} is not in the checkpoint.')
+    return self._joined(parts)
+
+  def _joined(
+    self, parts: Sequence[tuple[tuple[int, ...], Piece]]
+  ) -> np.ndarray:
+    """Reads the pieces of an array that the checkpoint stores in parts."""
+    lead = tuple(max(axis) + 1 for axis in zip(*dict(parts), strict=True))
+    first = parts[0][1].oriented(self._read(parts[0][1].name))
+    joined = np.empty(lead + first.shape, first.dtype)
+    joined[parts[0][0]] = first
+    for index, piece in parts[1:]:
+      joined[index] = piece.oriented(self._read(piece.name))
+    return joined
 
   def _whole(self, name: str) -> np.ndarray:
     if name not in self._last:
       self._last.clear()
-      self._last[name] = self.stored[name].read()
+      self._last[name] = self._read(name)
     return self._last[name]
+
+  def _read(self, name: str) -> np.ndarray:
+    array = self.stored[name].read()
+    _check_finite(f'{self.what}: {name}', array)
+    return array
 
   def load(
     self, abstract: Mapping[str, jax.ShapeDtypeStruct]
@@ -180,7 +209,7 @@ class Checkpoint:
       }
       if not needed:
         continue
-      array = piece.oriented(self.stored[piece.name].read())
+      array = piece.oriented(self._read(piece.name))
       for bounds, shard in needed.items():
         at = tuple(
           i - start
@@ -220,7 +249,41 @@ def merged(
       names = [f'{path}[{i}]' for i in range(leaf.shape[0])]
       stored |= {name: layer(path, i) for i, name in enumerate(names)}
       layout[path] = [Piece(name, (i,)) for i, name in enumerate(names)]
-  return Checkpoint(stored, layout)
+  return Checkpoint(stored, layout, f'{reference.what} with {adapters.what}')
+
+
+def equal(one: Stored, other: Stored) -> bool:
+  """Says whether two stored arrays have equal values, whatever their types.
+
+  One of them is in memory at a time.
+  """
+  return one.shape == other.shape and _digest(one) == _digest(other)
+
+
+def _digest(stored: Stored) -> bytes:
+  digest = hashlib.sha256()
+  flat = stored.read().reshape(-1)
+  for start in range(0, flat.size, _BLOCK):
+    digest.update(flat[start : start + _BLOCK].astype(np.float32).tobytes())
+  return digest.digest()
+
+
+def _check_finite(what: str, array: np.ndarray) -> None:
+  """Raises a ValueError if a weight is not finite in float32."""
+  flat = array.ravel(order='K')  # a view of an array without gaps
+  for start in range(0, flat.size, _BLOCK):
+    block = flat[start : start + _BLOCK]
+    if block.dtype == np.float64:
+      with np.errstate(over='ignore'):
+        block = block.astype(np.float32)
+    finite = np.isfinite(block)
+    if not finite.all():
+      raise ValueError(
+        f'{what} is not finite: it has the value {block[finite.argmin()]} in '
+        f'an array of {array.dtype}, {array.shape}. The file is damaged, or '
+        'its values were too large for the type it was saved in. Use another '
+        'copy.'
+      )
 
 
 def _bounds(index: tuple[slice, ...], shape: Sequence[int]) -> Bounds:

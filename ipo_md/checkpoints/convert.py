@@ -11,6 +11,7 @@ from ipo_md.checkpoints import atomic
 from ipo_md.checkpoints import checksums
 from ipo_md.checkpoints import formats
 from ipo_md.checkpoints import hf
+from ipo_md.checkpoints import hf_source
 from ipo_md.checkpoints import locate
 from ipo_md.checkpoints import orbax
 from ipo_md.checkpoints import t5x
@@ -23,6 +24,10 @@ def convert(
   output_dir: str,
   output_format: locate.Format,
   step: int = 0,
+  hf_source_path: str | None = None,
+  context_length: int | None = None,
+  bos_id: int | None = None,
+  eos_id: int | None = None,
 ) -> None:
   """Writes a checkpoint in another format.
 
@@ -33,6 +38,13 @@ def convert(
       not at all.
     output_format: Format to write, see `formats`.
     step: Number of the checkpoint that is written.
+    hf_source_path: Hugging Face directory of the same model, for 'hf'. Its
+      special tokens, context length, tokenizer, template and generation_config
+      are carried over. None takes `initial_checkpoint_path` if it is one.
+    context_length: Longest sequence in tokens, for 'hf'. None takes that of the
+      Hugging Face directory.
+    bos_id: Id of the BOS token, for 'hf' without a Hugging Face directory.
+    eos_id: Id of the EOS token, for 'hf' without a Hugging Face directory.
 
   Raises:
     ValueError: `output_dir` exists, or the checkpoint is missing, damaged or of
@@ -44,8 +56,39 @@ def convert(
     model.config,
     'INITIAL_CHECKPOINT_PATH',
   )
+  source = hf_source.Source(
+    directory=find_source(hf_source_path, initial_checkpoint_path),
+    context_length=context_length,
+    bos_id=bos_id,
+    eos_id=eos_id,
+  )
   with atomic.new_directory(output_dir) as directory:
-    write(directory, checkpoint, flat, model.config, output_format, step)
+    write(
+      directory, checkpoint, flat, model.config, output_format, step, source
+    )
+
+
+def find_source(
+  hf_source_path: str | None, checkpoint_path: str
+) -> epath.Path | None:
+  """Returns the Hugging Face directory whose files are carried over.
+
+  Args:
+    hf_source_path: Path that was given for it, or None.
+    checkpoint_path: Path of the checkpoint that is converted.
+
+  Raises:
+    ValueError: `hf_source_path` is not a Hugging Face directory.
+  """
+  if hf_source_path is None:
+    return hf_source.find(checkpoint_path, 'INITIAL_CHECKPOINT_PATH')
+  directory = epath.Path(hf_source_path)
+  if not (directory / 'config.json').exists():
+    raise ValueError(
+      f'HF_SOURCE_PATH {hf_source_path} is not a Hugging Face directory: it '
+      'has no config.json.'
+    )
+  return directory
 
 
 def write(
@@ -55,6 +98,7 @@ def write(
   config: Any,
   output_format: locate.Format,
   step: int,
+  source: hf_source.Source,
 ) -> None:
   """Writes parameters into a directory, in a given format.
 
@@ -65,6 +109,7 @@ def write(
     config: Configuration of the model, `Model.config`.
     output_format: Format to write, see `formats`.
     step: Number of the checkpoint that is written.
+    source: What the format 'hf' has beside the weights.
 
   Raises:
     ValueError: The format is unknown.
@@ -74,7 +119,7 @@ def write(
   elif output_format == 't5x_orbax':
     orbax.write_t5x(directory, checkpoint, flat, step=step)
   elif output_format == 'hf':
-    hf.write(directory, checkpoint, flat, config)
+    hf.write(directory, checkpoint, flat, config, source)
   elif output_format == 'orbax':
     orbax.write(directory, checkpoint, flat, step=step)
     checksums.write(directory / 'checkpoints' / str(step))

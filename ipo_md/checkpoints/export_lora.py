@@ -20,6 +20,7 @@ from ipo_md.checkpoints import atomic
 from ipo_md.checkpoints import convert
 from ipo_md.checkpoints import formats
 from ipo_md.checkpoints import hf
+from ipo_md.checkpoints import hf_source
 from ipo_md.checkpoints import locate
 from ipo_md.checkpoints import safetensors_io
 
@@ -32,6 +33,10 @@ def export(
   output_dir: str,
   output_format: locate.Format | Literal['peft'],
   step: int = 0,
+  hf_source_path: str | None = None,
+  context_length: int | None = None,
+  bos_id: int | None = None,
+  eos_id: int | None = None,
 ) -> None:
   """Writes the policy of a run with LoRA adapters.
 
@@ -44,6 +49,11 @@ def export(
     output_format: 'peft' for the adapters alone; otherwise the format of the
       merged policy, see `formats`.
     step: Number of the checkpoint that is written.
+    hf_source_path: See `convert.convert`, as for the other arguments. None
+      takes `reference_checkpoint_path` if it is a Hugging Face directory.
+    context_length: Longest sequence in tokens.
+    bos_id: Id of the BOS token.
+    eos_id: Id of the EOS token.
 
   Raises:
     ValueError: `output_dir` exists, a checkpoint is missing or of another
@@ -76,8 +86,16 @@ def export(
     'REFERENCE_CHECKPOINT_PATH',
   )
   merged = arrays.merged(reference, adapters, whole, model.scale)
+  source = hf_source.Source(
+    directory=convert.find_source(hf_source_path, reference_checkpoint_path),
+    context_length=context_length,
+    bos_id=bos_id,
+    eos_id=eos_id,
+  )
   with atomic.new_directory(output_dir) as directory:
-    convert.write(directory, merged, whole, base.config, output_format, step)
+    convert.write(
+      directory, merged, whole, base.config, output_format, step, source
+    )
 
 
 def _write_peft(

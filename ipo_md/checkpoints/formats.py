@@ -23,6 +23,7 @@ from ipo_md.checkpoints import arrays
 from ipo_md.checkpoints import gin_advice
 from ipo_md.checkpoints import hf
 from ipo_md.checkpoints import hf_config
+from ipo_md.checkpoints import hf_tied
 from ipo_md.checkpoints import locate
 from ipo_md.checkpoints import safetensors_io
 from ipo_md.checkpoints import t5x
@@ -63,6 +64,7 @@ def open_checkpoint(
 ) -> tuple[arrays.Checkpoint, Mapping[str, Any]]:
   """Opens a checkpoint without reading its arrays.
 
+  Only copies of an embedding are read, to compare them (`hf_tied.resolve`).
   Arguments and errors are those of `read_params`.
 
   Returns:
@@ -72,11 +74,17 @@ def open_checkpoint(
   if kind == 'orbax':
     locate.check_whole(directory.parent, name)
   flat = traverse_util.flatten_dict(abstract, sep='/')
+  what = f'{name} {directory}'
   fields, ignored = {}, lambda array: 'reward_head' in array
   if kind == 'hf':
     theirs, fields = hf_config.read(directory / 'config.json')
-    _check_config(f'{name} {directory}', fields, config)
-    stored = safetensors_io.read(directory)
+    _check_config(what, fields, config, ('logits_via_embedding',))
+    stored, own_head = hf_tied.resolve(
+      what, theirs, safetensors_io.read(directory)
+    )
+    if own_head:
+      fields = hf_tied.with_own_head(what, theirs, fields, config)
+    _check_config(what, fields, config)
     shared = hf.has_shared_head(theirs, stored)
     layout = hf.layout(config, flat, shared_head=shared)
     ignored = lambda array: hf.ignored(config, array)
@@ -103,14 +111,32 @@ def open_checkpoint(
   flat = {p: leaf for p, leaf in flat.items() if p not in lacking}
   layout = {p: pieces for p, pieces in layout.items() if p not in lacking}
   arrays.check(
-    f'{name} {directory}',
+    what,
     stored,
     layout,
     flat,
     ignored=ignored,
-    advice=gin_advice.advice(fields or gin_advice.fields(stored)),
+    advice=_advice(fields or gin_advice.fields(stored), config, stored, layout),
   )
-  return arrays.Checkpoint(stored, layout), flat
+  return arrays.Checkpoint(stored, layout, what), flat
+
+
+def _advice(
+  fields: Mapping[str, Any],
+  config: Any,
+  stored: Mapping[str, arrays.Stored],
+  layout: arrays.Layout,
+) -> str:
+  """Returns the last line of the error about arrays that differ."""
+  advice = gin_advice.advice(fields, config)
+  head = [p for p in layout if 'reward_head' in p.split('/')]
+  if advice or all(layout[path][0].name in stored for path in head):
+    return advice
+  return (
+    'It has no reward head. A language model is a judge as it is with '
+    'gin/judges/likelihood.gin or gin/judges/comparator.gin, after the model '
+    '(REWARD_HEAD = 0); for the others, gin/runs/judge.gin trains a judge.'
+  )
 
 
 def metadata(directory: epath.Path) -> dict[str, Any]:
@@ -170,19 +196,26 @@ def _open_adapted(
       shapes[f'{path}/{letter}'] = jax.ShapeDtypeStruct(shape, np.float32)
   layout = {path: [arrays.Piece(path)] for path in shapes}
   arrays.check(what, stored, layout, shapes)
-  adapters = arrays.Checkpoint(stored, layout)
+  adapters = arrays.Checkpoint(stored, layout, what)
   return arrays.merged(reference, adapters, flat, lora['scale']), flat
 
 
-def _check_config(what: str, fields: Mapping[str, Any], config: Any) -> None:
+def _check_config(
+  what: str,
+  fields: Mapping[str, Any],
+  config: Any,
+  later: Sequence[str] = (),
+) -> None:
+  """Raises a ValueError if fields differ, but not for those checked `later`."""
   ours = {key: getattr(config, key, None) for key in fields}
   differing = [
     f'{key}: {value} in the checkpoint, {ours[key]} in the model'
     for key, value in fields.items()
-    if ours[key] != value
+    if key not in later and not gin_advice.same(ours[key], value)
   ]
   if differing:
+    advice = gin_advice.advice(fields, config)
     raise ValueError(
       f'{what}/config.json is of another model:\n  '
-      + '\n  '.join([*differing[:8], gin_advice.advice(fields)]).rstrip()
+      + '\n  '.join([*differing[:8], advice]).rstrip()
     )

@@ -1,14 +1,20 @@
 """Names the gin files whose model has the shape of a checkpoint."""
 
+import ast
 from collections.abc import Mapping
+import dataclasses
 import pathlib
 import re
 from typing import Any
 
+import numpy as np
+
+from ipo_md import models
 from ipo_md.checkpoints import arrays
 
 _GIN = pathlib.Path(__file__).parents[2] / 'gin' / 'models'
-_BINDING = re.compile(r'^\w+\.(?:T5|DecoderOnly)\.(\w+) = ([^%#\n]+)', re.M)
+_BINDING = re.compile(r'^\w+\.(T5|DecoderOnly)\.(\w+) = ([^%#@\n]+)', re.M)
+_CONFIGS = {'T5': models.T5Config, 'DecoderOnly': models.DecoderOnlyConfig}
 _INCLUDE = re.compile(r"^include '.*/([^/'\n]+)'", re.M)
 
 
@@ -29,31 +35,75 @@ def fields(stored: Mapping[str, arrays.Stored]) -> dict[str, Any]:
   return found
 
 
-def advice(found: Mapping[str, Any]) -> str:
-  """Returns a sentence that names the gin files with these fields."""
+def same(one: Any, other: Any) -> bool:
+  """Says whether two fields of configurations mean the same.
+
+  Floats are compared as float32, because a field may have been stored in it:
+
+    same(1e-5, 9.999999747378752e-06)  # True
+  """
+  if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+    return len(one) == len(other) and all(map(same, one, other))
+  if float in (type(one), type(other)) and _number(one) and _number(other):
+    first, second = np.array([one, other], np.float32)
+    return bool(first == second)
+  return one == other
+
+
+def _number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def advice(found: Mapping[str, Any], config: Any) -> str:
+  """Returns a sentence that names the gin files with these fields.
+
+  Args:
+    found: Fields of the checkpoint's model.
+    config: Configuration of the run's model. If it has the same fields, no
+      other file would help, and the sentence is empty.
+  """
+  if all(same(getattr(config, k, None), value) for k, value in found.items()):
+    return ''
   matching = [
     file.name
     for file in sorted(_GIN.glob('*.gin'))
     if not file.name.startswith('judge_') and _agrees(_bindings(file), found)
   ]
-  if not found or not matching:
+  if not matching:
     return 'No file in gin/models matches it.'
   return 'It matches ' + ', '.join(f'gin/models/{f}' for f in matching) + '.'
 
 
-def _agrees(ours: Mapping[str, str], found: Mapping[str, Any]) -> bool:
-  return all(
-    ours[key] == repr(value) for key, value in found.items() if key in ours
-  ) and all(
-    key in ours for key in ('vocab_size', 'emb_dim', 'mlp_dim') if key in found
+def _agrees(ours: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+  return bool(ours) and all(
+    key in ours and same(ours[key], value) for key, value in found.items()
   )
 
 
-def _bindings(file: pathlib.Path) -> dict[str, str]:
-  text = file.read_text()
-  bindings = {}
-  for included in _INCLUDE.findall(text):
-    bindings |= _bindings(_GIN / included)
-  return bindings | {
-    key: value.strip() for key, value in _BINDING.findall(text)
+def _bindings(file: pathlib.Path) -> dict[str, Any]:
+  """Returns the fields of the network that a file binds, and the defaults.
+
+  Fields without a literal value are left out. A file that completes no network,
+  such as one that others include, has none.
+  """
+  bindings, family = _literals(file)
+  if family is None or 'emb_dim' not in bindings:
+    return {}
+  defaults = {
+    field.name: field.default
+    for field in dataclasses.fields(_CONFIGS[family])
+    if field.default is not dataclasses.MISSING
   }
+  return defaults | bindings
+
+
+def _literals(file: pathlib.Path) -> tuple[dict[str, Any], str | None]:
+  text = file.read_text()
+  bindings, family = {}, None
+  for included in _INCLUDE.findall(text):
+    more, theirs = _literals(_GIN / included)
+    bindings, family = bindings | more, theirs or family
+  for network, key, value in _BINDING.findall(text):
+    bindings[key] = ast.literal_eval(value.strip())
+    family = network
+  return bindings, family

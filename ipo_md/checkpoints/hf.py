@@ -14,7 +14,7 @@ import numpy as np
 
 from ipo_md import models
 from ipo_md.checkpoints import arrays
-from ipo_md.checkpoints import hf_config
+from ipo_md.checkpoints import hf_source
 from ipo_md.checkpoints import safetensors_io
 
 _PROJECTIONS = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
@@ -145,7 +145,8 @@ def has_shared_head(config: Mapping[str, Any], stored: Collection[str]) -> bool:
 def ignored(config: Any, name: str) -> bool:
   """Says whether a checkpoint may hold this array beside the parameters."""
   tied = config.logits_via_embedding and name == 'lm_head.weight'
-  return tied or name.endswith(_IGNORED)
+  head = name in ('score.weight', 'reward_head.weight')
+  return tied or head or name.endswith(_IGNORED)
 
 
 def write(
@@ -153,18 +154,22 @@ def write(
   checkpoint: arrays.Checkpoint,
   abstract: Mapping[str, Any],
   config: Any,
+  source: hf_source.Source,
 ) -> None:
-  """Writes config.json and safetensors, with one array in memory at a time.
+  """Writes a Hugging Face directory, with one array in memory at a time.
 
   Args:
     directory: Directory that exists.
     checkpoint: Parameters to write.
     abstract: Shape and dtype of every parameter, by path.
     config: Configuration of the network, `Model.config`.
+    source: What to write beside the weights.
 
   Raises:
-    ValueError: A config.json cannot describe the network.
+    ValueError: A config.json cannot describe the network, or the source is of
+      another model.
   """
+  text = json.dumps(source.config_json(config), indent=2)
   pieces = {
     piece.name: (path, piece)
     for path, parts in layout(config, abstract).items()
@@ -183,6 +188,6 @@ def write(
     _, dtype = shapes[name]
     return piece.oriented(checkpoint.read(path, piece.index).astype(dtype))
 
-  text = json.dumps(hf_config.config_json(config), indent=2)
+  source.copy_files(directory)
   safetensors_io.write(directory, shapes, array)
   (directory / 'config.json').write_text(text + '\n')

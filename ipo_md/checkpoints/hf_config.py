@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from etils import epath
+import numpy as np
 
 from ipo_md import models
 
@@ -20,6 +21,11 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """
   try:
     config = json.loads(path.read_text())
+    if quantised := config.get('quantization_config'):
+      raise ValueError(
+        f'the weights are quantised ({quantised.get("quant_method")}), which '
+        'is not read. Use or save a copy that is not.'
+      )
     return config, model_fields(config)
   except KeyError as error:
     raise ValueError(f'{path} has no field {error}.') from error
@@ -58,7 +64,7 @@ def _t5_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     config['model_type'] == 't5' and config.get('tie_word_embeddings', True),
   )
   epsilon = config.get('layer_norm_epsilon', 1e-6)
-  if epsilon != 1e-6:
+  if np.float32(epsilon) != np.float32(1e-6):
     raise ValueError(
       f'layer_norm_epsilon {epsilon} is not supported, only 1e-6.'
     )

@@ -6,7 +6,7 @@ from typing import Literal
 from etils import epath
 
 from ipo_md.checkpoints import checksums
-from ipo_md.checkpoints import safetensors_io
+from ipo_md.checkpoints import foreign
 from ipo_md.checkpoints import t5x
 from ipo_md.core import metrics as metrics_lib
 
@@ -30,8 +30,7 @@ def detect(path: str, name: str) -> tuple[Format, epath.Path]:
   directory = epath.Path(path)
   if not directory.is_dir():
     raise ValueError(
-      f'{name} {path} is not a directory.'
-      + safetensors_io.about_pickles(directory)
+      f'{name} {path} is not a directory.' + foreign.cause(directory)
     )
   if (directory / 'config.json').exists():
     return 'hf', directory
@@ -45,7 +44,7 @@ def detect(path: str, name: str) -> tuple[Format, epath.Path]:
   raise ValueError(
     f'{name} {path} is no checkpoint: it has no config.json (Hugging Face), no '
     'checkpoint or state (T5X) and no checkpoints/N (a MODEL_DIR).'
-    + safetensors_io.about_pickles(directory)
+    + foreign.cause(directory)
   )
 
 

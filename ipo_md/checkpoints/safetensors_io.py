@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 
 from ipo_md.checkpoints import arrays
+from ipo_md.checkpoints import foreign
 from ipo_md.core import progress
 
 _DTYPES = {
@@ -28,32 +29,35 @@ _DTYPES = {
   'I64': np.dtype(np.int64),
   'I32': np.dtype(np.int32),
 }
-_PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt')
+_SINGLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
 
 
 def read(directory: epath.Path) -> dict[str, arrays.Stored]:
   """Opens the arrays of model.safetensors, or of the shards in its index.
 
-  A file in a bucket is first copied to the directory for temporary files
-  (TMPDIR), since the library reads local files alone.
+  If there is both, model.safetensors is read, as transformers does. A file in a
+  bucket is first copied to the directory for temporary files (TMPDIR), since
+  the library reads local files alone.
 
   Raises:
     ValueError: There is no such file, a file is damaged, or the shards hold
       other arrays than the index says.
   """
-  index = directory / _INDEX
-  if not index.exists():
-    if not (directory / 'model.safetensors').exists():
-      raise ValueError(
-        f'{directory} has no model.safetensors and no {_INDEX}.'
-        + about_pickles(directory)
+  index, single = directory / _INDEX, directory / _SINGLE
+  if single.exists():
+    if index.exists() and '-of-' in index.read_text():  # it names shards
+      progress.say(
+        f'{directory} has both {_SINGLE} and {_INDEX}. {_SINGLE} is read, as '
+        'transformers does, and the shards of the index are not.'
       )
-    return _read_file(directory / 'model.safetensors')
-  try:
-    weight_map = dict(json.loads(index.read_text())['weight_map'])
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f'{index} has no weight_map: {error!r}.') from error
+    return _read_file(single)
+  if not index.exists():
+    raise ValueError(
+      f'{directory} has no {_SINGLE} and no {_INDEX}.'
+      + foreign.cause(directory)
+    )
+  weight_map = _weight_map(index)
   stored: dict[str, arrays.Stored] = {}
   for file in sorted(set(weight_map.values())):
     if not (directory / file).exists():
@@ -65,27 +69,22 @@ def read(directory: epath.Path) -> dict[str, arrays.Stored]:
   return stored
 
 
-def about_pickles(path: epath.Path) -> str:
-  """Says why a pickle at a path is not read; '' if there is none.
-
-  Args:
-    path: Path of a file or of a directory of files. Pickles are recognised by
-      the suffixes of their names.
-  """
-  files = path.iterdir() if path.is_dir() else [path]
-  pickles = sorted(p.name for p in files if p.suffix in _PICKLES)
-  if not pickles:
-    return ''
-  return (
-    f' {pickles[0]}: pickles are not read, because they can run code. Save the '
-    'model as safetensors.'
-  )
+def _weight_map(index: epath.Path) -> dict[str, str]:
+  try:
+    return dict(json.loads(index.read_text())['weight_map'])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{index} has no weight_map: {error!r}.') from error
 
 
 def _read_file(path: epath.Path) -> dict[str, arrays.Stored]:
   try:
     file = _open(path)
   except safetensors.SafetensorError as error:
+    if foreign.is_lfs_pointer(path):
+      raise ValueError(
+        f'{path} is a pointer of Git LFS, not the weights. Run git lfs pull in '
+        'its folder.'
+      ) from error
     raise ValueError(
       f'{path} is truncated or not a safetensors file: {error}.'
     ) from error
@@ -122,7 +121,7 @@ def write(
   shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
   array: Callable[[str], np.ndarray],
   *,
-  file_name: str = 'model.safetensors',
+  file_name: str = _SINGLE,
   shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes model.safetensors, or shards of it with an index.

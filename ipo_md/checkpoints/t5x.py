@@ -8,6 +8,7 @@ own. Optimizer states are not converted.
 """
 
 from collections.abc import Mapping
+import os
 from typing import Any
 
 from etils import epath
@@ -17,6 +18,7 @@ import numpy as np
 import tensorstore as ts
 
 from ipo_md.checkpoints import arrays
+from ipo_md.checkpoints import foreign
 from ipo_md.core import progress
 
 
@@ -43,7 +45,9 @@ def layout(abstract: Mapping[str, Any]) -> arrays.Layout:
 
 def is_native(directory: epath.Path) -> bool:
   """Says whether a directory is a native checkpoint."""
-  return (directory / 'checkpoint').exists()
+  return (directory / 'checkpoint').exists() and not foreign.is_tensorflow(
+    directory
+  )
 
 
 def is_orbax(directory: epath.Path) -> bool:
@@ -146,7 +150,9 @@ def _kvstore(path: str) -> dict[str, str]:
   if path.startswith('gs://'):
     bucket, _, rest = path.removeprefix('gs://').partition('/')
     return {'driver': 'gcs', 'bucket': bucket, 'path': rest}
-  return {'driver': 'file', 'path': path}
+  # TensorStore takes no path with `..` in it.
+  end = '/' if path.endswith('/') else ''
+  return {'driver': 'file', 'path': os.path.abspath(path) + end}
 
 
 def write_native(

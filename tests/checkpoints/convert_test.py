@@ -14,6 +14,8 @@ from tests.checkpoints import networks
   [
     *((family, 'hf') for family in networks.FAMILIES + networks.VARIANTS),
     ('mixtral', 'orbax'),
+    ('mixtral', 't5x'),
+    ('mixtral', 't5x_orbax'),
     ('t5_v1_1', 'orbax'),
     ('t5_v1_1', 't5x'),
     ('t5_v1_1', 't5x_orbax'),

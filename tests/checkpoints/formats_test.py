@@ -2,6 +2,8 @@
 
 import functools
 
+from etils import epath
+from flax import traverse_util
 import jax
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 
 from ipo_md.checkpoints import arrays
+from ipo_md.checkpoints import convert
 from ipo_md.checkpoints import formats
 from ipo_md.checkpoints import gin_advice
+from ipo_md.checkpoints import hf_source
 from ipo_md.models import model
 from ipo_md.models import t5
 from tests.checkpoints import networks
@@ -46,10 +50,44 @@ def test_missing_reward_head_is_left_out():
   network = networks.network('llama', reward_head=True)
   params = networks.load(network, networks.HF / 'llama', fresh=('reward_head',))
   assert 'reward_head' not in params['decoder']
-  with pytest.raises(
-    ValueError, match='score.weight: missing from the checkpoint'
-  ):
-    networks.load(network, networks.HF / 'llama')
+
+
+@pytest.mark.parametrize('output_format', ['hf', 'orbax', 't5x', 't5x_orbax'])
+def test_a_language_model_as_a_judge(tmp_path, output_format):
+  """It needs no reward head, and one that is there does no harm."""
+  headed = networks.network('llama', reward_head=1)
+  plain = networks.network('llama')
+  path = tmp_path / 'plain'
+  networks.convert(plain, networks.HF / 'llama', path, output_format)
+  with pytest.raises(ValueError, match='missing from .*') as error:
+    networks.load(headed, path)
+  assert 'REWARD_HEAD = 0' in str(error.value)
+  assert 'gin/judges/likelihood.gin' in str(error.value)
+  assert 'gin/models' not in str(error.value)
+  params = headed.init(jax.random.key(0))
+  assert 'reward_head' in params['decoder']
+  flat = traverse_util.flatten_dict(params, sep='/')
+  checkpoint = arrays.Checkpoint(
+    {
+      name: arrays.Stored(
+        leaf.shape, leaf.dtype, lambda leaf=leaf: np.asarray(leaf)
+      )
+      for name, leaf in flat.items()
+    },
+    {name: [arrays.Piece(name)] for name in flat},
+  )
+  (tmp_path / 'headed').mkdir()
+  convert.write(
+    epath.Path(tmp_path / 'headed'),
+    checkpoint,
+    flat,
+    headed.config,
+    output_format,
+    0,
+    hf_source.Source(context_length=64, eos_id=2),
+  )
+  loaded = networks.load(plain, tmp_path / 'headed')
+  assert 'reward_head' not in loaded['decoder']
 
 
 def test_other_model_is_named_with_shapes_and_gin_file():
@@ -77,5 +115,5 @@ def test_other_model_is_named_with_shapes_and_gin_file():
       stored,
       {},
       {},
-      advice=gin_advice.advice(gin_advice.fields(stored)),
+      advice=gin_advice.advice(gin_advice.fields(stored), tiny.config),
     )

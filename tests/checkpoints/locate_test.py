@@ -54,5 +54,6 @@ def test_the_best_checkpoint_of_a_model_dir_is_converted(tmp_path):
   ],
 )
 def test_path_without_a_checkpoint_is_an_error(tmp_path, name, message):
+  (tmp_path / 'x.pkl').write_bytes(b'')
   with pytest.raises(ValueError, match=f'PATH.*{message}'):
     networks.load(networks.network('llama'), tmp_path / name)

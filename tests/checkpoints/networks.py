@@ -54,13 +54,15 @@ def load(network, path, **kwargs):
   )
 
 
-def convert(network, source, output, output_format):
+def convert(network, source, output, output_format, **kwargs):
   """Runs `convert` on a network."""
+  stated = {'context_length': 64, 'bos_id': 1, 'eos_id': 2}
   convert_lib.convert(
     model=network,
     initial_checkpoint_path=str(source),
     output_dir=str(output),
     output_format=output_format,
+    **(stated | kwargs),
   )
 
 

@@ -62,3 +62,25 @@ def test_unknown_dtype_is_an_error(tmp_path):
   )
   with pytest.raises(ValueError, match='a has dtype U8, which is not read'):
     safetensors_io.read(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('index', 'said'),
+  [
+    ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', True),
+    ('{"weight_map": {"b": "model-00001-of-00001.safetensors"', True),
+    ('{"weight_map": {"a": "model.safetensors"}}', False),
+    ('', False),
+  ],
+)
+def test_a_single_file_beside_an_index_is_read(tmp_path, capsys, index, said):
+  """As transformers does, whatever shards the index names."""
+  shard = tmp_path / 'model-00001-of-00002.safetensors'
+  safetensors.numpy.save_file({'a': np.zeros(4, np.float32)}, shard)
+  value = {'a': np.ones(4, np.float32)}
+  safetensors.numpy.save_file(value, tmp_path / 'model.safetensors')
+  (tmp_path / 'model.safetensors.index.json').write_text(index)
+  stored = safetensors_io.read(epath.Path(tmp_path))
+  networks.assert_equal({k: v.read() for k, v in stored.items()}, value)
+  out = ''.join(capsys.readouterr())
+  assert ('has both model.safetensors and' in out) == said

@@ -47,6 +47,8 @@ def export(model, path, output_format):
     reference_checkpoint_path=str(path / 'base'),
     output_dir=str(path / output_format),
     output_format=output_format,
+    context_length=64,
+    eos_id=1,
   )
   return path / output_format
 
@@ -54,7 +56,7 @@ def export(model, path, output_format):
 def test_a_model_dir_of_adapters_is_read_as_the_whole_policy(saved, tmp_path):
   model, params, frozen, path = saved
   read = functools.partial(
-    formats.load_params,
+    formats.read_params,
     abstract=model.base.abstract_params,
     config=model.config,
     name='CHECKPOINT_PATH',
@@ -69,6 +71,8 @@ def test_a_model_dir_of_adapters_is_read_as_the_whole_policy(saved, tmp_path):
     initial_checkpoint_path=str(path / 'run'),
     output_dir=str(tmp_path / 'whole'),
     output_format='hf',
+    context_length=64,
+    eos_id=1,
   )
   jax.tree.map(
     np.testing.assert_array_equal,
@@ -90,7 +94,7 @@ def test_a_model_dir_of_adapters_is_read_as_the_whole_policy(saved, tmp_path):
 def test_merged_export_is_the_policy(saved, output_format):
   model, params, frozen, path = saved
   output = export(model, path, output_format)
-  loaded = formats.load_params(
+  loaded = formats.read_params(
     str(output),
     model.base.abstract_params,
     model.config,
@@ -128,6 +132,8 @@ def test_peft_export_has_its_names_and_its_product(saved):
     initial_checkpoint_path=str(path / 'base'),
     output_dir=str(path / 'base_hf'),
     output_format='hf',
+    context_length=64,
+    eos_id=1,
   )
   base = safetensors.numpy.load_file(path / 'base_hf' / 'model.safetensors')
   prefix, suffix = 'base_model.model.', '.lora_A.weight'

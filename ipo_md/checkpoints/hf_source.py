@@ -1,0 +1,157 @@
+"""What a Hugging Face checkpoint has beside its weights, carried to a new one.
+
+The network determines most of config.json, but not the length of its context,
+its special tokens and its name. These, generation_config.json and the files of
+the tokenizer and of the chat template come from a directory of the same model,
+the source. Without a source they are stated.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import fnmatch
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from ipo_md import models
+from ipo_md.checkpoints import formats
+from ipo_md.checkpoints import gin_advice
+from ipo_md.checkpoints import hf_config
+from ipo_md.checkpoints import locate
+
+_FILES = (
+  'generation_config.json',
+  'tokenizer*',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.*',
+  'merges.txt',
+  '*.tiktoken',
+  'spiece.model',
+  'sentencepiece.bpe.model',
+  'chat_template*',
+  '*.jinja',
+  'LICENSE*',
+  'NOTICE*',
+)
+_FOLDERS = ('additional_chat_templates',)
+# Fields of config.json that describe how weights are stored, not the model.
+_STORAGE = ('tie_word_embeddings', 'scale_decoder_outputs')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """What to write beside the weights of a Hugging Face checkpoint.
+
+  Attributes:
+    directory: Hugging Face directory of the same model, if there is one.
+    context_length: Longest sequence in tokens, max_position_embeddings. None
+      takes that of `directory`.
+    bos_id: Id of the BOS token, for a model without `directory`.
+    eos_id: Id of the EOS token, for a model without `directory`.
+  """
+
+  directory: epath.Path | None = None
+  context_length: int | None = None
+  bos_id: int | None = None
+  eos_id: int | None = None
+
+  def config_json(self, config: Any) -> dict[str, Any]:
+    """Returns the contents of config.json.
+
+    Args:
+      config: Configuration of the network, `Model.config`.
+
+    Raises:
+      ValueError: The source is of another model, or a value is not stated.
+    """
+    ours = hf_config.config_json(config)
+    if self.directory is not None:
+      theirs = _fitting(self.directory, ours, config)
+    elif isinstance(config, models.T5Config):
+      theirs = ours
+    else:
+      theirs = ours | {
+        'max_position_embeddings': self.context_length,
+        'bos_token_id': self.bos_id,
+        'eos_token_id': self.eos_id,
+      }
+    if self.context_length is not None:
+      name = (
+        'n_positions'
+        if isinstance(config, models.T5Config)
+        else 'max_position_embeddings'
+      )
+      theirs = theirs | {name: self.context_length}
+    elif theirs.get('max_position_embeddings', 0) is None:
+      raise ValueError(
+        'CONTEXT_LENGTH is not set. It is the longest sequence of the model in '
+        'tokens, which config.json states (max_position_embeddings). '
+        'HF_SOURCE_PATH, a Hugging Face directory of the same model, gives it '
+        'and the files of the tokenizer.'
+      )
+    if theirs.get('eos_token_id', 0) is None and self.directory is None:
+      raise ValueError(
+        'EOS_ID is not set. config.json states it. HF_SOURCE_PATH, a Hugging '
+        'Face directory of the same model, gives it too.'
+      )
+    return theirs
+
+  def copy_files(self, directory: epath.Path) -> None:
+    """Copies the files of the tokenizer, the template and the generation."""
+    if self.directory is None:
+      return
+    for path in self.directory.iterdir():
+      if path.is_dir():
+        if path.name in _FOLDERS:
+          (directory / path.name).mkdir()
+          for file in path.iterdir():
+            file.copy(directory / path.name / file.name)
+      elif any(fnmatch.fnmatch(path.name, pattern) for pattern in _FILES):
+        path.copy(directory / path.name)
+
+
+def find(path: str, name: str) -> epath.Path | None:
+  """Returns the Hugging Face directory that a checkpoint is or adapts.
+
+  Args:
+    path: Path of a checkpoint in any format.
+    name: Name of the gin parameter with the path, for error messages.
+
+  Returns:
+    The directory; None for a checkpoint of another format.
+
+  Raises:
+    ValueError: There is no checkpoint.
+  """
+  kind, directory = locate.detect(path, name)
+  if kind == 'hf':
+    return directory
+  lora = formats.metadata(directory).get('lora') if kind == 'orbax' else None
+  return find(lora['reference'], name) if lora else None
+
+
+def _fitting(
+  directory: epath.Path, ours: Mapping[str, Any], config: Any
+) -> dict[str, Any]:
+  """Returns the source's config.json with our form of storing the weights."""
+  theirs, fields = hf_config.read(directory / 'config.json')
+  differing = [
+    f'{key}: {value} there, {getattr(config, key, None)} in the model'
+    for key, value in fields.items()
+    if key != 'logits_via_embedding'
+    and not gin_advice.same(value, getattr(config, key, None))
+  ]
+  if differing:
+    raise ValueError(
+      f'HF_SOURCE_PATH {directory} is of another model: {differing[0]}.'
+    )
+  storage = {key: ours[key] for key in _STORAGE if key in ours}
+  # Parameters are written as float32.
+  storage |= {
+    key: np.dtype(np.float32).name
+    for key in ('dtype', 'torch_dtype')
+    if key in theirs
+  }
+  return theirs | storage
