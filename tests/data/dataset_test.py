@@ -50,7 +50,28 @@ def test_counts():
     'prompts_cut': sum(n > 4 for n in lengths),
     'targets_cut': sum(2 + i % 5 > 4 for i in range(40)),
     'completions_missing': 0,
+    'completions_identical': 0,
+    'tokens_unknown': 0,
   }
+
+
+def test_completions_that_are_the_same_as_cut_are_counted():
+  name = hand_made.add_task(
+    'identical',
+    {
+      'inputs': [[5]] * 6,
+      'targets': [
+        [[9, 1], [9, 1]],
+        [[9, 1], [8, 1]],
+        [[9, 9, 9, 9, 1], [9, 9, 9, 9, 8]],  # the same four tokens
+        [[9, 9, 9, 7, 1], [9, 9, 9, 9, 1]],
+        [[9, 9, 1], [9, 9, 9]],
+        [[1, -1], [1, -1]],
+      ],
+    },
+    targets_rank=2,
+  )
+  assert hand_made.load(name).counts['completions_identical'] == 3
 
 
 def test_pairs():
