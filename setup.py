@@ -67,6 +67,13 @@ setuptools.setup(
       'nbclient',
       'nbformat',
     ],
-    'test': ['dill', 'importlib_resources', 'pytest', 'pytest-xdist', 'ruff'],
+    'test': [
+      'dill',
+      'hypothesis',
+      'importlib_resources',
+      'pytest',
+      'pytest-xdist',
+      'ruff',
+    ],
   },
 )

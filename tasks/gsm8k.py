@@ -65,8 +65,9 @@ def _files(split: str) -> list[str]:
 
 def _rows(split: str) -> text_tasks.Rows:
   allowed = json_lines.max_bad_rows()
-  read = json_lines.read(_files(split), _example, max_bad_rows=allowed)
-  rows = [row for _, row in read]
+  rows = list(
+    text_tasks.rows_of_files(_files(split), _example, max_bad_rows=allowed)
+  )
   if split == 'train':
     return iter(rows[:-_VALIDATION])
   return iter(rows[-_VALIDATION:] if split == 'validation' else rows)

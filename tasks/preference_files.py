@@ -4,8 +4,10 @@
   rewards     prompt, completions[], scores[]  -> targets [K, T], rewards [K]
   supervised  either                           -> targets [T], the best one
 
-`chosen` and `rejected` may be lists of messages, of which the last one is used
-(as in ultrafeedback_binarized). A gin file binds one of the three as the task:
+A completion may be a list of messages: one of the assistant, alone or after one
+of the user that repeats `prompt` (as in ultrafeedback_binarized). A row with
+more turns, or with a system prompt, is a bad row. A gin file binds one of the
+three as the task:
 
   PREFERENCE_TASK = @preference_files.pairs()
   preference_files.pairs.files = {'train': 'a.jsonl', 'validation': 'b.jsonl'}
@@ -88,8 +90,9 @@ def _source(
   max_bad_rows: int,
 ) -> text_tasks.Source:
   def rows(split: str) -> text_tasks.Rows:
-    read = json_lines.read([files[split]], parse, max_bad_rows=max_bad_rows)
-    return (row for _, row in read)
+    return text_tasks.rows_of_files(
+      [files[split]], parse, max_bad_rows=max_bad_rows
+    )
 
   return text_tasks.Source(
     rows,
@@ -152,6 +155,17 @@ def _scored(row: dict[str, Any], k: int | None = None) -> dict[str, Any]:
 
 
 def _prompt(row: dict[str, Any]) -> str:
+  for name in ('system', 'history'):  # of a conversation of several turns
+    if row.get(name):
+      raise json_lines.BadRow(
+        f'field {name!r} is not read. Only a single turn of the user is '
+        'supported: put its text into `prompt`, or remove the field'
+      )
+  if isinstance(row.get('prompt'), list):
+    raise json_lines.BadRow(
+      "field 'prompt' is a list of messages. Only a single turn of the user is "
+      'supported: write its content as the prompt'
+    )
   prompt = json_lines.field(row, 'prompt', str)
   if not prompt.strip():
     raise json_lines.BadRow("field 'prompt' is empty")
@@ -159,7 +173,26 @@ def _prompt(row: dict[str, Any]) -> str:
 
 
 def _text(row: dict[str, Any], path: str) -> str:
+  """Returns a completion, a text or the message of the assistant."""
   value = json_lines.field(row, path, (str, list))
-  if isinstance(value, list):
-    return json_lines.field(row, f'{path}.{len(value) - 1}.content', str)
-  return value
+  if isinstance(value, str):
+    return value
+  roles = [
+    json_lines.field(row, f'{path}.{i}.role', str) for i in range(len(value))
+  ]
+  if roles not in (['assistant'], ['user', 'assistant']):
+    raise json_lines.BadRow(
+      f'field {path!r} has the turns {", ".join(roles) or "none"}. Only user, '
+      'assistant or assistant alone are supported'
+    )
+  texts = []
+  for i, message in enumerate(value):
+    texts.append(json_lines.field(row, f'{path}.{i}.content', str))
+    for name in ('tool_calls', 'function_call'):
+      if message.get(name):
+        raise json_lines.BadRow(f"field '{path}.{i}.{name}' is not supported")
+  if len(texts) == 2 and texts[0].strip() != _prompt(row).strip():
+    raise json_lines.BadRow(
+      f"field '{path}.0.content' is another text than `prompt`"
+    )
+  return texts[-1]

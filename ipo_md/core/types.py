@@ -37,6 +37,11 @@ class Vocabulary(Protocol):
   @property
   def pad_id(self) -> int: ...
 
+  @property
+  def unk_id(self) -> int | None:
+    """Id of text that the vocabulary lacks, or None."""
+    ...
+
   def encode(self, text: str, /) -> Sequence[int]:
     """Tokenises a text without adding BOS or EOS."""
     ...

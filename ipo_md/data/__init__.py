@@ -10,11 +10,15 @@ from ipo_md.data.batches import in_order
 from ipo_md.data.batches import prefetch
 from ipo_md.data.dataset import Dataset
 from ipo_md.data.dataset import check_vocabulary
+from ipo_md.data.dataset import count
 from ipo_md.data.dataset import first_rows
 from ipo_md.data.dataset import load
+from ipo_md.data.encoding import encode
+from ipo_md.data.encoding import encode_template
 from ipo_md.data.examples import Examples
 from ipo_md.data.examples import Ragged
 from ipo_md.data.examples import chunks
+from ipo_md.data.examples import of_prompts
 from ipo_md.data.examples import tokenise
 from ipo_md.data.prompt_format import PromptFormat
 from ipo_md.data.registry import find
@@ -30,10 +34,14 @@ __all__ = [
   'check_size',
   'check_vocabulary',
   'chunks',
+  'count',
+  'encode',
+  'encode_template',
   'find',
   'first_rows',
   'in_order',
   'load',
+  'of_prompts',
   'prefetch',
   'tokenise',
   'tokenizer_vocabulary',

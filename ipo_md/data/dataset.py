@@ -37,9 +37,7 @@ class Dataset:
     prompt_format: Prompt format of the model.
     prompts_only: Whether `rows` returns Tokens [B, P] instead of Labelled.
     vocabulary: Vocabulary of the tokens.
-    counts: Numbers of `examples`, of truncated prompts (`prompts_cut`) and,
-      unless `prompts_only`, of truncated targets (`targets_cut`) and absent
-      completions (`completions_missing`).
+    counts: Numbers of what was found or changed in the rows, as `count` says.
   """
 
   examples: tuple[examples_lib.Examples, ...]
@@ -171,29 +169,73 @@ def load(
     prompt_format=prompt_format,
     prompts_only=prompts_only,
     vocabulary=vocabulary,
-    counts=_counts(examples, room, limit),
+    counts=count(examples, vocabulary, room=room, limit=limit),
   )
 
 
-def _counts(
-  examples: Sequence[examples_lib.Examples], room: int, limit: int | None
+def count(
+  examples: Sequence[examples_lib.Examples],
+  vocabulary: types.Vocabulary,
+  *,
+  room: int,
+  limit: int | None,
 ) -> dict[str, int]:
-  """Counts examples and what is truncated or absent.
+  """Counts examples, and what was found or changed in them.
 
   Args:
     examples: Examples of each task.
+    vocabulary: Vocabulary of the tokens.
     room: Number of prompt tokens that fit.
     limit: Number of target tokens that fit. None ignores the targets.
+
+  Returns:
+    examples               examples
+    prompts_cut            truncated prompts
+    targets_cut            truncated completions
+    completions_missing    absent completions of the K of each example
+    completions_identical  examples two of whose completions are the same, as
+                           they are cut
+    tokens_unknown         tokens that stand for text that the vocabulary lacks
+    and the sums of `examples.FOUND` that the tasks have. Of bare prompts, only
+    those of prompts and rows_dropped.
   """
   counts = {
     'examples': sum(len(e) for e in examples),
     'prompts_cut': sum(int((e.prompts.lengths > room).sum()) for e in examples),
   }
+  read = [e.prompts for e in examples]
   if limit is not None:
+    read += [e.targets for e in examples]
     lengths = np.concatenate([e.targets.lengths for e in examples])
     counts['targets_cut'] = int((lengths > limit).sum())
     counts['completions_missing'] = int((lengths == 0).sum())
+    same = [_identical(e, limit) for e in examples]
+    counts['completions_identical'] = sum(same)
+  unknown = vocabulary.unk_id
+  counts['tokens_unknown'] = (
+    0 if unknown is None else sum(int((r.ids == unknown).sum()) for r in read)
+  )
+  for name in examples_lib.FOUND:
+    if limit is None and not name.startswith(('prompts_', 'rows_dropped')):
+      continue
+    if any(name in e.found for e in examples):
+      counts[name] = sum(e.found.get(name, 0) for e in examples)
   return counts
+
+
+def _identical(examples: examples_lib.Examples, limit: int) -> int:
+  """Counts the examples two of whose completions are the same when cut."""
+  targets, k = examples.targets, examples.k
+  lengths = np.minimum(targets.lengths, limit).reshape(-1, k)
+  # Only completions of one length can be the same.
+  ordered = np.sort(lengths, axis=1)
+  equal = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
+  found = 0
+  for row in np.flatnonzero(equal.any(axis=1)):
+    cut = [targets.row(row * k + i)[:limit].tobytes() for i in range(k)]
+    present = [content for content in cut if content]
+    found += len(set(present)) < len(present)
+  return found
 
 
 def _check_lengths(

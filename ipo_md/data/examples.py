@@ -4,14 +4,16 @@ A task yields bare token segments under fixed names:
 
   inputs              [*] tokens of the prompt, without prefix and EOS
   targets             [*] tokens of a completion with EOS, or [K, *] tokens of K
-                      completions, each padded at its right with 0. A row of
-                      zeros is an absent completion.
+                      completions, each padded at its right with -1, or with 0
+                      if EOS has another id. A row of padding is an absent
+                      completion.
   preference          [] P(y_1 > y_2 | x), optional, K = 2
   rewards             [K] optional
   reference_log_prob  [K] optional
 
-Other features are ignored. Rows are stored as the task yields them: `Dataset`
-adds the prompt format and truncates.
+Features of `FOUND` are optional numbers, whose sums a run shows. Other features
+are ignored. Rows are stored as the task yields them: `Dataset` adds the prompt
+format and truncates.
 """
 
 from __future__ import annotations
@@ -20,17 +22,32 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import re
 from typing import Any
 
 from etils import epy
 import numpy as np
 
+from ipo_md.core import types
+from ipo_md.data import encoding
+
 with epy.lazy_imports():
   import seqio
   import tensorflow as tf
 
 SCORES = ('preference', 'rewards', 'reference_log_prob')
+
+# What a task found or changed in the texts of an example, as numbers.
+FOUND = (
+  'rows_dropped',  # bad rows that were left out before this one
+  'rows_empty',  # 1 if all completions are empty
+  'prompts_with_special_tokens',  # written out, which are encoded as text
+  'prompts_trimmed',
+  'completions_with_special_tokens',
+  'completions_trimmed',
+  'completions_empty',  # of spaces alone, or of nothing
+)
 
 _CHUNK = 1024  # examples that are converted together
 
@@ -71,6 +88,7 @@ class Examples:
     k: K, or 0 if there are no targets.
     scores: The `SCORES` that the task has, float32. `preference` is [N], the
       others are [N, K].
+    found: The sums over the examples of the `FOUND` that the task has.
   """
 
   name: str
@@ -78,6 +96,7 @@ class Examples:
   targets: Ragged | None
   k: int
   scores: Mapping[str, np.ndarray]
+  found: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return len(self.prompts)
@@ -123,7 +142,36 @@ def from_columns(name: str, columns: Mapping[str, np.ndarray]) -> Examples:
     targets=targets,
     k=len(targets) // len(prompts) if targets else 0,
     scores={s: columns[s] for s in SCORES if s in columns},
+    found={f: int(columns[f].sum()) for f in FOUND if f in columns},
   )
+
+
+def of_prompts(
+  name: str, texts: Sequence[str], vocabulary: types.Vocabulary
+) -> Examples:
+  """Tokenises bare prompts that are no task.
+
+  Args:
+    name: Name of their source, for messages.
+    texts: N prompts.
+    vocabulary: Vocabulary of the model.
+
+  Raises:
+    ValueError: There are none, or one of them has no tokens.
+  """
+  rows = encoding.encode(vocabulary, texts)
+  for number, row in enumerate(rows):
+    if not len(row):
+      raise ValueError(f'{name}: prompt {number} has no tokens in VOCABULARY.')
+  special = [encoding.has_special_tokens(vocabulary, t) for t in texts]
+  trimmed = [encoding.is_trimmed(vocabulary, t) for t in texts]
+  columns = {
+    'inputs': np.concatenate([np.array(row, np.int32) for row in rows]),
+    'inputs_lengths': np.array([len(row) for row in rows], np.int64),
+    'prompts_with_special_tokens': np.array(special, np.int64),
+    'prompts_trimmed': np.array(trimmed, np.int64),
+  }
+  return from_columns(name, columns)
 
 
 def chunks(
@@ -138,7 +186,8 @@ def chunks(
 
   Yields:
     Columns of n examples: inputs and targets [tokens] int32, inputs_lengths [n]
-    and targets_lengths [n * K] int64, and the `SCORES` that the task has.
+    and targets_lengths [n * K] int64, and the `SCORES` and the `FOUND` that the
+    task has.
 
   Raises:
     ValueError: As for `tokenise`.
@@ -156,7 +205,11 @@ def chunks(
     num_epochs=1,
     trim_output_features=False,
   )
-  dataset = dataset.map(_flatten, num_parallel_calls=tf.data.AUTOTUNE)
+  eos_id = task.output_features['inputs'].vocabulary.eos_id
+  dataset = dataset.map(
+    functools.partial(_flatten, zero_is_padding=eos_id != 0),
+    num_parallel_calls=tf.data.AUTOTUNE,
+  )
   dataset = dataset.ragged_batch(_CHUNK).prefetch(2)
   options = tf.data.Options()
   # Fusing maps saves a call per example and map.
@@ -168,6 +221,8 @@ def chunks(
     chunk = _columns(batch)
     k = _check_k(batch, k, place, first)
     _check_rows(chunk, k, place, first)
+    if eos_id == 0 and k > 1:
+      _check_padding(chunk, k, place, first)
     first += len(chunk['inputs_lengths'])
     yield chunk
   if not first:
@@ -184,20 +239,26 @@ def _next(batches: Iterator[Any], place: str) -> Any:
     raise ValueError(f'{place}: {cause.removeprefix("ValueError: ")}') from None
 
 
-def _flatten(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def _flatten(
+  example: Mapping[str, tf.Tensor], *, zero_is_padding: bool
+) -> dict[str, tf.Tensor]:
   """Removes the padding of [K, *] targets and adds their lengths."""
   out = {'inputs': tf.cast(example['inputs'], tf.int32)}
   if 'targets' in example:
     out['targets'] = targets = tf.cast(example['targets'], tf.int32)
   if 'targets' in example and targets.shape.rank == 2:
     width = tf.shape(targets)[1]
-    ends = tf.where(targets != 0, tf.range(1, width + 1), 0)
+    is_token = targets > 0 if zero_is_padding else targets >= 0
+    ends = tf.where(is_token, tf.range(1, width + 1), 0)
     lengths = tf.maximum(tf.reduce_max(ends, axis=1), 0)
     out['targets'] = tf.boolean_mask(targets, tf.sequence_mask(lengths, width))
     out['targets_lengths'] = tf.cast(lengths, tf.int64)
   for score in SCORES:
     if score in example:
       out[score] = tf.cast(example[score], tf.float32)
+  for name in FOUND:
+    if name in example:
+      out[name] = tf.cast(example[name], tf.int64)
   return out
 
 
@@ -215,7 +276,7 @@ def _columns(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if score in batch:
       shape = [rows] if score == 'preference' else [rows, -1]
       columns[score] = _values(batch[score]).reshape(shape)
-  return columns
+  return columns | {n: _values(batch[n]) for n in FOUND if n in batch}
 
 
 def _values(batched: tf.Tensor | tf.RaggedTensor) -> np.ndarray:
@@ -241,9 +302,26 @@ def _check_k(
   for row in np.flatnonzero(sizes != k)[:1]:
     raise ValueError(
       f'Row {first + row} of {place} has {sizes[row]} targets where others '
-      f'have {k}. Pad with rows of 0.'
+      f'have {k}. Pad with rows of -1.'
     )
   return k
+
+
+def _check_padding(
+  chunk: Mapping[str, np.ndarray], k: int, place: str, first: int
+) -> None:
+  """Raises a ValueError if targets are padded with EOS, whose id is 0.
+
+  A text has no EOS, so two of them at its end can only be padding.
+  """
+  ends = np.cumsum(chunk['targets_lengths'])[chunk['targets_lengths'] > 1]
+  rows = np.flatnonzero(chunk['targets_lengths'] > 1)
+  ids = chunk['targets']
+  for row in rows[(ids[ends - 1] == 0) & (ids[ends - 2] == 0)][:1]:
+    raise ValueError(
+      f'Row {first + row // k} of {place} has `targets` padded with 0, which '
+      'is EOS of VOCABULARY. Pad with -1.'
+    )
 
 
 def _check_rows(

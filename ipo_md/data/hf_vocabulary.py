@@ -1,9 +1,12 @@
 """A Hugging Face tokenizer.json as a seqio vocabulary."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import functools
 import hashlib
 import json
+from typing import Any
 
 from etils import epath
 import seqio
@@ -15,8 +18,11 @@ class TokenizerVocabulary(seqio.Vocabulary):
   """A byte-level tokenizer such as Llama 3's, or one with a byte fallback.
 
   Texts are encoded without BOS and EOS, which the prompt format of the model
-  and the task add. Llama 3 has no padding token. Padding is id 0 throughout
-  the package, and masks distinguish it from the token with that id.
+  and the task add. Special tokens that are written out in a text are text; only
+  `encode_template` reads them. What tokenizer.json says about truncation,
+  padding and dropout belongs to another program and is ignored. Llama 3 has no
+  padding token. Padding is id 0 throughout the package, and masks distinguish
+  it from the token with that id.
 
   `data.tokenizer_vocabulary` makes one and describes its arguments.
   """
@@ -28,21 +34,46 @@ class TokenizerVocabulary(seqio.Vocabulary):
     eos_id: int,
     bos_id: int | None = None,
     prefix_space: bool = True,
+    trim_texts: bool = False,
   ):
     super().__init__()
     self.path, self._eos_id, self._bos_id = str(path), eos_id, bos_id
-    self._prefix_space = prefix_space
+    self._prefix_space, self.trim_texts = prefix_space, trim_texts
+    self._stamp = _stamp(self.path)
     self._digest = hashlib.sha256(self.sp_model).hexdigest()[:12]
     for name, value in (('EOS_ID', eos_id), ('BOS_ID', bos_id)):
-      if value is not None and self._tokenizer.id_to_token(value) is None:
+      if value is not None and (
+        value < 0 or self._tokenizer.id_to_token(value) is None
+      ):
         raise ValueError(
           f'{name} = {value} is no token of {path} (TOKENIZER_PATH), which has '
           f'{self.vocab_size} tokens.'
         )
 
   @property
+  def _loaded(self) -> '_Loaded':
+    return _load(self.path, self._stamp, self._prefix_space)
+
+  @property
   def _tokenizer(self) -> tokenizers.Tokenizer:
-    return _load(self.path, self._prefix_space)[1]
+    return self._loaded.tokenizer
+
+  @functools.cached_property
+  def special_tokens(self) -> dict[int, str]:
+    """The special tokens of the file, EOS and BOS, id -> text."""
+    ids = {i for i in (self.eos_id, self.bos_id) if i is not None}
+    ends = {i: self._tokenizer.id_to_token(i) for i in sorted(ids)}
+    return dict(self._loaded.special) | ends
+
+  @functools.cached_property
+  def _text_tokenizer(self) -> tokenizers.Tokenizer:
+    special = tuple(sorted(self.special_tokens.items()))
+    return _without_special_tokens(self._loaded.content, special)
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Leaves out what is made again, since gin copies its arguments."""
+    made = ('special_tokens', '_text_tokenizer')
+    return {k: v for k, v in self.__dict__.items() if k not in made}
 
   @property
   def sp_model(self) -> bytes:
@@ -51,7 +82,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
     The name is that of `seqio.SentencePieceVocabulary`, so that checkpoints
     compare both kinds in one way.
     """
-    return _load(self.path, self._prefix_space)[0]
+    return self._loaded.content
 
   @property
   def bos_id(self) -> int | None:
@@ -70,7 +101,12 @@ class TokenizerVocabulary(seqio.Vocabulary):
     return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
   def _encode(self, s: str) -> Sequence[int]:
-    return self._tokenizer.encode(s, add_special_tokens=False).ids
+    text = s.strip() if self.trim_texts else s
+    return self._text_tokenizer.encode(text, add_special_tokens=False).ids
+
+  def encode_template(self, text: str) -> Sequence[int]:
+    """Encodes a text of a gin file, in which special tokens are tokens."""
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def _decode(self, ids: Sequence[int]) -> str:
     """Decodes ids and drops special tokens such as EOS."""
@@ -106,27 +142,98 @@ class TokenizerVocabulary(seqio.Vocabulary):
       and self._digest == other._digest
       and self.eos_id == other.eos_id
       and self.bos_id == other.bos_id
+      and self.trim_texts == other.trim_texts
     )
 
   def __str__(self) -> str:
     return f'TokenizerVocabulary({self.path}, {self.vocab_size})'
 
 
-@functools.cache
-def _load(path: str, prefix_space: bool) -> tuple[bytes, tokenizers.Tokenizer]:
-  """Reads a tokenizer and returns it after the content that defines it."""
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+  """A tokenizer, the content that defines it, and its special tokens."""
+
+  content: bytes
+  tokenizer: tokenizers.Tokenizer
+  special: Mapping[int, str]
+
+
+def _stamp(path: str) -> tuple[int, int]:
+  """Returns what tells whether a file has changed since it was loaded."""
   file = epath.Path(path)
   if not file.exists():
     raise ValueError(f'There is no file {path} (TOKENIZER_PATH).')
-  content = file.read_bytes()
+  stat = file.stat()
+  return stat.length, stat.mtime
+
+
+@functools.cache
+def _load(path: str, stamp: tuple[int, int], prefix_space: bool) -> _Loaded:
+  """Reads a tokenizer. Its file has the size and time of `stamp`."""
+  del stamp
+  content = epath.Path(path).read_bytes()
   try:
     if not prefix_space:
       content = _without_prefix_space(content)
-    return content, tokenizers.Tokenizer.from_buffer(content)
+    tokenizer = tokenizers.Tokenizer.from_buffer(_deterministic(content))
   except Exception as error:  # the package raises nothing more specific
     raise ValueError(
       f'{path} (TOKENIZER_PATH) is not a tokenizer.json: {error}.'
     ) from error
+  added = tokenizer.get_added_tokens_decoder()
+  special = {i: t.content for i, t in sorted(added.items()) if t.special}
+  return _Loaded(content, tokenizer, special)
+
+
+def _deterministic(content: bytes) -> bytes:
+  """Removes what makes the tokens of a text depend on more than the text.
+
+  Published files often keep the truncation and padding of their training.
+  """
+  tokenizer = json.loads(content)
+  tokenizer |= {'truncation': None, 'padding': None}
+  if tokenizer['model'].get('dropout') is not None:
+    tokenizer['model']['dropout'] = None
+  return json.dumps(tokenizer, ensure_ascii=False).encode()
+
+
+@functools.cache
+def _without_special_tokens(
+  content: bytes, special: tuple[tuple[int, str], ...]
+) -> tokenizers.Tokenizer:
+  """Returns a tokenizer that finds no special token in a text.
+
+  Their ids stay, under names with a NUL character, which no text has. It is not
+  enough not to look for added tokens, because a vocabulary of words or of a
+  unigram model may have them as pieces.
+
+  Args:
+    content: A tokenizer.json.
+    special: Pairs of the id and the text of a token.
+  """
+  tokenizer = json.loads(_deterministic(content))
+  renamed = {text: f'\0special {i}\0' for i, text in special}
+  new = lambda text: renamed.get(text, text)
+  for token in tokenizer.get('added_tokens') or ():
+    token['content'] = new(token['content'])
+  model = tokenizer['model']
+  if isinstance(model['vocab'], dict):
+    model['vocab'] = {new(text): i for text, i in model['vocab'].items()}
+  else:
+    model['vocab'] = [[new(text), *rest] for text, *rest in model['vocab']]
+  if isinstance(model.get('unk_token'), str):
+    model['unk_token'] = new(model['unk_token'])
+  if model.get('merges'):
+    pair = lambda m: tuple(m.split(' ')) if isinstance(m, str) else tuple(m)
+    model['merges'] = [
+      merge
+      for merge in model['merges']
+      if not renamed.keys() & {*pair(merge), ''.join(pair(merge))}
+    ]
+  tokenizer['post_processor'] = None
+  return tokenizers.Tokenizer.from_str(
+    json.dumps(tokenizer, ensure_ascii=False)
+  )
 
 
 def _without_prefix_space(content: bytes) -> bytes:

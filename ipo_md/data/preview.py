@@ -10,6 +10,7 @@ import numpy as np
 
 from ipo_md.core import types
 from ipo_md.data import dataset as dataset_lib
+from ipo_md.data import encoding
 
 _BINS = 12
 _BAR = 40  # characters
@@ -27,7 +28,7 @@ def preview(
   """
   loaded = dataset()
   for name, count in loaded.counts.items():
-    print(f'{name:20}{count:12,}')
+    print(f'{name:32}{count:12,}')
   lengths = np.concatenate([e.prompts.lengths for e in loaded.examples])
   room = loaded.prompt_format.room(loaded.lengths['inputs'])
   print(f'\nTokens of the bare prompts; {room} fit:')
@@ -73,7 +74,10 @@ def histogram(lengths: np.ndarray, limit: int) -> str:
 def example(
   batch: types.Labelled | types.Tokens, vocabulary: types.Vocabulary
 ) -> str:
-  """Describes a batch of one example as text and tokens."""
+  """Describes a batch of one example as text and tokens.
+
+  The whole formatted prompt is shown, with its special tokens.
+  """
   if isinstance(batch, types.Tokens):
     return _segment('prompt', batch.ids[0][batch.mask[0]], vocabulary)
   prompts = batch.completions.prompts
@@ -97,5 +101,5 @@ def _segment(
   name: str, ids: Sequence[int], vocabulary: types.Vocabulary
 ) -> str:
   ids = [int(i) for i in ids]
-  text = vocabulary.decode(ids)
+  text = encoding.show(vocabulary, ids)
   return f'{name}, {len(ids)} tokens: {text}\n  {" ".join(map(str, ids))}'

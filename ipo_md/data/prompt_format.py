@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ipo_md.core import types
+from ipo_md.data import encoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,11 @@ class PromptFormat:
   def _encode(self, parts: Sequence[int | str]) -> tuple[int, ...]:
     ids = []
     for part in parts:
-      ids += self.vocabulary.encode(part) if isinstance(part, str) else [part]
+      ids += (
+        encoding.encode_template(self.vocabulary, part)
+        if isinstance(part, str)
+        else [part]
+      )
     return tuple(ids)
 
   def room(self, length: int) -> int:

@@ -42,6 +42,15 @@ with epy.lazy_imports():
   import seqio
 
 
+# Modules of this package on which the tokens depend.
+_READERS = (
+  'ipo_md.core.row_files',
+  'ipo_md.data.encoding',
+  'ipo_md.data.examples',
+  'ipo_md.data.hf_vocabulary',
+)
+
+
 def load(
   task: seqio.Task,
   *,
@@ -123,8 +132,9 @@ def describe(
   The code of a task is the files of all loaded modules in the top-level
   packages of MIXTURE_OR_TASK_MODULE, of the preprocessors, of the source's
   class and functions, and of functions that `functools.partial` binds to one
-  of these, such as all loaded `tasks.*`; and `ipo_md.data.examples`. The code
-  of seqio and TensorFlow is covered by seqio's version alone.
+  of these, such as all loaded `tasks.*`; and the modules of this package that
+  read texts. The code of seqio and TensorFlow is covered by seqio's version
+  alone.
 
   Args:
     task: A task as for `data.tokenise`.
@@ -162,7 +172,7 @@ def _code(
   loaded = {
     name: getattr(found, '__file__', None)
     for name, found in sorted(sys.modules.items())
-    if name.partition('.')[0] in packages or name == examples.__name__
+    if name.partition('.')[0] in packages or name in _READERS
   }
   return {
     name: _digest(pathlib.Path(path).read_bytes())

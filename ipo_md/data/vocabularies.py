@@ -48,6 +48,7 @@ def tokenizer_vocabulary(
   eos_id: int,
   bos_id: int | None = None,
   prefix_space: bool = True,
+  trim_texts: bool = False,
 ) -> types.Vocabulary:
   """Returns the vocabulary of a Hugging Face tokenizer.json.
 
@@ -61,13 +62,19 @@ def tokenizer_vocabulary(
     prefix_space: Whether the file decides if a space is put before a text, as
       Mistral's does. False puts none, so that the parts of a chat template are
       joined as they are written.
+    trim_texts: Whether spaces and line ends are removed at both ends of a text,
+      as Llama 3's chat template does. Texts of gin files are left as they are.
 
   Raises:
     ValueError: The file does not exist, is not a tokenizer, or lacks one of
       the ids.
   """
   return hf_vocabulary.TokenizerVocabulary(
-    path, eos_id=eos_id, bos_id=bos_id, prefix_space=prefix_space
+    path,
+    eos_id=eos_id,
+    bos_id=bos_id,
+    prefix_space=prefix_space,
+    trim_texts=trim_texts,
   )
 
 

@@ -9,7 +9,6 @@ that it would have written otherwise.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -24,7 +23,6 @@ import gin
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-import numpy as np
 
 from ipo_md import checkpoints
 from ipo_md import data
@@ -32,6 +30,7 @@ from ipo_md import models
 from ipo_md import sampling
 from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import progress
+from ipo_md.core import row_files
 from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.evaluation import completions_file
@@ -45,7 +44,8 @@ class Prompts:
 
   Attributes:
     prompts_file: PROMPTS_FILE, with a prompt on each line, or JSON lines with a
-      field "prompt" if its name ends in .jsonl. None for the prompts of a task.
+      field "prompt" if its name ends in .jsonl or .jsonl.gz. None for the
+      prompts of a task.
     task: Function that loads a task of prompts without targets (`data.load`).
     vocabulary: Function that returns the vocabulary for the prompts of a file
       (`data.vocabulary`).
@@ -68,21 +68,9 @@ class Prompts:
     if self.prompts_file is None:
       return self.task()
     vocabulary = self.vocabulary()
-    rows = [vocabulary.encode(text) for text in _read(self.prompts_file)]
-    if not rows:
-      raise ValueError(f'PROMPTS_FILE {self.prompts_file} is empty.')
-    lengths = [len(row) for row in rows]
+    texts = list(row_files.prompts(self.prompts_file, 'PROMPTS_FILE'))
+    found = data.of_prompts(self.prompts_file, texts, vocabulary)
     room = self.prompt_format.room(self.task_feature_lengths['inputs'])
-    found = data.Examples(
-      name=self.prompts_file,
-      prompts=data.Ragged(
-        ids=np.concatenate(rows).astype(np.int32),
-        starts=np.cumsum([0, *lengths]),
-      ),
-      targets=None,
-      k=0,
-      scores={},
-    )
     return data.Dataset(
       examples=(found,),
       rates=(1.0,),
@@ -90,33 +78,8 @@ class Prompts:
       prompt_format=self.prompt_format,
       prompts_only=True,
       vocabulary=vocabulary,
-      counts={
-        'examples': len(rows),
-        'prompts_cut': sum(length > room for length in lengths),
-      },
+      counts=data.count([found], vocabulary, room=room, limit=None),
     )
-
-
-def _read(prompts_file: str) -> Iterator[str]:
-  """Yields the prompts of a file."""
-  path = epath.Path(prompts_file)
-  if not path.exists():
-    raise ValueError(f'There is no file {prompts_file} (PROMPTS_FILE).')
-  for number, line in enumerate(path.read_text().splitlines(), 1):
-    if path.suffix == '.jsonl':
-      try:
-        line = json.loads(line)['prompt']
-      except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-          f'PROMPTS_FILE {prompts_file}, row {number} is not a JSON object '
-          f'with a field "prompt" ({error!r}).'
-        ) from error
-    if not isinstance(line, str) or not line.strip():
-      raise ValueError(
-        f'PROMPTS_FILE {prompts_file}, row {number}: the prompt is empty or '
-        'not a text.'
-      )
-    yield line
 
 
 @model_dir_lib.may_change('model_dir', 'mesh_shape', 'batch_size')
@@ -168,6 +131,7 @@ def infer(
     return
   mesh = sharding.make_mesh(mesh_shape)
   dataset = prompts.load()
+  progress.say(', '.join(f'{k} {v:,}' for k, v in dataset.counts.items()))
   data.check_vocabulary(dataset, model.config.vocab_size)
   output = epath.Path(model_dir) / completions_file.NAME
   done = completions_file.count_whole_lines(output)

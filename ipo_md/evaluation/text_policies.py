@@ -5,8 +5,8 @@ them with policies of the run's own model; judges that read tokens cannot.
 """
 
 import dataclasses
-import json
 import math
+import os
 import re
 import unicodedata
 
@@ -14,6 +14,7 @@ from etils import epath
 import numpy as np
 
 from ipo_md import data
+from ipo_md.core import row_files
 from ipo_md.evaluation import completions_file
 from ipo_md.evaluation import drawn_samples
 
@@ -47,19 +48,21 @@ def read(
       another prompt.
   """
   place = f'POLICIES[{name!r}] {path}'
-  lines = (epath.Path(path) / completions_file.NAME).read_text().split('\n')
-  if len(lines) <= count:
+  file = os.fspath(epath.Path(path) / completions_file.NAME)
+  lines = list(row_files.lines(file, f'POLICIES[{name!r}]'))
+  if len(lines) < count:
     raise ValueError(
-      f'{place} has completions of {len(lines) - 1} prompts, but EVAL_EXAMPLES '
+      f'{place} has completions of {len(lines)} prompts, but EVAL_EXAMPLES '
       f'is {count}.'
     )
   rows = []
   for n, (task, row) in enumerate(data.first_rows(dataset, count)):
     try:
-      line = json.loads(lines[n])
-      theirs, first = line['prompt'], line['completions'][0]
+      line = row_files.parse_row(lines[n])
+      theirs = row_files.field(line, 'prompt', str)
+      first = row_files.field(line, 'completions.0', dict)
       completion = {
-        'text': first['text'],
+        'text': row_files.field(first, 'text', str),
         'ids': (),
         'ended': bool(first['ended']),
         'log_prob': math.nan,

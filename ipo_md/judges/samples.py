@@ -104,7 +104,10 @@ def decode_prompts(prompts: types.Tokens, dataset: data.Dataset) -> list[str]:
 
 
 def _decode(tokens: types.Tokens, vocabulary: types.Vocabulary) -> list[str]:
-  special_ids = [vocabulary.eos_id, vocabulary.bos_id, vocabulary.pad_id]
+  # The mask leaves out padding. Its id may be that of a token of the text.
+  special_ids = [
+    i for i in (vocabulary.eos_id, vocabulary.bos_id) if i is not None
+  ]
   shown = tokens.mask & ~np.isin(tokens.ids, special_ids)
   return [
     vocabulary.decode(row[mask].tolist())

@@ -67,7 +67,8 @@ class Template:
           tokens = self.prompt_format.bare(tokens)
         segments.append(sampling.without(tokens, (eos,)))
       elif part.strip():
-        segments.append(_constant(self.vocabulary.encode(part.strip())))
+        ids = data.encode_template(self.vocabulary, part.strip())
+        segments.append(_constant(ids))
     segments.append(_constant([eos]))
     return sampling.join(segments, length=self.length, cut=text)
 
@@ -77,7 +78,7 @@ class Template:
     Raises:
       ValueError: The word is not a single token.
     """
-    ids = self.vocabulary.encode(word)
+    ids = data.encode_template(self.vocabulary, word)
     if len(ids) != 1:
       raise ValueError(
         f'The answer {word!r} is {ids} in {self.vocabulary}; an answer must be '

@@ -19,6 +19,9 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from ipo_md.data import encoding
+from tasks.lib import json_lines
+
 # The vocabulary of the public T5 checkpoints. VOCABULARY replaces it.
 T5_VOCABULARY = seqio.SentencePieceVocabulary(
   'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
@@ -31,6 +34,9 @@ PREFERENCE = COMPLETIONS | {'preference': tf.TensorSpec([], tf.float32)}
 REWARDS = COMPLETIONS | {'rewards': tf.TensorSpec([None], tf.float32)}
 
 Rows = Iterator[dict[str, Any]]
+
+# A number of each example, of `examples.FOUND`.
+_ROWS_DROPPED = 'rows_dropped'
 
 _BATCH = 256  # examples that are converted and tokenised together
 
@@ -58,7 +64,8 @@ class Source(seqio.DataSource):
   ):
     self._rows = rows
     self._list_files = files
-    self._signature = dict(signature)
+    dropped = {_ROWS_DROPPED: tf.TensorSpec([], tf.int64)}
+    self._signature = dict(signature) | dropped
     super().__init__(splits=splits)
 
   @property
@@ -88,6 +95,7 @@ class Source(seqio.DataSource):
   def _batches(self, split: str) -> Iterator[dict[str, Any]]:
     """Yields many rows at a time, because TensorFlow is slow per element."""
     rows = self._rows(split)
+    rows = ({_ROWS_DROPPED: 0} | row for row in rows)
     while batch := list(itertools.islice(rows, _BATCH)):
       yield {
         name: _ragged([row[name] for row in batch], spec.dtype)
@@ -95,6 +103,31 @@ class Source(seqio.DataSource):
         else np.array([row[name] for row in batch], spec.dtype.as_numpy_dtype)
         for name, spec in self._signature.items()
       }
+
+
+def rows_of_files(
+  paths: Iterable[str],
+  parse: Callable[[dict[str, Any]], dict[str, Any] | None],
+  *,
+  max_bad_rows: int = 0,
+) -> Rows:
+  """Yields the examples of JSON-lines files, each with the bad rows before it.
+
+  Args:
+    paths: Paths of the files.
+    parse: A function of a row, as for `json_lines.read`.
+    max_bad_rows: MAX_BAD_ROWS, as for `json_lines.read`.
+  """
+  bad = []
+  read = json_lines.read(paths, parse, max_bad_rows=max_bad_rows, bad=bad)
+  held, counted = None, 0
+  for _, row in read:
+    if held is not None:
+      yield held
+    held = row | {_ROWS_DROPPED: len(bad) - counted}
+    counted = len(bad)
+  if held is not None:  # The last example has those that follow it, too.
+    yield held | {_ROWS_DROPPED: held[_ROWS_DROPPED] + len(bad) - counted}
 
 
 def _ragged(rows: list[Sequence[Any]], dtype: tf.DType) -> tf.RaggedTensor:
@@ -150,23 +183,37 @@ def tokenise(
 ) -> tf.data.Dataset:
   """Tokenises `inputs` to [*] bare tokens and adds `targets` with EOS.
 
-  `targets` become [*] tokens, and `completions` [K, *] tokens of `targets`.
+  `targets` become [*] tokens, and `completions` [K, *] tokens of `targets`,
+  each padded at its right with -1. Features of `examples.FOUND` count what
+  was found in the texts of an example.
+
+  Raises:
+    ValueError: The vocabulary has no EOS.
   """
   vocabulary = output_features['inputs'].vocabulary
+  if vocabulary.eos_id is None or vocabulary.eos_id < 0:
+    raise ValueError(
+      f'VOCABULARY {vocabulary} has no EOS, so no completion could end.'
+    )
 
-  def with_eos(texts: tf.Tensor) -> tf.RaggedTensor:
-    tokens = _encode(texts, vocabulary)
+  def with_eos(tokens: tf.RaggedTensor) -> tf.RaggedTensor:
     end = tf.fill([tokens.nrows(), 1], vocabulary.eos_id)
     return tf.concat([tokens, end], axis=1)
 
   def tokenise_batch(batch):
     out = dict(batch)
-    out['inputs'] = _encode(batch['inputs'], vocabulary)
+    out['inputs'], found = _encode(batch['inputs'], vocabulary)
     if 'targets' in batch:
-      out['targets'] = with_eos(batch['targets'])
+      targets, more = _encode(batch['targets'], vocabulary)
+      out['targets'] = with_eos(targets)
+      out |= _found_in_completions(more[:, tf.newaxis])
     if 'completions' in batch:
       completions = out.pop('completions')
-      out['targets'] = completions.with_values(with_eos(completions.values))
+      targets, more = _encode(completions.values, vocabulary)
+      out['targets'] = completions.with_values(with_eos(targets))
+      out |= _found_in_completions(completions.with_values(more))
+    out['prompts_with_special_tokens'] = found[:, 0]
+    out['prompts_trimmed'] = found[:, 1]
     return out
 
   ragged = 'completions' in dataset.element_spec
@@ -174,45 +221,75 @@ def tokenise(
   dataset = batch(_BATCH).map(tokenise_batch, num_parallel_calls=2).unbatch()
   if not ragged:
     return dataset
-  return dataset.map(lambda x: dict(x) | {'targets': x['targets'].to_tensor()})
+  return dataset.map(
+    lambda x: dict(x) | {'targets': x['targets'].to_tensor(default_value=-1)}
+  )
 
 
-def _encode(texts: tf.Tensor, vocabulary: seqio.Vocabulary) -> tf.RaggedTensor:
-  """Encodes [n] texts to ragged [n, *] tokens.
+def _found_in_completions(
+  found: tf.Tensor | tf.RaggedTensor,
+) -> dict[str, tf.Tensor]:
+  """Sums what `_encode` found in the [n, K] completions of n examples."""
+  special, trimmed, empty = tf.unstack(tf.reduce_sum(found, axis=1), axis=1)
+  return {
+    'completions_with_special_tokens': special,
+    'completions_trimmed': trimmed,
+    'completions_empty': empty,
+    'rows_empty': tf.reduce_min(found, axis=1)[:, 2],
+  }
 
-  SentencePiece runs on all cores. Its Python tokenizer takes half the time of
-  TensorFlow's operation.
+
+def _encode(
+  texts: tf.Tensor, vocabulary: seqio.Vocabulary
+) -> tuple[tf.RaggedTensor, tf.Tensor]:
+  """Encodes texts.
+
+  Args:
+    texts: [n] texts.
+    vocabulary: Vocabulary of the task.
+
+  Returns:
+    Ragged [n, *] tokens, and [n, 3] whether a text has special tokens written
+    out, was trimmed, and is empty.
   """
 
-  def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def encode(texts: np.ndarray) -> tuple[np.ndarray, ...]:
     texts = [text.decode() for text in texts]
-    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-      rows = vocabulary.tokenizer.encode(texts)
-    else:
-      rows = [vocabulary.encode(text) for text in texts]
+    rows = encoding.encode(vocabulary, texts)
     lengths = np.array([len(row) for row in rows], np.int64)
     ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
-    return ids, lengths
+    found = [
+      (
+        encoding.has_special_tokens(vocabulary, text),
+        encoding.is_trimmed(vocabulary, text),
+        not text.strip(),
+      )
+      for text in texts
+    ]
+    return ids, lengths, np.array(found, np.int64).reshape(-1, 3)
 
-  ids, lengths = tf.numpy_function(
-    encode, [texts], (tf.int32, tf.int64), stateful=False
+  ids, lengths, found = tf.numpy_function(
+    encode, [texts], (tf.int32, tf.int64, tf.int64), stateful=False
   )
-  return tf.RaggedTensor.from_row_lengths(
+  rows = tf.RaggedTensor.from_row_lengths(
     tf.ensure_shape(ids, [None]), tf.ensure_shape(lengths, [None])
   )
+  return rows, tf.ensure_shape(found, [None, 3])
 
 
 def exactly(k: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
   """Returns a preprocessor that pads to K targets.
 
-  An absent target is a row of zeros with the reward NaN.
+  An absent target is a row of -1 with the reward NaN.
   """
 
   @seqio.map_over_dataset
   def pad(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     out = dict(example)
     missing = k - tf.shape(out['targets'])[0]
-    out['targets'] = tf.pad(out['targets'], [[0, missing], [0, 0]])
+    out['targets'] = tf.pad(
+      out['targets'], [[0, missing], [0, 0]], constant_values=-1
+    )
     out['rewards'] = tf.pad(
       out['rewards'], [[0, missing]], constant_values=float('nan')
     )

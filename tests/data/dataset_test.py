@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import seqio
 
 from ipo_md.core import types
 from ipo_md.data import dataset as dataset_lib
@@ -50,7 +51,28 @@ def test_counts():
     'prompts_cut': sum(n > 4 for n in lengths),
     'targets_cut': sum(2 + i % 5 > 4 for i in range(40)),
     'completions_missing': 0,
+    'completions_identical': 0,
+    'tokens_unknown': 0,
   }
+
+
+def test_completions_that_are_the_same_as_cut_are_counted():
+  name = hand_made.add_task(
+    'identical',
+    {
+      'inputs': [[5]] * 6,
+      'targets': [
+        [[9, 1], [9, 1]],
+        [[9, 1], [8, 1]],
+        [[9, 9, 9, 9, 1], [9, 9, 9, 9, 8]],  # the same four tokens
+        [[9, 9, 9, 7, 1], [9, 9, 9, 9, 1]],
+        [[9, 9, 1], [9, 9, 9]],
+        [[1, -1], [1, -1]],
+      ],
+    },
+    targets_rank=2,
+  )
+  assert hand_made.load(name).counts['completions_identical'] == 3
 
 
 def test_pairs():
@@ -119,3 +141,51 @@ def test_vocabulary():
     dataset_lib.check_vocabulary(
       hand_made.load(hand_made.supervised(), prompt_format=outside), 1000
     )
+
+
+class _ZeroEnds(seqio.ByteVocabulary):
+  """A vocabulary whose EOS has the id 0."""
+
+  @property
+  def eos_id(self):
+    return 0
+
+
+def test_eos_of_id_0():
+  """Padding is -1, so that EOS stays and an empty completion is one."""
+  name = hand_made.add_task(
+    'zero_ends',
+    {
+      'inputs': [[5], [6], [7]],
+      'targets': [
+        [[9, 8, 0], [9, 0, -1]],
+        [[0, -1, -1], [-1, -1, -1]],
+        [[9, 9, 9], [4, 0, -1]],
+      ],
+    },
+    targets_rank=2,
+  )
+  dataset = hand_made.load(name, vocabulary=_ZeroEnds())
+  batch = dataset.rows([(0, 0), (0, 1), (0, 2)])
+  np.testing.assert_array_equal(
+    batch.completions.completions.mask.sum(-1), [[3, 2], [1, 0], [3, 2]]
+  )
+  assert batch.completion_mask.tolist() == [
+    [True, True],
+    [True, False],
+    [True, True],
+  ]
+  assert dataset.counts['completions_missing'] == 1
+
+
+def test_padding_that_could_be_eos_is_refused():
+  name = hand_made.add_task(
+    'zero_padded',
+    {
+      'inputs': [[5], [6]],
+      'targets': [[[9, 0], [8, 0]], [[9, 0, 0], [9, 8, 7]]],
+    },
+    targets_rank=2,
+  )
+  with pytest.raises(ValueError, match='Row 1 .*padded with 0, which is EOS'):
+    hand_made.load(name, vocabulary=_ZeroEnds())

@@ -1,5 +1,7 @@
 """Tests of vocabularies from a small byte-level tokenizer.json."""
 
+import copy
+import json
 import pathlib
 
 import gin
@@ -9,6 +11,7 @@ import tensorflow as tf
 import tokenizers as hf
 
 from ipo_md.checkpoints import load
+from ipo_md.data import encoding
 from ipo_md.data import hf_vocabulary
 from ipo_md.data import prompt_format as prompt_format_lib
 from ipo_md.data import vocabularies
@@ -95,8 +98,138 @@ def test_equality_and_description_in_checkpoints(vocabulary, path, tmp_path):
   assert describe(vocabulary).startswith('TokenizerVocabulary(')
 
 
+def edited(path, tmp_path, edit) -> pathlib.Path:
+  """Writes a copy of a tokenizer.json that a function has edited."""
+  content = json.loads(path.read_text())
+  edit(content)
+  other = tmp_path / 'edited.json'
+  other.write_text(json.dumps(content))
+  return other
+
+
+TRUNCATION = {
+  'direction': 'Right',
+  'max_length': 4,
+  'strategy': 'LongestFirst',
+  'stride': 0,
+}
+PADDING = {
+  'strategy': {'Fixed': 24},
+  'direction': 'Left',
+  'pad_to_multiple_of': 8,
+  'pad_id': 1,
+  'pad_type_id': 0,
+  'pad_token': '!',
+}
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'truncation': TRUNCATION},
+    {'padding': PADDING},
+    {'truncation': TRUNCATION, 'padding': PADDING},
+    {'padding': PADDING | {'strategy': 'BatchLongest'}},
+    {'model': {'dropout': 0.9}},
+  ],
+)
+@pytest.mark.parametrize('prefix_space', [True, False])
+def test_what_the_file_keeps_of_its_training_is_ignored(
+  vocabulary, path, tmp_path, changes, prefix_space
+):
+  def edit(content):
+    for name, value in changes.items():
+      nested = isinstance(content[name], dict)
+      content[name] = content[name] | value if nested else value
+
+  other = hf_vocabulary.TokenizerVocabulary(
+    edited(path, tmp_path, edit),
+    eos_id=vocabulary.eos_id,
+    prefix_space=prefix_space,
+  )
+  for text in TEXTS:
+    for _ in range(5):
+      assert other.encode(text) == vocabulary.encode(text)
+      assert other.encode_template(text) == vocabulary.encode(text)
+
+
+@pytest.mark.parametrize('token', SPECIAL)
+def test_special_tokens_in_a_text_are_text(vocabulary, path, token):
+  special = set(ids_of(path))
+  for text in (token, f'the {token}{token} cat', f'{token}\n', token[:-1]):
+    ids = vocabulary.encode(text)
+    assert not special & set(ids)
+    assert vocabulary.decode(ids) == text
+    assert encoding.has_special_tokens(vocabulary, text) == (token in text)
+  assert len(vocabulary.encode_template(token)) == 1
+
+
+def _words(unknown='<unk>', **models) -> hf.Tokenizer:
+  """A tokenizer whose vocabulary has its special tokens as pieces, too."""
+  characters = [*'abcs</>|\u2581', 'unk']
+  pieces = ['<unk>', '<s>', '</s>', '<|user|>', *characters]
+  tokenizer = hf.Tokenizer(
+    {
+      'unigram': hf.models.Unigram([(p, -1.0) for p in pieces], unk_id=0),
+      'words': hf.models.WordLevel(
+        {p: i for i, p in enumerate(pieces)}, unk_token=unknown
+      ),
+      'merges': hf.models.BPE(
+        {p: i for i, p in enumerate([*pieces, '</', 's>'])},
+        [('<', '/'), ('s', '>'), ('</', 's>')],
+        unk_token=unknown,
+      ),
+      'whole': hf.models.BPE(
+        {p: i for i, p in enumerate(pieces)}, [], ignore_merges=True
+      ),
+    }[models['kind']]
+  )
+  tokenizer.pre_tokenizer = hf.pre_tokenizers.WhitespaceSplit()
+  return tokenizer
+
+
+@pytest.mark.parametrize('kind', ['unigram', 'words', 'merges', 'whole'])
+@pytest.mark.parametrize('added', [True, False])
+def test_pieces_of_the_model_are_no_way_to_a_special_token(
+  tmp_path, kind, added
+):
+  tokenizer = _words(kind=kind)
+  if added:
+    tokenizer.add_special_tokens(['<unk>', '<s>', '</s>', '<|user|>'])
+  path = tmp_path / 'tokenizer.json'
+  tokenizer.save(str(path))
+  vocabulary = hf_vocabulary.TokenizerVocabulary(path, eos_id=2, bos_id=1)
+  special = {1, 2, 3} if added else {1, 2}
+  for text in ('</s>', 'a </s> b', 'a</s>', '<s>', '<s></s>', '<|user|>'):
+    assert not special & set(vocabulary.encode(text)), text
+  assert list(vocabulary.encode('a b')) == list(tokenizer.encode('a b').ids)
+  if added:
+    assert list(vocabulary.encode_template('a</s>'))[-1] == 2
+
+
+def test_a_changed_file_is_read_again(path, tmp_path):
+  file = tmp_path / 'tokenizer.json'
+  file.write_bytes(path.read_bytes())
+  eos = ids_of(path)[1]
+  before = hf_vocabulary.TokenizerVocabulary(file, eos_id=eos)
+  file.write_text(path.read_text().replace('<|user|>', '<|guest|>'))
+  after = hf_vocabulary.TokenizerVocabulary(file, eos_id=eos)
+  assert after != before
+  assert len(after.encode_template('<|guest|>')) == 1
+  assert after == copy.deepcopy(after)
+
+
+def test_show_has_every_token(vocabulary, path):
+  bos, eos, user, eot = ids_of(path)
+  ids = [bos, user, *vocabulary.encode('the cat'), eos, eot, eot]
+  shown = '<|begin_of_text|><|user|>the cat<|end_of_text|><|eot_id|><|eot_id|>'
+  assert encoding.show(vocabulary, ids) == shown
+  assert encoding.show(seqio.ByteVocabulary(), [100, 1, 101]) == 'a<eos>b'
+  assert encoding.show(vocabulary, []) == ''
+
+
 def test_a_chat_template_is_a_prefix_and_a_suffix(vocabulary, path):
-  """Special tokens in a text are encoded as one token each."""
+  """Special tokens of a template are encoded as one token each."""
   bos, _, user, eot = ids_of(path)
   prompt_format = prompt_format_lib.PromptFormat(
     prefix=('<|begin_of_text|><|user|>\n\n',),
@@ -139,15 +272,18 @@ def _chat_tokenizer(special, **parts) -> hf.Tokenizer:
   return tokenizer
 
 
-def _check_chat(tokenizer, prompt_format, bos, template):
+def _check_chat(tokenizer, prompt_format, bos, template, trim=False):
   """Checks that the joined parts are the tokens of the whole template."""
   encode = prompt_format.vocabulary.encode
   for prompt, reply in (
     ('Hi there', 'Yes.'),
     ('caf\u00e9 \U0001f642', ' 1\n2'),
+    (' \n\tHi\n\n', '\nYes. \u3000'),
   ):
     parts = [*prompt_format.opening, *encode(prompt), *prompt_format.ending]
     parts += encode(reply)
+    if trim:
+      prompt, reply = prompt.strip(), reply.strip()
     text = template.format(prompt=prompt, reply=reply)
     whole = tokenizer.encode(text, add_special_tokens=False).ids
     assert parts == [bos, *whole]
@@ -210,7 +346,7 @@ def test_llama_3_overlay_is_its_template(parse, tmp_path):
   role = '<|start_header_id|>{}<|end_header_id|>\n\n'
   template = role.format('user') + '{prompt}<|eot_id|>'
   template += role.format('assistant') + '{reply}'
-  _check_chat(tokenizer, prompt_format, bos, template)
+  _check_chat(tokenizer, prompt_format, bos, template, trim=True)
   assert tokenizer.id_to_token(prompt_format.vocabulary.eos_id) == '<|eot_id|>'
 
 

@@ -59,7 +59,7 @@ def test_xsum(run, tmp_path, monkeypatch, capsys):
   assert 'xsum_prompts, example 1 of 2' in out
   # This vocabulary lacks the capitals of 'POST:' and 'TL;DR:'.
   assert 'somebody broke my oven.' in out
-  assert 'completion 1, 2 tokens: a' in out
+  assert 'completion 1, 2 tokens: a</s>' in out
 
 
 def test_preference_files(run, tmp_path, capsys):
@@ -76,7 +76,9 @@ def test_preference_files(run, tmp_path, capsys):
     'MAX_COMPLETIONS = 3',
   )
   out = capsys.readouterr().out
-  assert 'completion 2, reward 2.5, 3 tokens: b' in out
+  assert 'completion 2, reward 2.5, 3 tokens: b</s>' in out
+  assert re.search(r'prompt, \d+ tokens: my dog</s>', out)
+  assert re.search(r'completions_empty +0\n', out)
   assert 'completion 3: absent' in out
 
 

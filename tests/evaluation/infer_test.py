@@ -1,6 +1,7 @@
 """Checks the completions of a prompts file, and runs that were killed."""
 
 import functools
+import gzip
 import json
 import shutil
 
@@ -234,8 +235,31 @@ def test_bad_configurations_are_refused(
 def test_a_row_without_a_prompt_is_named(checkpoints, tmp_path):
   (tmp_path / 'p.jsonl').write_text('{"prompt": "a"}\n{"text": "b"}\n')
   with pytest.raises(
-    ValueError, match='row 2 is not a JSON object with a field'
+    ValueError, match="PROMPTS_FILE .*p.jsonl, row 2: field 'prompt' is missing"
   ):
     run(tmp_path, checkpoints, 'p.jsonl')
-  with pytest.raises(ValueError, match='no file .*none.txt .PROMPTS_FILE.'):
-    infer._read(str(tmp_path / 'none.txt')).__next__()
+
+
+def test_prompts_are_read_as_training_files_are(tmp_path):
+  """The counts say what is cut, and a prompt may hold separators of lines."""
+  texts = ['a\u2028b', 'x\u0085', 'a' * 40]
+  rows = [json.dumps({'prompt': text}, ensure_ascii=False) for text in texts]
+  path = tmp_path / 'prompts.jsonl.gz'
+  path.write_bytes(gzip.compress('\ufeff'.encode() + '\n'.join(rows).encode()))
+  prompts = infer.Prompts(
+    prompts_file=str(path),
+    task=lambda: pytest.fail('the task was asked for'),
+    vocabulary=lambda: VOCABULARY,
+    prompt_format=prompt_format.PromptFormat(),
+    task_feature_lengths={'inputs': 16},
+  )
+  dataset = prompts.load()
+  found = dataset.examples[0].prompts
+  assert [VOCABULARY.decode(found.row(i).tolist()) for i in range(3)] == texts
+  assert dataset.counts == {
+    'examples': 3,
+    'prompts_cut': 1,
+    'tokens_unknown': 0,
+    'prompts_with_special_tokens': 0,
+    'prompts_trimmed': 0,
+  }

@@ -46,6 +46,11 @@ def _load(name, split='train', **kwargs):
   )
 
 
+def _turns(*roles):
+  messages = [{'role': role, 'content': 'a'} for role in roles]
+  return json.dumps({'prompt': 'a', 'chosen': messages, 'rejected': 'c'})
+
+
 def _texts(row):
   tokens = row.completions.completions
   return [
@@ -97,6 +102,59 @@ class TestPairs:
         "row 3: field 'prompt' has half of a surrogate pair",
       ),
       ('[' * 100_000, 'row 3: not JSON'),
+      (
+        '{"prompt": "a\\u0000", "chosen": "b", "rejected": "c"}',
+        "row 3: field 'prompt' has a NUL character at 1",
+      ),
+      (
+        '{"prompt": "a", "prompt": "d", "chosen": "b", "rejected": "c"}',
+        "row 3: field 'prompt' is there twice",
+      ),
+      (
+        '{"prompt": [{"role": "user", "content": "a"}], "chosen": "b"}',
+        "row 3: field 'prompt' is a list of messages",
+      ),
+      (
+        '{"prompt": "a", "system": "d", "chosen": "b", "rejected": "c"}',
+        "row 3: field 'system' is not read",
+      ),
+      (
+        '{"prompt": "a", "history": [["d", "e"]], "chosen": "b"}',
+        "row 3: field 'history' is not read",
+      ),
+      *(
+        (_turns(*turns), f"row 3: field 'chosen' has the turns {named}")
+        for turns, named in (
+          (['user', 'assistant', 'user', 'assistant'], 'user, assistant, user'),
+          (['system', 'user', 'assistant'], 'system, user, assistant'),
+          (['user', 'assistant', 'user'], 'user, assistant, user'),
+          (['system', 'assistant'], 'system, assistant'),
+          (['user'], 'user'),
+          (['assistant', 'user'], 'assistant, user'),
+          (['user', 'assistant', 'tool'], 'user, assistant, tool'),
+          (['assistant', 'assistant'], 'assistant, assistant'),
+          (['model'], 'model'),
+          ([], 'none'),
+        )
+      ),
+      (
+        _turns('user', 'assistant').replace('"a"', '"b"', 1),
+        "field 'chosen.0.content' is another text than `prompt`",
+      ),
+      (
+        '{"prompt": "a", "chosen": [{"from": "gpt", "value": "b"}]}',
+        "field 'chosen.0.role' is missing",
+      ),
+      (
+        '{"prompt": "a", "chosen": [{"role": "assistant", "content": "", '
+        '"tool_calls": [1]}]}',
+        "field 'chosen.0.tool_calls' is not supported",
+      ),
+      (
+        '{"prompt": "a", "chosen": [{"role": "assistant", "content": '
+        '[{"type": "text", "text": "b"}]}]}',
+        r"field 'chosen.0.content' is .* not a text",
+      ),
     ],
   )
   def test_bad_rows(self, tmp_path, line, match):
@@ -109,15 +167,54 @@ class TestPairs:
     assert len(_load(allowed)) == 2
 
   def test_missing_and_unreadable_files(self, tmp_path):
-    for path in (tmp_path / 'none', tmp_path):
+    for path, message in (
+      (tmp_path / 'none', f'There is no file {tmp_path / "none"}'),
+      (tmp_path, f'{tmp_path} cannot be read: it is a folder'),
+    ):
       name = preference_files.pairs(files={'train': str(path)})
-      with pytest.raises(ValueError, match=f'There is no file {path}'):
+      with pytest.raises(ValueError, match=message):
         _load(name)
     path = tmp_path / 'cut.jsonl.gz'
     path.write_bytes(gzip.compress(json.dumps(PAIRS[0]).encode())[:-9])
     name = preference_files.pairs(files={'train': str(path)})
     with pytest.raises(ValueError, match='cut.jsonl.gz cannot be read'):
       _load(name)
+
+  def test_counts(self, tmp_path):
+    rows = [
+      {'prompt': 'my dog </s>', 'chosen': 'a', 'rejected': 'a'},
+      {'prompt': 'my dog', 'chosen': '', 'rejected': '  '},
+      {'prompt': 'my dog', 'chosen': 'a <pad>', 'rejected': ''},
+      {'prompt': 'my dog', 'chosen': 'a ' * 9, 'rejected': 'a ' * 8},
+    ]
+    bad = {'prompt': 'a'}
+    files = _write(tmp_path / 'counts.jsonl', [bad, *rows[:2], bad, *rows[2:]])
+    with open(files['train'], 'a') as file:
+      file.write('{}\n')
+    name = preference_files.pairs(files=files, max_bad_rows=3)
+    cache = str(tmp_path / 'cache')
+    for _ in range(2):
+      counts = _load(name, cache_dir=cache).counts
+      assert counts | {'tokens_unknown': 0} == {
+        'examples': 4,
+        'prompts_cut': 0,
+        'targets_cut': 2,
+        'completions_missing': 0,
+        # The first, the empty one and the one that is cut.
+        'completions_identical': 3,
+        'tokens_unknown': 0,
+        'rows_dropped': 3,
+        'rows_empty': 1,
+        'prompts_with_special_tokens': 1,
+        'prompts_trimmed': 0,
+        'completions_with_special_tokens': 1,
+        'completions_trimmed': 0,
+        'completions_empty': 3,
+      }
+      assert counts['tokens_unknown'] > 0  # of </s> and <pad>
+    bare = _load(name, prompts_only=True).counts
+    assert [k for k in bare if k.startswith(('comp', 'targets'))] == []
+    assert bare['rows_dropped'] == 3
 
 
 class TestRewards:
