@@ -9,7 +9,7 @@ from ipo_md.checkpoints import arrays
 
 _GIN = pathlib.Path(__file__).parents[2] / 'gin' / 'models'
 _BINDING = re.compile(r'^\w+\.(?:T5|DecoderOnly)\.(\w+) = ([^%#\n]+)', re.M)
-_INCLUDE = re.compile(r"^include '.*/([^/]+)'", re.M)
+_INCLUDE = re.compile(r"^include '.*/([^/'\n]+)'", re.M)
 
 
 def fields(stored: Mapping[str, arrays.Stored]) -> dict[str, Any]:

@@ -30,13 +30,13 @@ from ipo_md import checkpoints
 from ipo_md import data
 from ipo_md import models
 from ipo_md import sampling
+from ipo_md.core import identity
 from ipo_md.core import model_dir as model_dir_lib
+from ipo_md.core import paths
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.evaluation import completions_file
-
-INPUTS_FILE = 'inputs.json'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,13 @@ class Prompts:
   vocabulary: Callable[[], types.Vocabulary]
   prompt_format: data.PromptFormat
   task_feature_lengths: Mapping[str, int]
+
+  def inputs(self) -> dict[str, identity.Identity]:
+    """Identifies the file of the prompts, if there is one."""
+    if self.prompts_file is None:
+      return {}
+    found = identity.of_file(self.prompts_file, 'PROMPTS_FILE')
+    return {} if found is None else {'PROMPTS_FILE': found}
 
   def load(self) -> data.Dataset:
     """Loads the prompts.
@@ -99,7 +106,7 @@ class Prompts:
 
 def _read(prompts_file: str) -> Iterator[str]:
   """Yields the prompts of a file."""
-  path = epath.Path(prompts_file)
+  path = epath.Path(paths.absolute(prompts_file, 'PROMPTS_FILE'))
   if not path.exists():
     raise ValueError(f'There is no file {prompts_file} (PROMPTS_FILE).')
   for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -119,7 +126,9 @@ def _read(prompts_file: str) -> Iterator[str]:
     yield line
 
 
-@model_dir_lib.may_change('model_dir', 'mesh_shape', 'batch_size')
+@model_dir_lib.may_change(
+  'model_dir', 'mesh_shape', 'batch_size', 'accept_changed_inputs'
+)
 def infer(
   *,
   model_dir: str,
@@ -132,6 +141,7 @@ def infer(
   sampler: sampling.Sampler,
   mixture_coefs: Sequence[float],
   reference_checkpoint_path: str | None = None,
+  accept_changed_inputs: bool = False,
 ) -> None:
   """Writes K completions of every prompt.
 
@@ -151,6 +161,8 @@ def infer(
       the policy alone.
     reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH, or None to write no
       log-probabilities of a reference.
+    accept_changed_inputs: ACCEPT_CHANGED_INPUTS, whether lines that were made
+      from other checkpoints or prompts are accepted.
 
   Raises:
     ValueError: The configuration contradicts itself, or MODEL_DIR has lines of
@@ -162,7 +174,19 @@ def infer(
       f'MIXTURE_COEFS = {tuple(mixture_coefs)} needs a reference policy '
       '(REFERENCE_CHECKPOINT_PATH).'
     )
-  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
+  inputs = identity.of_run() | checkpoints.identify_all(
+    {
+      'CHECKPOINT_PATH': checkpoint_path,
+      'REFERENCE_CHECKPOINT_PATH': reference_checkpoint_path,
+    }
+  )
+  inputs |= prompts.inputs()
+  model_dir = model_dir_lib.check(
+    model_dir,
+    gin.config_str(),
+    inputs=inputs,
+    accept_changed_inputs=accept_changed_inputs,
+  )
   if model_dir_lib.is_completed(model_dir, 0):
     progress.say(f'{model_dir} is complete.')
     return
@@ -170,17 +194,21 @@ def infer(
   dataset = prompts.load()
   data.check_vocabulary(dataset, model.config.vocab_size)
   output = epath.Path(model_dir) / completions_file.NAME
-  done = completions_file.count_whole_lines(output)
   bare = [e.prompts.row(i) for e in dataset.examples for i in range(len(e))]
-  inputs = {'prompts': hashlib.sha256(b'|'.join(map(bytes, bare))).hexdigest()}
-  for name, path in (
-    ('CHECKPOINT_PATH', checkpoint_path),
-    ('REFERENCE_CHECKPOINT_PATH', reference_checkpoint_path),
+  inputs['prompts'] = identity.Identity(
+    path=prompts.prompts_file or dataset.examples[0].name,
+    digest=hashlib.sha256(b'|'.join(map(bytes, bare))).hexdigest()[:16],
+  )
+  with (
+    jax.set_mesh(mesh),
+    model_dir_lib.claimed(
+      model_dir,
+      gin.config_str(),
+      inputs=inputs,
+      accept_changed_inputs=accept_changed_inputs,
+    ),
   ):
-    if path is not None:
-      inputs[name] = checkpoints.identity(path, name)
-  _record_inputs(epath.Path(model_dir) / INPUTS_FILE, inputs, done)
-  with jax.set_mesh(mesh):
+    done = completions_file.count_whole_lines(output)
     load = functools.partial(
       checkpoints.load_params, mesh=mesh, vocabulary=dataset.vocabulary
     )
@@ -213,40 +241,7 @@ def infer(
       if jax.process_index() == 0:
         with output.open('a') as file:
           file.writelines(lines[max(done - i * batch_size, 0) :])
-  model_dir_lib.complete(model_dir, 0)
-
-
-def _record_inputs(
-  path: epath.Path, inputs: Mapping[str, str], done: int
-) -> None:
-  """Records the inputs of a run, or checks them against those of its lines.
-
-  Equal bindings do not guarantee equal inputs: a MODEL_DIR may have received
-  newer checkpoints since, and a file new rows.
-
-  Args:
-    path: inputs.json.
-    inputs: Identity of each input.
-    done: Number of lines that MODEL_DIR already has.
-
-  Raises:
-    ValueError: The lines came from other inputs.
-  """
-  if not (done and path.exists()):
-    if jax.process_index() == 0:
-      path.write_text(json.dumps(inputs, indent=1) + '\n')
-    return
-  before = json.loads(path.read_text())
-  if before != inputs:
-    changes = [
-      f'{name}: {before.get(name)} then, {inputs.get(name)} now'
-      for name in sorted(before | inputs)
-      if before.get(name) != inputs.get(name)
-    ]
-    raise ValueError(
-      f'{path.parent} (MODEL_DIR) has {done} lines from other inputs; choose '
-      'another MODEL_DIR:\n  ' + '\n  '.join(changes)
-    )
+    model_dir_lib.complete(model_dir, 0)
 
 
 def _draw(
