@@ -12,10 +12,25 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['ipo_md*', 'tasks*']),
+  # gin files and tasks lie beside the package in a checkout and inside of it in
+  # a wheel (core.gin_config.root), so that no top-level `tasks` is installed.
+  packages=[
+    *setuptools.find_packages(include=['ipo_md*']),
+    'ipo_md.bundled.gin',
+    *(
+      f'ipo_md.bundled.{name}'
+      for name in setuptools.find_packages(include=['tasks*'])
+    ),
+  ],
+  package_dir={
+    'ipo_md.bundled.gin': 'gin',
+    'ipo_md.bundled.tasks': 'tasks',
+  },
   package_data={
+    'ipo_md': ['py.typed'],
     'ipo_md.report': ['*.html', '*.css', '*.js'],
-    'tasks.mini_tldr': ['*.model'],
+    'ipo_md.bundled.gin': ['**/*.gin', '*.md'],
+    'ipo_md.bundled.tasks.mini_tldr': ['*.model'],
   },
   install_requires=[
     'absl-py',
