@@ -20,6 +20,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import pathlib
 from typing import Any
 from typing import TypeVar
 
@@ -75,10 +76,16 @@ def reads(**parameters: Identify) -> Callable[[_Target], _Target]:
 def of_run() -> dict[str, Identity]:
   """Returns the identity of everything that the bindings of the run name.
 
+  Modules that the gin files refer to count, unless they are of this package or
+  of an installed one.
+
   What does not exist is left out: whatever reads it will say so.
   """
   found = {}
   for target, place, parameter, value in private_apis.used_bindings():
+    module = getattr(target, '__module__', None) or ''
+    if _is_code_of_a_user(module) and module not in found:
+      found[module] = of_module(module, place)
     if parameter in getattr(target, 'may_change', ()):
       continue
     identify = getattr(target, 'reads', {}).get(parameter, _of_named_file)
@@ -194,6 +201,8 @@ def of_arrays(arrays: Sequence[np.ndarray]) -> str:
 def of_module(module: str, name: str) -> Identity | None:
   """Identifies the code of a module and what it imports of its own package.
 
+  Comments and docstrings do not count.
+
   Nothing is imported but the packages that the modules lie in.
 
   Args:
@@ -210,14 +219,31 @@ def of_module(module: str, name: str) -> Identity | None:
       continue
     first = first or origin
     with open(origin, 'rb') as file:
-      sources[current] = file.read()
-    todo += _imports(sources[current], module.partition('.')[0])
+      source = file.read()
+    try:
+      tree = ast.parse(source)
+    except SyntaxError:  # the module's reader will say so
+      sources[current] = source
+      continue
+    todo += _imports(tree, module.partition('.')[0])
+    sources[current] = _plain(tree).encode()
   if first is None:
     return None
   digest = hashlib.sha256()
   for key in sorted(sources):
     digest.update(key.encode() + b'\0' + sources[key])
   return Identity(path=first, digest=digest.hexdigest()[:16])
+
+
+def _is_code_of_a_user(module: str) -> bool:
+  """Returns whether a module is neither this package's nor an installed one."""
+  if module.partition('.')[0] == __name__.partition('.')[0]:
+    return False
+  origin = _origin(module)
+  return origin is not None and not set(pathlib.Path(origin).parts) & {
+    'site-packages',
+    'dist-packages',
+  }
 
 
 def _origin(module: str) -> str | None:
@@ -229,14 +255,18 @@ def _origin(module: str) -> str | None:
   return origin if origin and origin.endswith('.py') else None
 
 
-def _imports(source: bytes, package: str) -> list[str]:
+def _plain(tree: ast.Module) -> str:
+  """Returns a source without comments and docstrings; changes the tree."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+      node.value = ast.Constant(value=None)
+  return ast.unparse(tree)
+
+
+def _imports(tree: ast.Module, package: str) -> list[str]:
   """Returns the modules of a package that a source may import."""
   found = []
-  try:
-    nodes = list(ast.walk(ast.parse(source)))
-  except SyntaxError:
-    return []
-  for node in nodes:
+  for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       found += [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
