@@ -86,16 +86,16 @@ def identify(path: str, name: str) -> identity_lib.Identity | None:
     kind, directory = locate.detect(path, name)
   except ValueError:  # whatever reads it will say why
     return None
-  if kind in ('orbax', 't5x_orbax'):
-    directory = directory.parent
+  whole = directory.parent if kind in ('orbax', 't5x_orbax') else directory
   counts = lambda file: True
   if kind == 'hf':
     counts = lambda file: '/' not in file and file.endswith(_HUGGING_FACE)
-  elif any((directory / file).exists() for file in _SAVED):
+  elif any((whole / file).exists() for file in _SAVED):
     counts = _SAVED.__contains__
-  return identity_lib.Identity(
-    path=str(directory), digest=identity_lib.of_files(directory, counts)
-  )
+  digest = identity_lib.of_files(whole, counts)
+  if kind != 'hf':
+    digest = f'{whole.name}-{digest}'  # the number of the step
+  return identity_lib.Identity(path=str(directory), digest=digest)
 
 
 def identify_all(

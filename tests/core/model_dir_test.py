@@ -35,9 +35,11 @@ def test_changed_inputs_are_refused_once_there_are_results(tmp_path, result):
   changed = inputs(A='3', B='1')
   with pytest.raises(ValueError, match=message):
     model_dir_lib.check(directory, CONFIG, inputs=changed)
-  with pytest.raises(ValueError, match=message):
-    with model_dir_lib.claimed(directory, CONFIG, inputs=changed):
-      pass
+  with (
+    pytest.raises(ValueError, match=message),
+    model_dir_lib.claimed(directory, CONFIG, inputs=changed),
+  ):
+    pass
   assert not (tmp_path / ownership.FILE).exists()
 
 
@@ -83,9 +85,11 @@ def test_a_run_that_lives_is_named_before_anything_is_read(tmp_path):
     for config in (CONFIG, 'TAU = 0.2\n'):
       with pytest.raises(ValueError, match='belongs to a run that lives'):
         model_dir_lib.check(str(tmp_path), config)
-      with pytest.raises(ValueError, match='belongs to a run that lives'):
-        with model_dir_lib.claimed(str(tmp_path), config):
-          pass
+      with (
+        pytest.raises(ValueError, match='belongs to a run that lives'),
+        model_dir_lib.claimed(str(tmp_path), config),
+      ):
+        pass
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     assert (tmp_path / 'config.gin').read_text() == CONFIG
 
@@ -169,9 +173,11 @@ def test_what_the_first_process_refuses_all_refuse(tmp_path, monkeypatch):
   monkeypatch.setattr(private_apis, 'process_id', lambda: 1)
   monkeypatch.setattr(private_apis, 'process_count', lambda: 2)
   monkeypatch.setattr(private_apis, 'exchange', exchange)
-  with pytest.raises(ValueError, match='/x holds another run'):
-    with model_dir_lib.claimed(str(tmp_path), CONFIG):
-      pass
+  with (
+    pytest.raises(ValueError, match='/x holds another run'),
+    model_dir_lib.claimed(str(tmp_path), CONFIG),
+  ):
+    pass
   assert not any(tmp_path.iterdir())  # which the first one alone writes to
   assert said == ['']
 

@@ -128,9 +128,11 @@ def test_an_owner_elsewhere_lives_if_it_beats(tmp_path, quick, clock):
   thread = threading.Thread(target=beat)
   thread.start()
   try:
-    with pytest.raises(ValueError, match='on other'):
-      with ownership.owned(str(tmp_path)):
-        pass
+    with (
+      pytest.raises(ValueError, match='on other'),
+      ownership.owned(str(tmp_path)),
+    ):
+      pass
   finally:
     stop.set()
     thread.join()
@@ -186,9 +188,11 @@ def test_a_folder_without_locks_settles(tmp_path, monkeypatch):
   monkeypatch.setattr(ownership.fcntl, 'flock', refuse)
   timer = threading.Timer(0.2, lambda: write(tmp_path, run='last'))
   timer.start()
-  with pytest.raises(ValueError, match='belongs to a run that lives'):
-    with ownership.owned(str(tmp_path)):
-      pass
+  with (
+    pytest.raises(ValueError, match='belongs to a run that lives'),
+    ownership.owned(str(tmp_path)),
+  ):
+    pass
   timer.join()
 
 
