@@ -328,7 +328,7 @@ def bindings(config: str) -> list[str]:
 def _all_bindings(config: str) -> list[str]:
   """Returns all bindings and imports of a configuration, one a line."""
   config = re.sub(r'\\\n\s*', '', config)
-  config = re.sub(r'\n\s+', ' ', config)
+  config = re.sub(r'\n[ \t]+', ' ', config)
   lines = [re.sub(r'\s+', ' ', line).strip() for line in config.splitlines()]
   return [line for line in lines if line and not line.startswith('#')]
 

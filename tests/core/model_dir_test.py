@@ -74,6 +74,14 @@ def test_a_run_of_an_earlier_version_has_no_known_inputs(tmp_path):
   model_dir_lib.check(str(tmp_path), CONFIG, inputs=inputs(A='1'))
 
 
+def test_bindings_are_one_a_line_whatever_gin_puts_between_them():
+  config = (
+    '# Macros:\n# ====\nA = 1\nB = \\\n    (1,\n     2)\n\n'
+    '# Parameters for x.y:\n# ====\nx.y.a = %A\n'
+  )
+  assert model_dir_lib.bindings(config) == ['A = 1', 'B = (1, 2)', 'x.y.a = %A']
+
+
 def test_check_writes_nothing(tmp_path):
   model_dir_lib.check(str(tmp_path / 'new'), CONFIG, inputs=inputs(A='1'))
   assert not any(tmp_path.iterdir())

@@ -206,7 +206,13 @@ def test_a_corrected_prompts_file_is_no_finished_run(
   assert 'PROMPTS_FILE: ' in capsys.readouterr().out
   prompts = [json.loads(line)['prompt'] for line in content.splitlines()]
   assert prompts == (TEXTS if lines is None else texts)
-  run(tmp_path, checkpoints)  # it is known now that they changed
+  # Lines that were mixed knowingly are of these prompts from now on. Those of a
+  # finished run are not.
+  if lines is None:
+    with pytest.raises(ValueError, match='PROMPTS_FILE: '):
+      run(tmp_path, checkpoints)
+    return
+  run(tmp_path, checkpoints)
   assert 'is complete' in capsys.readouterr().out
 
 
