@@ -76,6 +76,7 @@ def start_processes() -> None:
 
   A lone process joins itself as well: JAX saves on SIGTERM only then.
   """
+  _check_processes()
   if _COORDINATOR.value:
     jax.distributed.initialize(
       _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
@@ -92,6 +93,59 @@ def start_processes() -> None:
       probe.bind(('localhost', 0))
       port = probe.getsockname()[1]
     jax.distributed.initialize(f'localhost:{port}', 1, 0)
+
+
+def _check_processes() -> None:
+  """Refuses flags of which some processes alone would make a run of their own.
+
+  Raises:
+    ValueError: Names the flags that are missing or do not fit.
+  """
+  flags_ = (_COORDINATOR, _PROCESSES, _PROCESS)
+  given = [flag for flag in flags_ if flag.present]
+  missing = [f'--{flag.name}' for flag in flags_ if not flag.present]
+  if given and missing:
+    raise ValueError(
+      f'--{given[0].name}={given[0].value} needs {" and ".join(missing)}, too. '
+      'Every process takes all three flags, or none where the processes find '
+      'each other.'
+    )
+  if not given:
+    return
+  if not 0 <= _PROCESS.value < _PROCESSES.value:
+    raise ValueError(
+      f'--process_id={_PROCESS.value} is not between 0 and '
+      f'{_PROCESSES.value - 1} (--num_processes={_PROCESSES.value}).'
+    )
+  host, colon, port = (_COORDINATOR.value or '').rpartition(':')
+  if not (host and colon and port.isdigit()):
+    raise ValueError(
+      f'--coordinator_address={_COORDINATOR.value} is not HOST:PORT, the '
+      'address of process 0.'
+    )
+
+
+def compare_processes(config: str) -> None:
+  """Checks that all processes of a run have the same configuration.
+
+  Args:
+    config: All bindings, as `gin.config_str()` gives them.
+
+  Raises:
+    ValueError: Names the bindings that differ. All processes raise it.
+  """
+  first, *others = private_apis.exchange(config)
+  for n, other in enumerate(others, 1):
+    if other != first:
+      differing = sorted(set(first.splitlines()) ^ set(other.splitlines()))
+      raise ValueError(
+        f'Processes 0 and {n} have different bindings; give every process the '
+        'same command but for --process_id:\n  '
+        + '\n  '.join(
+          line + (' (process 0)' if line in first.splitlines() else '')
+          for line in differing[:12]
+        )
+      )
 
 
 def _has_tpu() -> bool:
@@ -115,6 +169,7 @@ def run(argv: list[str]) -> None:
     sys.path.append(str(root))  # of `tasks`
   start_processes()
   gin_config.parse(_GIN_FILE.value, _GIN_BINDINGS.value)
+  compare_processes(gin.config_str())
   function = gin.query_parameter('RUN/gin.macro.value').scoped_configurable_fn
   if not getattr(function, 'saves_on_sigterm', False):
     # There is no state to save; JAX would swallow the signal.

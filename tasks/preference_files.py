@@ -20,10 +20,13 @@ from typing import Any
 
 import seqio
 
+from ipo_md.core import identity
+from ipo_md.core import paths
 from tasks.lib import json_lines
 from tasks.lib import text_tasks
 
 
+@identity.reads(files=identity.of_file)
 def pairs(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
   """Registers a task of pairs, rows of `prompt, chosen, rejected`.
 
@@ -43,6 +46,7 @@ def pairs(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
   )
 
 
+@identity.reads(files=identity.of_file)
 def rewards(*, files: Mapping[str, str], k: int, max_bad_rows: int = 0) -> str:
   """Registers a task of rewards, rows of `prompt, completions, scores`.
 
@@ -67,6 +71,7 @@ def rewards(*, files: Mapping[str, str], k: int, max_bad_rows: int = 0) -> str:
   )
 
 
+@identity.reads(files=identity.of_file)
 def supervised(*, files: Mapping[str, str], max_bad_rows: int = 0) -> str:
   """Registers a task of the chosen or best-scored completions.
 
@@ -89,6 +94,13 @@ def _source(
   signature: Mapping[str, Any],
   max_bad_rows: int,
 ) -> text_tasks.Source:
+  files = {
+    split: paths.absolute(
+      path, f'PREFERENCE_FILES[{split!r}] ({split.upper()}_FILE)'
+    )
+    for split, path in files.items()
+  }
+
   def rows(split: str) -> text_tasks.Rows:
     return text_tasks.rows_of_files(
       [files[split]], parse, max_bad_rows=max_bad_rows

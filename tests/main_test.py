@@ -275,6 +275,86 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_was(
   assert {p: p.stat().st_mtime_ns for p in straight.rglob('*')} == before
 
 
+def test_a_second_run_in_one_folder_is_one_line(call, tmp_path, capsys):
+  hold = (
+    'import sys, time\nfrom ipo_md.core import ownership\n'
+    'with ownership.owned(sys.argv[1]):\n  print(1, flush=True)\n'
+    '  time.sleep(600)\n'
+  )
+  process = subprocess.Popen(
+    [sys.executable, '-c', hold, tmp_path], cwd=_ROOT, stdout=subprocess.PIPE
+  )
+  try:
+    process.stdout.readline()
+    err = error_of(call, arguments(tmp_path, LEARNING_RATE=0.5), capsys)
+  finally:
+    process.kill()
+    process.wait()
+  assert re.search(f'MODEL_DIR {tmp_path} belongs .*{process.pid}', err), err
+  assert [path.name for path in tmp_path.iterdir()] == ['OWNER.json']
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['--num_processes=2', '--process_id=1'], 'needs --coordinator_address'),
+    (['--num_processes=2'], '--coordinator_address and --process_id'),
+    (['--process_id=0'], '--coordinator_address and --num_processes'),
+    (['--coordinator_address=h:1'], '--num_processes and --process_id'),
+    (
+      ['--coordinator_address=h:1', '--num_processes=2'],
+      '--coordinator_address=h:1 needs --process_id',
+    ),
+    (
+      ['--coordinator_address=h:1', '--num_processes=2', '--process_id=2'],
+      '--process_id=2 is not between 0 and 1',
+    ),
+    (
+      ['--coordinator_address=h:1', '--num_processes=2', '--process_id=-1'],
+      '--process_id=-1 is not between 0 and 1',
+    ),
+    (
+      ['--coordinator_address=h', '--num_processes=2', '--process_id=1'],
+      '--coordinator_address=h is not HOST:PORT',
+    ),
+  ],
+)
+def test_a_process_does_not_run_alone_by_mistake(monkeypatch, args, message):
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *_: pytest.fail('it runs')
+  )
+  names = ('coordinator_address', 'num_processes', 'process_id')
+  for name in names:
+    flags.FLAGS[name].unparse()
+  flags.FLAGS(['ipo_md', *args])
+  try:
+    with pytest.raises(ValueError, match=re.escape(message)):
+      main.start_processes()
+  finally:
+    for name in names:
+      flags.FLAGS[name].unparse()
+
+
+@pytest.mark.parametrize(
+  ('others', 'message'),
+  [
+    (['SEED = 0\nTAU = 1\n'], None),
+    (['SEED = 1\nTAU = 1\n'], r'0 and 1 .*\n  SEED = 0 .process 0.\n.*= 1$'),
+    (['SEED = 0\nTAU = 1\n', 'SEED = 0\n'], '0 and 2 .*\n  TAU = 1 .process 0'),
+  ],
+)
+def test_all_processes_have_one_configuration(monkeypatch, others, message):
+  monkeypatch.setattr(
+    main.private_apis, 'exchange', lambda text: [text, *others]
+  )
+  config = 'SEED = 0\nTAU = 1\n'
+  if message is None:
+    main.compare_processes(config)
+    return
+  with pytest.raises(ValueError, match=f'(?s){message}'):
+    main.compare_processes(config)
+
+
 @pytest.mark.parametrize(
   ('tpu', 'platforms', 'cluster', 'config'),
   [
@@ -297,6 +377,8 @@ def test_libtpu_without_chips_is_no_tpu(
     jax.distributed, 'initialize', lambda *args: joined.append(args)
   )
   monkeypatch.setattr(jax.config, 'update', lambda k, v: set_.append(k))
+  for name in ('coordinator_address', 'num_processes', 'process_id'):
+    flags.FLAGS[name].unparse()
   flags.FLAGS(['ipo_md'])
   main.start_processes()
   assert (joined == [()]) == cluster

@@ -18,6 +18,7 @@ from ipo_md import checkpoints
 from ipo_md import data
 from ipo_md import models
 from ipo_md import sampling
+from ipo_md.core import paths
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.core import types
@@ -42,6 +43,7 @@ def compute(
     batch_size: BATCH_SIZE, prompts at a time over all hosts.
     mesh_shape: MESH_SHAPE, sizes of the mesh axes.
   """
+  path = paths.absolute(path, 'REFERENCE_LOG_PROBS')
   mesh = sharding.make_mesh(mesh_shape)
   examples = dataset()
   data.check_vocabulary(examples, model.config.vocab_size)
@@ -100,6 +102,12 @@ def attached(*, path: str, dataset: Callable[[], data.Dataset]) -> data.Dataset:
   Raises:
     ValueError: They belong to other examples, lengths or another prompt format.
   """
+  path = paths.absolute(path, 'REFERENCE_LOG_PROBS')
+  if not epath.Path(path).exists():
+    raise ValueError(
+      f'There is no file {path} (REFERENCE_LOG_PROBS). '
+      'gin/runs/reference_log_probs.gin writes it.'
+    )
   loaded = dataset()
   with epath.Path(path).open('rb') as file:
     stored = np.load(file)

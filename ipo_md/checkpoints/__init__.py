@@ -2,6 +2,8 @@
 
 from ipo_md.checkpoints.export_lora import export
 from ipo_md.checkpoints.load import describe
+from ipo_md.checkpoints.load import identify
+from ipo_md.checkpoints.load import identify_all
 from ipo_md.checkpoints.load import identity
 from ipo_md.checkpoints.load import load_params
 from ipo_md.checkpoints.manager import Keep
@@ -16,6 +18,8 @@ __all__ = [
   'adapted',
   'describe',
   'export',
+  'identify',
+  'identify_all',
   'identity',
   'load_params',
   'open_manager',

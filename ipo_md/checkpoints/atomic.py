@@ -8,6 +8,8 @@ from typing import Any
 
 from etils import epath
 
+from ipo_md.core import paths
+
 
 @contextlib.contextmanager
 def new_directory(output_dir: str) -> Iterator[epath.Path]:
@@ -23,6 +25,7 @@ def new_directory(output_dir: str) -> Iterator[epath.Path]:
     ValueError: `output_dir` exists.
     SystemExit: The process got SIGTERM.
   """
+  output_dir = paths.absolute(output_dir, 'OUTPUT_DIR')
   output = epath.Path(output_dir)
   if output.exists():
     raise ValueError(f'OUTPUT_DIR {output_dir} already exists.')

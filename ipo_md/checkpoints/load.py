@@ -7,10 +7,16 @@ import hashlib
 import jax
 
 from ipo_md import models
+from ipo_md.checkpoints import checksums
 from ipo_md.checkpoints import formats
 from ipo_md.checkpoints import locate
+from ipo_md.core import identity as identity_lib
 from ipo_md.core import sharding
 from ipo_md.core import types
+
+# Files of a run's checkpoint that tell two of them apart.
+_SAVED = frozenset(('_CHECKPOINT_METADATA', checksums.FILE))
+_HUGGING_FACE = ('.json', '.safetensors', '.model')
 
 
 def load_params(
@@ -46,8 +52,6 @@ def load_params(
     ValueError: The checkpoint is missing, damaged, or of another model or
       vocabulary.
   """
-  if not path:
-    raise ValueError(f'{name} is not set. It is the path of a checkpoint.')
   kind, directory = locate.detect(path, name)
   if kind == 'orbax' and vocabulary is not None:
     theirs = formats.metadata(directory)
@@ -64,6 +68,48 @@ def load_params(
   )
 
 
+def identify(path: str, name: str) -> identity_lib.Identity | None:
+  """Identifies the checkpoint that `load_params` reads, in any format.
+
+  What a checkpoint of a run contains is told by its checksums and by the
+  metadata of its save. Of other formats the names, sizes and contents of the
+  files are compared, cheaply if they are large (see `core.identity`).
+
+  Args:
+    path: Path of a checkpoint, as for `load_params`.
+    name: Name of the gin parameter with the path, for error messages.
+
+  Returns:
+    The identity, or None if there is no checkpoint.
+  """
+  try:
+    kind, directory = locate.detect(path, name)
+  except ValueError:  # whatever reads it will say why
+    return None
+  whole = directory.parent if kind in ('orbax', 't5x_orbax') else directory
+  counts = lambda file: True
+  if kind == 'hf':
+    counts = lambda file: '/' not in file and file.endswith(_HUGGING_FACE)
+  elif any((whole / file).exists() for file in _SAVED):
+    counts = _SAVED.__contains__
+  digest = identity_lib.of_files(whole, counts)
+  if kind != 'hf':
+    digest = f'{whole.name}-{digest}'  # the number of the step
+  return identity_lib.Identity(path=str(directory), digest=digest)
+
+
+def identify_all(
+  paths: Mapping[str, str | None],
+) -> dict[str, identity_lib.Identity]:
+  """Identifies checkpoints by name; leaves out those that are not there.
+
+  Args:
+    paths: Name of the gin parameter -> path of a checkpoint, or None.
+  """
+  found = {name: identify(path, name) for name, path in paths.items() if path}
+  return {name: value for name, value in found.items() if value is not None}
+
+
 def identity(path: str, name: str) -> str:
   """Returns a string that differs if `load_params` reads another checkpoint.
 
@@ -74,13 +120,11 @@ def identity(path: str, name: str) -> str:
   Raises:
     ValueError: There is no checkpoint.
   """
-  if not path:
-    raise ValueError(f'{name} is not set. It is the path of a checkpoint.')
-  _, directory = locate.detect(path, name)
-  # Orbax's metadata includes the time of the save.
-  metadata = directory.parent / '_CHECKPOINT_METADATA'
-  written = metadata.read_text() if metadata.exists() else ''
-  return f'{directory} {hashlib.sha256(written.encode()).hexdigest()[:12]}'
+  found = identify(path, name)
+  if found is None:
+    locate.detect(path, name)  # raises what is wrong
+    raise ValueError(f'{name} {path} disappeared while it was read.')
+  return f'{found.path} {found.digest}'
 
 
 def describe(vocabulary: types.Vocabulary) -> str:

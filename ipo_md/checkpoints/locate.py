@@ -9,6 +9,7 @@ from ipo_md.checkpoints import checksums
 from ipo_md.checkpoints import foreign
 from ipo_md.checkpoints import t5x
 from ipo_md.core import metrics as metrics_lib
+from ipo_md.core import paths
 
 Format = Literal['orbax', 't5x', 't5x_orbax', 'hf']  # see `formats`
 
@@ -24,7 +25,10 @@ def detect(path: str, name: str) -> tuple[Format, epath.Path]:
   Raises:
     ValueError: There is no checkpoint.
   """
+  if not isinstance(path, str) or not path.strip():
+    raise ValueError(f'{name} is {path!r}: it has to be a path, in quotes.')
   path, best, _ = path.partition(':best')
+  path = paths.absolute(path, name)
   if best:
     path = _best(path, name)
   directory = epath.Path(path)

@@ -5,10 +5,14 @@ library breaks one file.
 """
 
 from collections.abc import Iterator
+import itertools
 from typing import Any
 
 import gin
 from jax._src import distributed
+
+_EXCHANGE_SECONDS = 1200  # for the slowest process to read its configuration
+_exchanges = itertools.count()
 
 
 def bound_macros() -> set[str]:
@@ -37,3 +41,77 @@ def process_count() -> int:
   after an error of the configuration they may never come.
   """
   return distributed.global_state.num_processes or 1
+
+
+def used_bindings() -> Iterator[tuple[Any, str, str, Any]]:
+  """Yields what the run binds: (target, name of the target, parameter, value).
+
+  Only targets that RUN refers to, directly or through others, are visited. gin
+  has no public way to walk its configuration, nor to ask what a reference
+  refers to.
+  """
+  config = gin.config._CONFIG  # pyright: ignore[reportAttributeAccessIssue]
+  todo = [(config.get(('RUN', 'gin.macro'), {}).get('value'), ())]
+  seen = set()
+  while todo:
+    value, active = todo.pop()
+    for reference in gin.config.iterate_references(value):  # pyright: ignore
+      if reference.selector == 'gin.macro':
+        key = ('/'.join(reference.scopes), 'gin.macro')
+        todo.append((config.get(key, {}).get('value'), active))
+        continue
+      scopes = tuple(reference.scopes) or active
+      selector = reference.configurable.selector
+      if (scopes, selector) in seen:
+        continue
+      seen.add((scopes, selector))
+      bound = {}
+      for length in range(len(scopes) + 1):
+        key = ('/'.join(scopes[:length]), selector)
+        bound |= config.get(key, {})
+      for parameter, bound_value in bound.items():
+        name = '/'.join([*scopes, reference.selector])
+        yield reference.configurable.wrapped, name, parameter, bound_value
+        todo.append((bound_value, scopes))
+
+
+def macro_of(value: Any) -> str | None:
+  """Returns the macro that a bound value refers to, or None.
+
+  The class of gin's references is not public.
+  """
+  if isinstance(value, gin.config.ConfigurableReference):  # pyright: ignore
+    return '/'.join(value.scopes) if value.selector == 'gin.macro' else None
+  return None
+
+
+def value_of(macro: str) -> Any:
+  """Returns what a macro is bound to, references left as they are."""
+  config = gin.config._CONFIG  # pyright: ignore[reportAttributeAccessIssue]
+  return config.get((macro, 'gin.macro'), {}).get('value')
+
+
+def exchange(text: str) -> list[str]:
+  """Returns the texts of all processes, in their order.
+
+  Uses the store of JAX's coordination service, so that no device is started.
+  All processes have to call it equally often.
+
+  Args:
+    text: Text of this process.
+  """
+  state = distributed.global_state
+  if process_count() == 1:
+    return [text]
+  prefix = f'ipo_md/exchange/{next(_exchanges)}'
+  client = state.client
+  client.key_value_set(f'{prefix}/{state.process_id}', text)
+  return [
+    client.blocking_key_value_get(f'{prefix}/{n}', _EXCHANGE_SECONDS * 1000)
+    for n in range(process_count())
+  ]
+
+
+def process_id() -> int:
+  """Returns the number of this process, without starting the devices."""
+  return distributed.global_state.process_id or 0

@@ -14,7 +14,9 @@ from etils import epy
 import jax
 import numpy as np
 
+from ipo_md.core import identity
 from ipo_md.core import model_dir as model_dir_lib
+from ipo_md.core import paths
 from ipo_md.core import types
 from ipo_md.data import examples as examples_lib
 from ipo_md.data import prompt_format as prompt_format_lib
@@ -101,6 +103,7 @@ class Dataset:
     )
 
 
+@identity.reads(module=identity.of_module)
 @model_dir_lib.may_change('cache_dir')
 def load(
   *,
@@ -148,6 +151,7 @@ def load(
   vocabularies.check_readable(vocabulary)
   read = examples_lib.tokenise
   if cache_dir is not None:
+    cache_dir = paths.absolute(cache_dir, 'CACHE_DIR')
     read = functools.partial(
       token_cache.load, cache_dir=cache_dir, module=module
     )

@@ -7,6 +7,8 @@ import dataclasses
 
 from etils import epy
 
+from ipo_md.core import identity
+from ipo_md.core import paths
 from ipo_md.core import types
 from ipo_md.data import registry
 
@@ -42,6 +44,7 @@ def vocabulary(
   return task.output_features['inputs'].vocabulary
 
 
+@identity.reads(path=identity.of_file)
 def tokenizer_vocabulary(
   *,
   path: str,
@@ -70,7 +73,7 @@ def tokenizer_vocabulary(
       the ids.
   """
   return hf_vocabulary.TokenizerVocabulary(
-    path,
+    paths.absolute(path, 'TOKENIZER_PATH'),
     eos_id=eos_id,
     bos_id=bos_id,
     prefix_space=prefix_space,

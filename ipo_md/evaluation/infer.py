@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import math
 
 from etils import epath
@@ -28,14 +27,14 @@ from ipo_md import checkpoints
 from ipo_md import data
 from ipo_md import models
 from ipo_md import sampling
+from ipo_md.core import identity
 from ipo_md.core import model_dir as model_dir_lib
+from ipo_md.core import paths
 from ipo_md.core import progress
 from ipo_md.core import row_files
 from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.evaluation import completions_file
-
-INPUTS_FILE = 'inputs.json'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +58,13 @@ class Prompts:
   prompt_format: data.PromptFormat
   task_feature_lengths: Mapping[str, int]
 
+  def inputs(self) -> dict[str, identity.Identity]:
+    """Identifies the file of the prompts, if there is one."""
+    if self.prompts_file is None:
+      return {}
+    found = identity.of_file(self.prompts_file, 'PROMPTS_FILE')
+    return {} if found is None else {'PROMPTS_FILE': found}
+
   def load(self) -> data.Dataset:
     """Loads the prompts.
 
@@ -68,7 +74,8 @@ class Prompts:
     if self.prompts_file is None:
       return self.task()
     vocabulary = self.vocabulary()
-    texts = list(row_files.prompts(self.prompts_file, 'PROMPTS_FILE'))
+    file = paths.absolute(self.prompts_file, 'PROMPTS_FILE')
+    texts = list(row_files.prompts(file, 'PROMPTS_FILE'))
     found = data.of_prompts(self.prompts_file, texts, vocabulary)
     room = self.prompt_format.room(self.task_feature_lengths['inputs'])
     return data.Dataset(
@@ -82,7 +89,9 @@ class Prompts:
     )
 
 
-@model_dir_lib.may_change('model_dir', 'mesh_shape', 'batch_size')
+@model_dir_lib.may_change(
+  'model_dir', 'mesh_shape', 'batch_size', 'accept_changed_inputs'
+)
 def infer(
   *,
   model_dir: str,
@@ -95,6 +104,7 @@ def infer(
   sampler: sampling.Sampler,
   mixture_coefs: Sequence[float],
   reference_checkpoint_path: str | None = None,
+  accept_changed_inputs: bool = False,
 ) -> None:
   """Writes K completions of every prompt.
 
@@ -114,6 +124,8 @@ def infer(
       the policy alone.
     reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH, or None to write no
       log-probabilities of a reference.
+    accept_changed_inputs: ACCEPT_CHANGED_INPUTS, whether lines that were made
+      from other checkpoints or prompts are accepted.
 
   Raises:
     ValueError: The configuration contradicts itself, or MODEL_DIR has lines of
@@ -125,7 +137,19 @@ def infer(
       f'MIXTURE_COEFS = {tuple(mixture_coefs)} needs a reference policy '
       '(REFERENCE_CHECKPOINT_PATH).'
     )
-  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
+  inputs = identity.of_run() | checkpoints.identify_all(
+    {
+      'CHECKPOINT_PATH': checkpoint_path,
+      'REFERENCE_CHECKPOINT_PATH': reference_checkpoint_path,
+    }
+  )
+  inputs |= prompts.inputs()
+  model_dir = model_dir_lib.check(
+    model_dir,
+    gin.config_str(),
+    inputs=inputs,
+    accept_changed_inputs=accept_changed_inputs,
+  )
   if model_dir_lib.is_completed(model_dir, 0):
     progress.say(f'{model_dir} is complete.')
     return
@@ -134,17 +158,21 @@ def infer(
   progress.say(', '.join(f'{k} {v:,}' for k, v in dataset.counts.items()))
   data.check_vocabulary(dataset, model.config.vocab_size)
   output = epath.Path(model_dir) / completions_file.NAME
-  done = completions_file.count_whole_lines(output)
   bare = [e.prompts.row(i) for e in dataset.examples for i in range(len(e))]
-  inputs = {'prompts': hashlib.sha256(b'|'.join(map(bytes, bare))).hexdigest()}
-  for name, path in (
-    ('CHECKPOINT_PATH', checkpoint_path),
-    ('REFERENCE_CHECKPOINT_PATH', reference_checkpoint_path),
+  inputs['prompts'] = identity.Identity(
+    path=prompts.prompts_file or dataset.examples[0].name,
+    digest=hashlib.sha256(b'|'.join(map(bytes, bare))).hexdigest()[:16],
+  )
+  with (
+    jax.set_mesh(mesh),
+    model_dir_lib.claimed(
+      model_dir,
+      gin.config_str(),
+      inputs=inputs,
+      accept_changed_inputs=accept_changed_inputs,
+    ),
   ):
-    if path is not None:
-      inputs[name] = checkpoints.identity(path, name)
-  _record_inputs(epath.Path(model_dir) / INPUTS_FILE, inputs, done)
-  with jax.set_mesh(mesh):
+    done = completions_file.count_whole_lines(output)
     load = functools.partial(
       checkpoints.load_params, mesh=mesh, vocabulary=dataset.vocabulary
     )
@@ -177,40 +205,7 @@ def infer(
       if jax.process_index() == 0:
         with output.open('a') as file:
           file.writelines(lines[max(done - i * batch_size, 0) :])
-  model_dir_lib.complete(model_dir, 0)
-
-
-def _record_inputs(
-  path: epath.Path, inputs: Mapping[str, str], done: int
-) -> None:
-  """Records the inputs of a run, or checks them against those of its lines.
-
-  Equal bindings do not guarantee equal inputs: a MODEL_DIR may have received
-  newer checkpoints since, and a file new rows.
-
-  Args:
-    path: inputs.json.
-    inputs: Identity of each input.
-    done: Number of lines that MODEL_DIR already has.
-
-  Raises:
-    ValueError: The lines came from other inputs.
-  """
-  if not (done and path.exists()):
-    if jax.process_index() == 0:
-      path.write_text(json.dumps(inputs, indent=1) + '\n')
-    return
-  before = json.loads(path.read_text())
-  if before != inputs:
-    changes = [
-      f'{name}: {before.get(name)} then, {inputs.get(name)} now'
-      for name in sorted(before | inputs)
-      if before.get(name) != inputs.get(name)
-    ]
-    raise ValueError(
-      f'{path.parent} (MODEL_DIR) has {done} lines from other inputs; choose '
-      'another MODEL_DIR:\n  ' + '\n  '.join(changes)
-    )
+    model_dir_lib.complete(model_dir, 0)
 
 
 def _draw(

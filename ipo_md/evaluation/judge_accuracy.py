@@ -18,13 +18,15 @@ import jax
 
 from ipo_md import data
 from ipo_md import judges as judges_lib
+from ipo_md.core import identity
 from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import sharding
 from ipo_md.evaluation import judge_agreement
 from ipo_md.evaluation import results
+from ipo_md.evaluation import rows as rows_lib
 
 
-@model_dir_lib.may_change('model_dir', 'mesh_shape')
+@model_dir_lib.may_change('model_dir', 'mesh_shape', 'accept_changed_inputs')
 def judge_accuracy(
   *,
   model_dir: str,
@@ -32,6 +34,7 @@ def judge_accuracy(
   judges: Mapping[str, judges_lib.HostJudge],
   dataset: Callable[[], data.Dataset],
   examples: int,
+  accept_changed_inputs: bool = False,
 ) -> None:
   """Measures judges on labelled pairs; prints the numbers and writes them.
 
@@ -41,11 +44,17 @@ def judge_accuracy(
     judges: JUDGES, name -> judge.
     dataset: Function that loads pairs with their preference.
     examples: EVAL_EXAMPLES, the number of pairs, counted from the first.
+    accept_changed_inputs: ACCEPT_CHANGED_INPUTS, whether results of other
+      judges or pairs under the same paths are accepted.
 
   Raises:
     ValueError: There are no judges or no pairs, or pairs have no preference.
   """
-  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
+  claim = {
+    'inputs': identity.of_run() | rows_lib.judge_inputs(judges),
+    'accept_changed_inputs': accept_changed_inputs,
+  }
+  model_dir = model_dir_lib.check(model_dir, gin.config_str(), **claim)
   if model_dir_lib.is_completed(model_dir, 0):
     print(f'{model_dir} is complete.', flush=True)
     return
@@ -54,16 +63,19 @@ def judge_accuracy(
       f'EVAL_EXAMPLES is {examples} and JUDGES has {len(judges)} names, but '
       'both must be at least 1.'
     )
-  with jax.set_mesh(sharding.make_mesh(mesh_shape)):
+  with (
+    jax.set_mesh(sharding.make_mesh(mesh_shape)),
+    model_dir_lib.claimed(model_dir, gin.config_str(), **claim),
+  ):
     samples, truth = judge_agreement.labelled_pairs(dataset(), examples)
     found = judge_agreement.on_pairs(judges, samples, truth)
-  if jax.process_index() == 0:
-    print(describe(found), flush=True)
-    tables = judge_agreement.by_kind({'held_out_pairs': found})
-    content = {'judges': list(judges), 'pairs': len(truth), **tables}
-    text = json.dumps(results.rounded(content), indent=1, sort_keys=True)
-    (epath.Path(model_dir) / 'results.json').write_text(text + '\n')
-  model_dir_lib.complete(model_dir, 0)
+    if jax.process_index() == 0:
+      print(describe(found), flush=True)
+      tables = judge_agreement.by_kind({'held_out_pairs': found})
+      content = {'judges': list(judges), 'pairs': len(truth), **tables}
+      text = json.dumps(results.rounded(content), indent=1, sort_keys=True)
+      (epath.Path(model_dir) / 'results.json').write_text(text + '\n')
+    model_dir_lib.complete(model_dir, 0)
 
 
 def describe(found: Mapping[str, Mapping[str, Any]]) -> str:

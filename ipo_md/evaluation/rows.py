@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import pathlib
 
+from ipo_md import checkpoints
 from ipo_md import judges as judges_lib
+from ipo_md.core import identity
+from ipo_md.core import paths as paths_lib
 from ipo_md.evaluation import results
 from ipo_md.evaluation import text_policies
 
@@ -83,6 +86,38 @@ def pairs(
   ]
 
 
+def policy_inputs(paths: Mapping[str, str]) -> dict[str, identity.Identity]:
+  """Identifies the checkpoints or the texts of rows.
+
+  Args:
+    paths: Row -> path.
+  """
+  found = {
+    f'POLICIES[{name!r}]': text_policies.identify(path, name)
+    if text_policies.is_texts(path)
+    else checkpoints.identify(path, name)
+    for name, path in paths.items()
+  }
+  return {name: value for name, value in found.items() if value is not None}
+
+
+def judge_inputs(
+  judges: Mapping[str, judges_lib.HostJudge],
+) -> dict[str, identity.Identity]:
+  """Identifies the checkpoints of the judges that have one.
+
+  Args:
+    judges: JUDGES, name -> judge.
+  """
+  return checkpoints.identify_all(
+    {
+      f'JUDGES[{name!r}]': judge.checkpoint_path
+      for name, judge in judges.items()
+      if isinstance(judge, judges_lib.LearnedJudge)
+    }
+  )
+
+
 def model_dirs(
   paths: Mapping[str, str], judges: Mapping[str, judges_lib.HostJudge]
 ) -> dict[str, str]:
@@ -103,7 +138,8 @@ def model_dirs(
       paths[name] = judge.checkpoint_path
   found = {}
   for name, path in paths.items():
-    folder = pathlib.Path(path.removesuffix(':best'))
+    path = paths_lib.absolute(path.removesuffix(':best'), name)
+    folder = pathlib.Path(path)
     if folder.name.isdigit():
       folder = folder.parent
     if folder.name == 'checkpoints':

@@ -28,8 +28,10 @@ from ipo_md import judges as judges_lib
 from ipo_md import models
 from ipo_md import report
 from ipo_md import sampling
+from ipo_md.core import identity
 from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import part_store
+from ipo_md.core import paths as paths_lib
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.evaluation import drawing
@@ -68,7 +70,7 @@ class BestOf:
     return math.log(self.n) - (self.n - 1) / self.n
 
 
-@model_dir_lib.may_change('model_dir', 'mesh_shape')
+@model_dir_lib.may_change('model_dir', 'mesh_shape', 'accept_changed_inputs')
 def side_by_side(
   *,
   model_dir: str,
@@ -85,6 +87,7 @@ def side_by_side(
   task_metrics: Callable[..., judges_lib.Measure | None] | None = None,
   best_of: BestOf | None = None,
   agreement: judge_agreement.Agreement | None = None,
+  accept_changed_inputs: bool = False,
 ) -> None:
   """Samples and judges completions, and writes the results and the report.
 
@@ -110,15 +113,30 @@ def side_by_side(
       None.
     best_of: Best-of-n row, or None.
     agreement: Pairs on which the judges are compared, or None.
+    accept_changed_inputs: ACCEPT_CHANGED_INPUTS, whether results are accepted
+      though a policy, a judge or another input has changed under its path.
 
   Raises:
     ValueError: The configuration contradicts itself.
   """
   groups = rows_lib.by_policy(policies)
-  paths = {n: path for rows in groups.values() for n, path in rows.items()}
+  paths = {
+    name: paths_lib.absolute(path, f'POLICIES[{name!r}]')
+    for rows in groups.values()
+    for name, path in rows.items()
+  }
   _check(groups, judges, compared, best_of, agreement)
   texts = rows_lib.given_as_text(paths, judges)
-  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
+  claim = {
+    'inputs': identity.of_run()
+    | rows_lib.policy_inputs(paths)
+    | rows_lib.judge_inputs(judges)
+    | checkpoints.identify_all(
+      {'REFERENCE_CHECKPOINT_PATH': reference_checkpoint_path}
+    ),
+    'accept_changed_inputs': accept_changed_inputs,
+  }
+  model_dir = model_dir_lib.check(model_dir, gin.config_str(), **claim)
   if model_dir_lib.is_completed(model_dir, 0):
     progress.say(f'{model_dir} is complete.')
     return
@@ -126,7 +144,10 @@ def side_by_side(
   runs = rows_lib.model_dirs(paths, judges)
   judges = {n: _kept(n, judge, parts) for n, judge in judges.items()}
   dataset = prompts.load()
-  with jax.set_mesh(sharding.make_mesh(mesh_shape)):
+  with (
+    jax.set_mesh(sharding.make_mesh(mesh_shape)),
+    model_dir_lib.claimed(model_dir, gin.config_str(), **claim),
+  ):
     draw = drawing.drawer(
       model, prompts, dataset, reference_checkpoint_path, seed, parts
     )
@@ -145,20 +166,22 @@ def side_by_side(
     }
     if agreement is not None:
       found |= judge_agreement.tables(agreement, drawn, judges, measure)
-  if jax.process_index() == 0:
-    of_task = task_metrics and task_metrics(dataset, prompts.examples)
-    comparison = results.Comparison(
-      prompts=samples.prompts,
-      texts={n: [row[0] for row in d.samples.texts] for n, d in rows.items()},
-      scores={n: _scores(d, [measure, of_task]) for n, d in rows.items()},
-      pairs=pairs,
-      judged=judged,
-      one_vocabulary=not texts,
-    )
-    found |= results.found(comparison, {n: list(g) for n, g in groups.items()})
-    results.write(epath.Path(model_dir), found, comparison)
-    report.write(model_dir, runs)
-  model_dir_lib.complete(model_dir, 0)
+    if jax.process_index() == 0:
+      of_task = task_metrics and task_metrics(dataset, prompts.examples)
+      comparison = results.Comparison(
+        prompts=samples.prompts,
+        texts={n: [row[0] for row in d.samples.texts] for n, d in rows.items()},
+        scores={n: _scores(d, [measure, of_task]) for n, d in rows.items()},
+        pairs=pairs,
+        judged=judged,
+        one_vocabulary=not texts,
+      )
+      found |= results.found(
+        comparison, {n: list(g) for n, g in groups.items()}
+      )
+      results.write(epath.Path(model_dir), found, comparison)
+      report.write(model_dir, runs)
+    model_dir_lib.complete(model_dir, 0)
 
 
 def _draw(

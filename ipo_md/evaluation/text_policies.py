@@ -14,6 +14,7 @@ from etils import epath
 import numpy as np
 
 from ipo_md import data
+from ipo_md.core import identity
 from ipo_md.core import row_files
 from ipo_md.evaluation import completions_file
 from ipo_md.evaluation import drawn_samples
@@ -25,6 +26,16 @@ def is_texts(path: str) -> bool:
   return (folder / completions_file.NAME).exists() and not (
     folder / 'checkpoints'
   ).exists()
+
+
+def identify(path: str, name: str) -> identity.Identity | None:
+  """Identifies the completions of an `infer` run.
+
+  Args:
+    path: MODEL_DIR of the run.
+    name: Name of the policy, for messages.
+  """
+  return identity.of_file(str(epath.Path(path) / completions_file.NAME), name)
 
 
 def read(

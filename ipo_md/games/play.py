@@ -19,6 +19,7 @@ import optax
 
 from ipo_md import algorithms
 from ipo_md import sampling
+from ipo_md.core import paths
 from ipo_md.core import types
 from ipo_md.games import exact
 from ipo_md.games import figure as figure_lib
@@ -126,6 +127,7 @@ def play(
     starts: STARTS, the number of policies, which are trained side by side.
     ema_decay: EMA_DECAY of that step.
   """
+  model_dir = paths.absolute(model_dir, 'MODEL_DIR')
   # At a limit, the moving average of the policy equals the policy.
   ema = ema_decay is not None
   players = (0.0,) * len(mixture_coefs) if ema else mixture_coefs

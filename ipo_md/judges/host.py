@@ -21,6 +21,7 @@ from scipy import special
 
 from ipo_md import checkpoints
 from ipo_md import models
+from ipo_md.core import identity
 from ipo_md.core import part_store
 from ipo_md.core import progress
 from ipo_md.core import sharding
@@ -59,6 +60,7 @@ class TextJudge:
       )
 
 
+@identity.reads(checkpoint_path=checkpoints.identify)
 @declaration.declare(runs_on='host')
 class LearnedJudge:
   """Runs a `DeviceJudge` with the parameters of a checkpoint.

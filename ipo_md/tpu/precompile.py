@@ -29,6 +29,7 @@ from ipo_md import training
 from ipo_md.algorithms import needs
 from ipo_md.algorithms import step_kinds
 from ipo_md.core import partitioning
+from ipo_md.core import paths
 from ipo_md.core import sharding
 from ipo_md.core import tpu_slices
 from ipo_md.core import types
@@ -78,6 +79,7 @@ def precompile(
     ValueError: If there is no such topology, if the mesh does not match it or
       does not divide the batch or a parameter, or if libtpu is not installed.
   """
+  model_dir = paths.absolute(model_dir, 'MODEL_DIR')
   if fit not in (None, 'batch', 'slice'):
     raise ValueError(f"FIT = {fit!r} is not None, 'batch' or 'slice'.")
   run = gin.get_bindings(training.train)

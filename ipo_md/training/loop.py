@@ -15,6 +15,7 @@ from ipo_md import checkpoints
 from ipo_md import data
 from ipo_md import models
 from ipo_md import optim
+from ipo_md.core import identity
 from ipo_md.core import metrics as metrics_lib
 from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import partitioning
@@ -48,7 +49,7 @@ def one_program(
   return partitioning.jit_update(step, state_sharding)
 
 
-@model_dir_lib.may_change('model_dir', 'mesh_shape')
+@model_dir_lib.may_change('model_dir', 'mesh_shape', 'accept_changed_inputs')
 def train(
   *,
   model_dir: str,
@@ -66,6 +67,7 @@ def train(
   program: Callable[..., Any] = one_program,
   microbatches: int = 1,
   part_weight: Callable[[Any], jax.Array] | None = None,
+  accept_changed_inputs: bool = False,
 ) -> None:
   """Runs updates until TRAIN_STEPS, from the last checkpoint if there is one.
 
@@ -89,6 +91,8 @@ def train(
     microbatches: MICROBATCHES, parts of a batch whose gradients are summed one
       after another. It takes less memory and as much work.
     part_weight: Weight of a part in the sum (`optim.accumulate`).
+    accept_changed_inputs: ACCEPT_CHANGED_INPUTS, whether the run may be resumed
+      though what it reads by path has changed.
 
   Raises:
     FloatingPointError: A metric is not finite, or too many updates were
@@ -100,7 +104,14 @@ def train(
   optim.check(batch_size, microbatches, mesh)
   sharding.params(mesh, model.abstract_params, model.logical_axes)
   state_lib.abstract_frozen(mesh, model, start)
-  model_dir = model_dir_lib.claim(model_dir, gin.config_str())
+  inputs = identity.of_run() | state_lib.inputs(start)
+  model_dir = model_dir_lib.check(
+    model_dir,
+    gin.config_str(),
+    inputs=inputs,
+    accept_changed_inputs=accept_changed_inputs,
+  )
+  model_dir_lib.check_steps(model_dir, schedule.train_steps)
   if model_dir_lib.is_completed(model_dir, schedule.train_steps):
     progress.say(f'{model_dir} is complete: {schedule.train_steps:,} steps.')
     return
@@ -111,6 +122,12 @@ def train(
   init_key, step_key, eval_key = jax.random.split(jax.random.key(seed), 3)
   with (
     jax.set_mesh(mesh),
+    model_dir_lib.claimed(
+      model_dir,
+      gin.config_str(),
+      inputs=inputs | state_lib.data_inputs(examples),
+      accept_changed_inputs=accept_changed_inputs,
+    ),
     meter_lib.Meter() as meter,
     checkpoints.open_manager(model_dir, keep=schedule.keep) as saved,
     metrics_lib.MetricWriter(model_dir) as writer,
@@ -190,10 +207,10 @@ def train(
         return
     log.close()
     checkpoints.wait(saved)
-  if jax.process_index() == 0:
-    path = epath.Path(model_dir) / 'operative_config.gin'
-    path.write_text(gin.operative_config_str())
-  model_dir_lib.complete(model_dir, schedule.train_steps)
+    if jax.process_index() == 0:
+      path = epath.Path(model_dir) / 'operative_config.gin'
+      path.write_text(gin.operative_config_str())
+    model_dir_lib.complete(model_dir, schedule.train_steps)
 
 
 train.saves_on_sigterm = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from ipo_md import checkpoints
+from ipo_md import data
 from ipo_md import models
 from ipo_md import optim as optimizers
+from ipo_md.core import identity
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.core import types
@@ -29,6 +31,33 @@ def make_optimizer(
       optimizer, max_gradient_norm=watch.skip_gradient_norm
     )
   return optimizer
+
+
+def inputs(start: config.Start) -> dict[str, identity.Identity]:
+  """Identifies the checkpoints of a run by the names of their settings."""
+  return checkpoints.identify_all(
+    {
+      'INITIAL_CHECKPOINT_PATH': start.initial_checkpoint_path,
+      'REFERENCE_CHECKPOINT_PATH': start.reference_checkpoint_path,
+      'JUDGE_CHECKPOINT_PATH': start.judge_checkpoint_path,
+    }
+  )
+
+
+def data_inputs(examples: data.Dataset) -> dict[str, identity.Identity]:
+  """Identifies the training examples, wherever their task reads them."""
+  arrays = []
+  for part in examples.examples:
+    for ragged in (part.prompts, part.targets):
+      if ragged is not None:
+        arrays += [ragged.ids, ragged.starts]
+    arrays += [part.scores[name] for name in sorted(part.scores)]
+  tasks = ', '.join(part.name for part in examples.examples)
+  return {
+    'MIXTURE_OR_TASK_NAME, its tokens': identity.Identity(
+      path=tasks, digest=identity.of_arrays(arrays)
+    )
+  }
 
 
 def load_frozen(

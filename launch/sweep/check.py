@@ -16,6 +16,7 @@ from etils import epath
 import gin
 
 from ipo_md.core import gin_config
+from ipo_md.core import identity
 from ipo_md.core import model_dir
 from ipo_md.core import private_apis
 
@@ -72,7 +73,7 @@ def main() -> int:
       if run['judge']:
         _check_judge(run['judge'])
       if folder and (epath.Path(folder) / 'config.gin').exists():
-        model_dir.claim(folder, gin.config_str())
+        model_dir.check(folder, gin.config_str(), inputs=identity.of_run())
     except (ValueError, OSError) as error:
       print(f'{name}: {error}')
       return 1

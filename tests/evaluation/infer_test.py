@@ -150,8 +150,14 @@ def killed(path, whole, lines):
 def test_a_run_continues_with_another_batch_size(whole, checkpoints, tmp_path):
   killed(tmp_path, whole, 3)
   config = tmp_path / 'out' / 'config.gin'
-  config.write_text('BATCH_SIZE = 2\n')
-  gin.parse_config('BATCH_SIZE = 4')
+  bindings = (
+    'from __gin__ import dynamic_registration\n'
+    'from ipo_md.evaluation import infer\n'
+    'infer.infer.batch_size = %BATCH_SIZE\n'
+    'BATCH_SIZE = '
+  )
+  gin.parse_config(f'{bindings}4')
+  config.write_text(gin.config_str().replace('= 4', '= 2'))
   try:
     lines = run(tmp_path, checkpoints, batch_size=4).splitlines()
     (tmp_path / 'out' / 'COMPLETED').unlink()
@@ -180,9 +186,35 @@ def test_lines_of_other_checkpoints_or_prompts_are_not_mixed(
       checkpoint_path=str(tmp_path / 'newer' / 'policy'),
     )
   (tmp_path / 'prompts.txt').write_text('another\n' * 5)
-  with pytest.raises(ValueError, match='prompts: .* then, .* now'):
+  with pytest.raises(ValueError, match='PROMPTS_FILE: .* then, .* now'):
     run(tmp_path, checkpoints)
   assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize('lines', [3, None])
+def test_a_corrected_prompts_file_is_no_finished_run(
+  whole, checkpoints, tmp_path, capsys, lines
+):
+  """Nor one that goes on, unless the change is accepted knowingly."""
+  killed(tmp_path, whole, lines)
+  if lines is None:
+    (tmp_path / 'out' / 'COMPLETED').write_text('0\n')
+  texts = [*TEXTS[:-1], 'y']
+  (tmp_path / 'prompts.txt').write_text('\n'.join(texts) + '\n')
+  with pytest.raises(ValueError, match='PROMPTS_FILE: .*ACCEPT|ACCEPT.*'):
+    run(tmp_path, checkpoints)
+  content = run(tmp_path, checkpoints, accept_changed_inputs=True)
+  assert 'PROMPTS_FILE: ' in capsys.readouterr().out
+  prompts = [json.loads(line)['prompt'] for line in content.splitlines()]
+  assert prompts == (TEXTS if lines is None else texts)
+  # Lines that were mixed knowingly are of these prompts from now on. Those of a
+  # finished run are not.
+  if lines is None:
+    with pytest.raises(ValueError, match='PROMPTS_FILE: '):
+      run(tmp_path, checkpoints)
+    return
+  run(tmp_path, checkpoints)
+  assert 'is complete' in capsys.readouterr().out
 
 
 def test_greedy_completions_have_their_log_probabilities(checkpoints, tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import shutil
 
 import comparison
 import numpy as np
@@ -157,6 +158,30 @@ def test_an_interrupted_run_does_nothing_twice(tmp_path, paths, monkeypatch):
   kept_files = [p.name for p in (tmp_path / 'a').glob('*/*.jsonl')]
   assert len(kept_files) == 3 + 3
   assert not list((tmp_path / 'a').glob('**/*.partial'))
+
+
+def test_results_of_policies_that_were_trained_on_are_not_current(
+  tmp_path, paths, capsys
+):
+  plain = {'best_of': None, 'agreement': None}
+  paths = dict(paths)
+  for name in paths:
+    shutil.copytree(paths[name], tmp_path / name)
+    paths[name] = str(tmp_path / name)
+  comparison.compare(tmp_path / 'out', paths, **plain)
+  comparison.compare(tmp_path / 'out', paths, **plain)
+  assert 'is complete' in capsys.readouterr().out
+  for name, place in (
+    ('ipo', r"POLICIES\['ipo'\]"),
+    ('judge', r"JUDGES\['reward_model'\]"),
+    ('supervised', 'REFERENCE_CHECKPOINT_PATH'),
+  ):
+    folder = tmp_path / name / 'checkpoints'
+    (folder / '1').rename(folder / '2')
+    with pytest.raises(ValueError, match=f'(?s){place}: .* then, .* now'):
+      comparison.compare(tmp_path / 'out', paths, **plain)
+    (folder / '2').rename(folder / '1')
+  comparison.compare(tmp_path / 'out', paths, **plain)
 
 
 def test_seeds_against_the_baseline(tmp_path, paths):

@@ -1,11 +1,15 @@
 """The loop: resume, stop, errors, metrics, on a micro T5 and real tasks."""
 
+import dataclasses
+import functools
 import inspect
 import json
 import pathlib
 import re
+import shutil
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import seqio
 from tensorboard.backend.event_processing import event_accumulator
@@ -87,6 +91,48 @@ def test_online_resume_is_the_uninterrupted_run(trained, tmp_path):
   assert set(shown) == {(f'sample_{n}', s) for n in range(4) for s in (0, 2, 4)}
   assert re.fullmatch(r'    .+\n\n    .*', shown['sample_0', 4])
   assert metrics_lib.read_metrics(str(tmp_path / 'b')) == metrics
+
+
+def test_fewer_updates_than_are_done_are_no_finished_run(tmp_path):
+  micro_run.supervised(tmp_path, 4, evaluation=None)
+  with pytest.raises(ValueError, match='TRAIN_STEPS 2 is less than the 4'):
+    micro_run.supervised(tmp_path, 2, evaluation=None)
+  (tmp_path / 'COMPLETED').unlink()
+  with pytest.raises(ValueError, match='TRAIN_STEPS 3 is less than the 4'):
+    micro_run.supervised(tmp_path, 3, evaluation=None)
+  assert not (tmp_path / 'COMPLETED').exists()
+  assert not (tmp_path / 'OWNER.json').exists()
+
+
+def test_a_reference_that_was_trained_on_is_another_one(trained, tmp_path):
+  shutil.copytree(trained, tmp_path / 'reference')
+  run = functools.partial(
+    micro_run.online, tmp_path / 'run', tmp_path / 'reference', trained
+  )
+  run(2)
+  micro_run.supervised(tmp_path / 'reference', 6, evaluation=None)
+  message = r'(?s)REFERENCE_CHECKPOINT_PATH: .*/4/default .*then, .*/6/default'
+  with pytest.raises(ValueError, match=message):
+    run(4)
+  with pytest.raises(ValueError, match=message):  # finished: the same
+    run(2)
+  run(4, accept_changed_inputs=True)
+  assert (tmp_path / 'run' / 'COMPLETED').read_text() == '4\n'
+
+
+def test_examples_that_a_task_reads_elsewhere_are_compared(tmp_path):
+  micro_run.supervised(tmp_path, 2, evaluation=None)
+  other = micro_run.dataset('mini_tldr_sft')
+  (examples,) = other.examples
+  prompts = dataclasses.replace(
+    examples.prompts, ids=np.array(examples.prompts.ids)
+  )
+  prompts.ids[5] += 1
+  other = dataclasses.replace(
+    other, examples=(dataclasses.replace(examples, prompts=prompts),)
+  )
+  with pytest.raises(ValueError, match='MIXTURE_OR_TASK_NAME, its tokens: '):
+    micro_run.supervised(tmp_path, 4, dataset=lambda: other, evaluation=None)
 
 
 def test_seed_changes_everything(trained, tmp_path):

@@ -1,0 +1,23 @@
+"""The paths that a user gives: relative ones, ~, buckets, and empty ones."""
+
+import os
+
+BEST = ':best'  # MODEL_DIR:best, the checkpoint with the highest win rate
+
+
+def absolute(path: str, name: str) -> str:
+  """Returns a path made absolute, with ~ expanded; a bucket's stays as it is.
+
+  Args:
+    path: Path of a file or folder.
+    name: Name of the setting that holds it, for the message.
+
+  Raises:
+    ValueError: The path is empty or not a text.
+  """
+  if not isinstance(path, str | os.PathLike):
+    raise ValueError(f'{name} = {path!r} has to be a path, in quotes.')
+  path = os.fspath(path)
+  if not path.strip():
+    raise ValueError(f'{name} is empty: it has to be a path.')
+  return path if '://' in path else os.path.abspath(os.path.expanduser(path))
