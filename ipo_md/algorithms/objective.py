@@ -112,6 +112,7 @@ def policy_loss(
   per_token: bool,
   context: types.Context | None = None,
   sampled: jax.Array | None = None,
+  log_prob: jax.Array | None = None,
   rng: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
   """Computes the loss of labelled completions, for online and offline steps.
@@ -126,6 +127,9 @@ def policy_loss(
     context: The prompts as the policy reads them; None reads them here.
     sampled: [B, K, T] log-probabilities that the sampling loop found, which are
       compared with those found here; None if there are none.
+    log_prob: [B, K] log-probabilities by the policy that were computed like
+      those of the reference. The loss has their value and the gradient of those
+      found here. None takes the latter for both.
     rng: Random key for dropout, consumed; None for no dropout.
 
   Returns:
@@ -146,7 +150,8 @@ def policy_loss(
   if sampled is not None:
     error = jnp.mean(jnp.abs(log_probs - sampled), where=mask)
     compared = {'sampling_error': jax.lax.stop_gradient(error)}
-  log_prob = sampling.sum_or_mean(log_probs, mask, per_token=per_token)
+  found = sampling.sum_or_mean(log_probs, mask, per_token=per_token)
+  log_prob = found if log_prob is None else sampling.with_value(found, log_prob)
   log_ratios = log_prob
   if needed.anchors:
     log_ratios = log_prob - labelled.reference_log_prob

@@ -1,7 +1,5 @@
 """The offline step: updates on the completions and feedback of a data set."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,6 +23,7 @@ def offline_step(
   loss: objective_lib.Loss,
   optimizer: optax.GradientTransformation,
   per_token: bool = False,
+  log_ratio_dtype: str = 'float32',
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
   """Makes one update on labelled completions.
 
@@ -38,6 +37,9 @@ def offline_step(
     loss: An objective of `losses` that does not need samples of the policy.
     optimizer: Optimizer of the policy.
     per_token: Whether log-ratios are means over tokens rather than sums.
+    log_ratio_dtype: Type in which policy and reference are compared if the
+      activations of the network are narrower than float32 and there is no
+      dropout. Log-probabilities of the reference in the batch are float32.
 
   Returns:
     The next state, and metrics: loss, log_ratio, preference or rewards,
@@ -47,6 +49,7 @@ def offline_step(
     ValueError: The objective needs samples of the policy, or a reference that
       is not loaded.
   """
+  sampling.check_dtype(log_ratio_dtype)
   if needs.of(loss).on_policy != 'none':
     raise ValueError(
       f'LOSS = {needs.name(loss)} needs samples of the policy, which an '
@@ -56,17 +59,44 @@ def offline_step(
     loss, frozen.reference
   ):
     batch = batch.replace(
-      reference_log_prob=_reference_log_prob(frozen, batch, model, per_token)
+      reference_log_prob=_reference_log_prob(
+        frozen, batch, model, per_token, log_ratio_dtype
+      )
     )
-  objective = functools.partial(
-    objective_lib.policy_loss,
-    labelled=batch,
-    model=model,
-    loss=loss,
-    per_token=per_token,
-    rng=rng,
-  )
+
+  def objective(policy):
+    log_prob = None
+    if _in_one_precision(loss, model, rng):
+      log_prob = sampling.log_prob(
+        model,
+        policy,
+        batch.completions,
+        per_token=per_token,
+        dtype=log_ratio_dtype,
+      )
+    return objective_lib.policy_loss(
+      policy,
+      batch,
+      model=model,
+      loss=loss,
+      per_token=per_token,
+      log_prob=log_prob,
+      rng=rng,
+    )
+
   return objective_lib.update(state, frozen, objective, model, optimizer)
+
+
+def _in_one_precision(
+  loss: objective_lib.Loss, model: models.Model, rng: jax.Array | None
+) -> bool:
+  """Returns whether log pi has its value from `sampling.log_prob`.
+
+  A loss with dropout is that of the thinned network, in its value too.
+  """
+  if not needs.of(loss).anchors or not sampling.rounds(model):
+    return False
+  return rng is None or not model.config.dropout_rate
 
 
 def _reference_log_prob(
@@ -74,15 +104,19 @@ def _reference_log_prob(
   batch: types.Labelled,
   model: models.Model,
   per_token: bool,
+  dtype: str,
 ) -> jax.Array:
   """Returns [B, K] log pi_ref(y | x), from the batch where it has them."""
   found = batch.reference_log_prob
   if found is None:
     with jax.named_scope('log_probs'):
-      log_probs, _ = sampling.log_probs(
-        model, frozen.reference, batch.completions
+      return sampling.log_prob(
+        model,
+        frozen.reference,
+        batch.completions,
+        per_token=per_token,
+        dtype=dtype,
       )
-    found = jnp.sum(log_probs, axis=-1)
   if per_token:
     mask = batch.completions.completions.mask
     found /= jnp.maximum(jnp.sum(mask, axis=-1), 1)

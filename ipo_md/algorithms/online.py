@@ -35,6 +35,7 @@ def online_step(
   sampler: sampling.Sampler,
   per_token: bool = False,
   ema_decay: float | None = None,
+  log_ratio_dtype: str = 'float32',
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
   """Samples, judges and updates.
 
@@ -59,6 +60,8 @@ def online_step(
     per_token: Whether log-ratios are means over tokens rather than sums.
     ema_decay: Decay of a moving average of the policy that takes the place of
       the reference in the mixture (Nash-EMA); None mixes with the reference.
+    log_ratio_dtype: Type in which policy and reference are compared if the
+      activations of the network are narrower than float32.
 
   Returns:
     The next state, and metrics: loss, log_ratio (a sum over tokens; the KL
@@ -72,6 +75,7 @@ def online_step(
     ValueError: The settings do not go together.
   """
   sampling.validate(mixture_coefs)
+  sampling.check_dtype(log_ratio_dtype)
   feedback.check(loss)
   needs.check_samples(loss, mixture_coefs)
   mixes_reference = ema_decay is None and any(mixture_coefs)
@@ -106,15 +110,17 @@ def online_step(
           reference_context if ema_decay is None else player_context,
         ),
       )
-    labelled = _judged(
+    labelled, log_prob = _judged(
+      policy,
       frozen,
       types.Completions(prompts=prompts, completions=sampled.tokens),
       reference_context,
-      sampled.reference_log_probs if ema_decay is None else None,
+      sampled if mixes_reference else None,
       model=model,
       judge=feedback.judge,
       per_token=per_token,
       reads_reference=reads_reference,
+      log_ratio_dtype=log_ratio_dtype,
     )
     ended = sampling.ended(sampled.tokens, sampler.eos_id)
     labelled = feedback.apply(labelled, ended, label_rng)
@@ -126,6 +132,7 @@ def online_step(
       per_token=per_token,
       context=context,
       sampled=sampled.policy_log_probs,
+      log_prob=log_prob,
     )
     return value, metrics | {
       'length': jnp.mean(jnp.sum(sampled.tokens.mask, axis=-1) - ended),
@@ -143,47 +150,73 @@ def online_step(
 
 
 def _judged(
+  policy: types.Params,
   frozen: types.FrozenParams,
   completions: types.Completions,
   context: types.Context | None,
-  log_probs: jax.Array | None,
+  sampled: sampling.Sampled | None,
   *,
   model: models.Model,
   judge: objective_lib.Loss,
   per_token: bool,
   reads_reference: bool,
-) -> types.Labelled:
-  """Adds the judge's feedback and the reference's log-probabilities.
+  log_ratio_dtype: str,
+) -> tuple[types.Labelled, jax.Array | None]:
+  """Adds the judge's feedback and the log-probabilities of the log-ratios.
+
+  Both sides of a log-ratio have one source: the sampling loop, if it knows both
+  in float32, or else a pass of each model over the completions.
 
   Args:
+    policy: Parameters of the policy.
     frozen: Reference and judge.
     completions: The completions that were sampled.
     context: The prompts as the reference reads them.
-    log_probs: [B, K, T] log-probabilities by the reference, if the sampling
-      loop found them.
-    model: Network of the reference.
+    sampled: What the sampling loop found, if it mixed with the reference.
+    model: Network of policy and reference.
     judge: Judge of the completions.
     per_token: Whether the log-probability is a mean over tokens rather than a
       sum.
     reads_reference: Whether the objective needs log-probabilities by the
       reference.
+    log_ratio_dtype: Type of the passes of a network that rounds.
+
+  Returns:
+    The labelled completions, and the policy's log-probabilities [B, K], without
+    a gradient. The latter are None if the pass of the loss gives them.
   """
+
+  def reduced(log_probs, mask):
+    return sampling.sum_or_mean(
+      log_probs[..., : mask.shape[-1]], mask, per_token=per_token
+    )
 
   def read(completions):
     with jax.named_scope('judge'):
       labelled = judge(frozen.judge, completions).replace(completions=None)
     if not reads_reference:
-      return labelled
+      return labelled, None
     mask = completions.completions.mask
-    reference = log_probs
-    if log_probs is None:
-      reference, _ = sampling.log_probs(
+    if sampling.rounds(model):
+      log_prob, reference = (
+        sampling.log_prob(
+          model,
+          params,
+          completions,
+          per_token=per_token,
+          dtype=log_ratio_dtype,
+        )
+        for params in (policy, frozen.reference)
+      )
+    elif sampled is not None and sampled.reference_log_probs is not None:
+      log_prob = reduced(sampled.policy_log_probs, mask)
+      reference = reduced(sampled.reference_log_probs, mask)
+    else:
+      log_probs, _ = sampling.log_probs(
         model, frozen.reference, completions, context=context
       )
-    reference = sampling.sum_or_mean(
-      reference[..., : mask.shape[-1]], mask, per_token=per_token
-    )
-    return labelled.replace(reference_log_prob=reference)
+      log_prob, reference = None, reduced(log_probs, mask)
+    return labelled.replace(reference_log_prob=reference), log_prob
 
-  labelled = sampling.at_real_length(read, completions)
-  return labelled.replace(completions=completions)
+  labelled, log_prob = sampling.at_real_length(read, completions)
+  return labelled.replace(completions=completions), log_prob

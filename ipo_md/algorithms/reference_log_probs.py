@@ -11,7 +11,6 @@ import hashlib
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 
 from ipo_md import checkpoints
@@ -78,8 +77,7 @@ def log_probs(
 
   @jax.jit
   def measure(params, batch):
-    found, _ = sampling.log_probs(model, params, batch.completions)
-    return jnp.sum(found, axis=-1)
+    return sampling.log_prob(model, params, batch.completions)
 
   rows = data.in_order(
     dataset, batch_size=batch_size, sharding=sharding.batch(mesh)

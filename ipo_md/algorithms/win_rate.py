@@ -38,8 +38,9 @@ def win_rate_metrics(
 
   Returns:
     win_rate (mean of [p > 1/2] + 1/2 [p = 1/2]), mean_preference, kl (KL(pi,
-    pi_ref) in nats per completion, a Monte Carlo estimate), length, eos_rate;
-    and samples, the policy's own `types.Completions`, to be read.
+    pi_ref) in nats per completion, a Monte Carlo estimate with
+    `sampling.log_prob` on both sides), length, eos_rate; and samples, the
+    policy's own `types.Completions`, to be read.
   """
   policy_params = model.policy(state.params, frozen)
   draw = lambda player, params: sampling.complete(
@@ -65,10 +66,16 @@ def win_rate_metrics(
     ),
   )
   preference = judge(frozen.judge, pair).preference
-  reference_log_probs, _ = sampling.log_probs(model, frozen.reference, own)
-  log_ratio = jnp.sum(policy.policy_log_probs - reference_log_probs, axis=-1)
+
+  def log_ratio(completions):
+    ours, theirs = (
+      sampling.log_prob(model, params, completions)
+      for params in (policy_params, frozen.reference)
+    )
+    return ours - theirs
+
   return metrics | {
     'win_rate': jnp.mean(losses.hard_label(preference)),
     'mean_preference': jnp.mean(preference),
-    'kl': jnp.mean(log_ratio),
+    'kl': jnp.mean(sampling.at_real_length(log_ratio, own)),
   }

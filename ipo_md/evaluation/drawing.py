@@ -8,7 +8,6 @@ import zlib
 
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 
 from ipo_md import checkpoints
@@ -86,9 +85,10 @@ def _sample(
     mixture_coefs=(0.0,) * k,
   )
   completions = types.Completions(prompts=prompts, completions=drawn.tokens)
-  theirs, _ = sampling.log_probs(model, reference, completions)
-  ours = jnp.sum(drawn.policy_log_probs, axis=-1)
-  return completions, ours, ours - jnp.sum(theirs, axis=-1)
+  ours, theirs = (
+    sampling.log_prob(model, p, completions) for p in (policy, reference)
+  )
+  return completions, ours, ours - theirs
 
 
 def drawer(

@@ -233,13 +233,7 @@ def _draw(
     mixture_coefs=mixture_coefs,
     player=reference,
   )
-  theirs = drawn.reference_log_probs
-  if theirs is None and reference is not None:
-    theirs, _ = sampling.log_probs(
-      model,
-      reference,
-      types.Completions(prompts=prompts, completions=drawn.tokens),
-    )
-  total = functools.partial(jnp.sum, axis=-1)
-  ours = total(drawn.policy_log_probs)
-  return drawn.tokens, ours, None if theirs is None else total(theirs)
+  completions = types.Completions(prompts=prompts, completions=drawn.tokens)
+  log_prob = functools.partial(sampling.log_prob, model)
+  theirs = None if reference is None else log_prob(reference, completions)
+  return drawn.tokens, log_prob(policy, completions), theirs

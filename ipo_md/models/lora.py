@@ -111,6 +111,14 @@ class Lora(model_lib.Model):
   def base(self) -> model_lib.Model:
     return self._base
 
+  def in_dtype(self, dtype: str) -> 'Lora':
+    return Lora(
+      self._base.in_dtype(dtype),
+      rank=self.rank,
+      alpha=self.alpha,
+      targets=self.targets,
+    )
+
   @property
   def config(self) -> Any:
     return self._base.config

@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from ipo_md.core import types
 from ipo_md.models import kv_cache
@@ -58,6 +59,18 @@ class Model:
   def config(self) -> Any:
     """The network's configuration, a frozen dataclass."""
     return self.bind(self.abstract_params).config
+
+  def in_dtype(self, dtype: str) -> 'Model':
+    """Returns the model with activations in another type.
+
+    The parameters are the same. The network takes the keyword `dtype`.
+
+    Args:
+      dtype: Type of the activations, such as 'float32'.
+    """
+    if jnp.dtype(self.config.dtype) == jnp.dtype(dtype):
+      return self
+    return Model(functools.partial(self._network, dtype=dtype))
 
   @property
   def base(self) -> 'Model':

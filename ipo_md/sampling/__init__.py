@@ -1,5 +1,9 @@
 """Sampling from the token mixture, and log-probabilities of sequences."""
 
+from ipo_md.sampling.log_ratios import check_dtype
+from ipo_md.sampling.log_ratios import log_prob
+from ipo_md.sampling.log_ratios import rounds
+from ipo_md.sampling.log_ratios import with_value
 from ipo_md.sampling.mixture import Sampled
 from ipo_md.sampling.mixture import sample
 from ipo_md.sampling.mixture import validate
@@ -19,15 +23,19 @@ __all__ = [
   'Sampled',
   'Sampler',
   'at_real_length',
+  'check_dtype',
   'complete',
   'decoder_inputs',
   'ended',
   'join',
+  'log_prob',
   'log_probs',
   'reading_inputs',
+  'rounds',
   'sample',
   'sum_or_mean',
   'token_log_probs',
   'validate',
+  'with_value',
   'without',
 ]
