@@ -121,7 +121,7 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
     place = f'{error.filename or "bindings"}, line {error.lineno}'
     raise ValueError(
       f'{place}: {error.msg} {(error.text or "").strip()}\n(A value is a '
-      'Python literal, @reference or %MACRO. gin computes nothing: write '
+      'Python literal, @reference or %MACRO, not an expression: write '
       '(0.0, 0.0) for (0.0,) * 2. A text needs quotes unless it is a path: '
       '--gin.MODEL_DIR=/tmp/x.)'
     ) from error

@@ -35,7 +35,7 @@ def test_binds_whole_numbers_as_integers(name, value):
   assert bound == value
 
 
-@pytest.mark.parametrize('name', ['TRAIN_STEPS', 'EVAL_EXAMPLES', 'LOG_PERIOD'])
+@pytest.mark.parametrize('name', ['TRAIN_STEPS', 'EVAL_EXAMPLES', 'BATCH_SIZE'])
 def test_refuses_counts_of_zero(name):
   gin.bind_parameter(f'{name}/gin.macro.value', 0)
   with pytest.raises(ValueError, match=f'{name} = 0'):
