@@ -8,6 +8,7 @@ import contextlib
 import glob
 import importlib.util
 import os
+import re
 import signal
 import socket
 import sys
@@ -188,11 +189,22 @@ def main(argv: list[str]) -> None:
       if _TRACEBACK.value or not isinstance(error, expected):
         traceback.print_exc()
       else:
-        message = '\n'.join([str(error), *getattr(error, '__notes__', ())])
+        message = error_text(error)
         print(f'ipo_md: {type(error).__name__}: {message}', file=sys.stderr)
         print('(--traceback shows where.)', file=sys.stderr)
     finally:  # even if the disk that the errors go to is full
       leave()
+
+
+def error_text(error: BaseException) -> str:
+  """Returns an error's text and notes without what gin and JAX add to them."""
+  notes = [
+    note
+    for note in getattr(error, '__notes__', ())
+    if 'JAX has removed its internal frames' not in note
+  ]
+  text = re.sub(r'\n *In call to configurable .*', '', str(error))
+  return '\n'.join([text, *notes])
 
 
 def leave() -> None:

@@ -8,6 +8,7 @@ import re
 
 import gin
 
+from ipo_md.core import macros
 from ipo_md.core import private_apis
 
 # Folders whose files set what run files leave open.
@@ -120,12 +121,14 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
     place = f'{error.filename or "bindings"}, line {error.lineno}'
     raise ValueError(
       f'{place}: {error.msg} {(error.text or "").strip()}\n(A value is a '
-      'Python literal, @reference or %MACRO, not an expression; a text needs '
-      'quotes unless it is a path: --gin.MODEL_DIR=/tmp/x.)'
+      'Python literal, @reference or %MACRO, not an expression: write '
+      '(0.0, 0.0) for (0.0,) * 2. A text needs quotes unless it is a path: '
+      '--gin.MODEL_DIR=/tmp/x.)'
     ) from error
   except (AttributeError, ImportError, NameError) as error:
     raise ValueError(str(error)) from error
   check_macros(bindings)
+  macros.check()
   gin.finalize()
 
 
