@@ -93,17 +93,21 @@ def largest(step, model, seeds=SEEDS):
   return max(found)
 
 
+# Half of the cases of one kind; `pytest -m proof` runs them.
+PROOF = pytest.mark.proof
+
+
 @pytest.mark.parametrize(
   ('family', 'b', 'tokens', 'int8'),
   [
-    ('t5', 0.0, 64, False),
+    pytest.param('t5', 0.0, 64, False, marks=PROOF),
     ('t5', 0.125, 128, False),
-    ('t5', 0.5, 64, True),
+    pytest.param('t5', 0.5, 64, True, marks=PROOF),
     ('t5', 1.0, 256, True),
     ('decoder', 0.0, 128, True),
-    ('decoder', 0.125, 64, True),
+    pytest.param('decoder', 0.125, 64, True, marks=PROOF),
     ('decoder', 0.5, 256, False),
-    ('decoder', 1.0, 128, False),
+    pytest.param('decoder', 1.0, 128, False, marks=PROOF),
   ],
 )
 def test_at_the_reference_every_log_ratio_is_zero(family, b, tokens, int8):
@@ -116,20 +120,24 @@ def test_at_the_reference_every_log_ratio_is_zero(family, b, tokens, int8):
   ('family', 'changes', 'coefs', 'settings'),
   [
     ('t5', {'adapted': True}, (0.0, 0.0), {}),
-    ('decoder', {'adapted': True}, (0.125, 0.125), {}),
+    pytest.param('decoder', {'adapted': True}, (0.125, 0.125), {}, marks=PROOF),
     ('decoder', {'adapted': True}, (0.5, 0.5), {'int8': True}),
-    ('t5', {'scan': True}, (0.125, 0.125), {}),
+    pytest.param('t5', {'scan': True}, (0.125, 0.125), {}, marks=PROOF),
     ('decoder', {'scan': True, 'remat_policy': 'full'}, (0.0, 0.0), {}),
     ('t5', {}, (0.0, 0.125), {}),  # one slot of two mixes
     ('decoder', {}, (0.5, 0.0), {'int8': True}),
     ('t5', {}, (0.125, 0.125), {'eos_id': 3, 'tokens': 32}),
-    ('decoder', {}, (0.0, 0.0), {'eos_id': 3, 'tokens': 32}),
-    ('t5', {}, (0.125, 0.125), {'per_token': True}),
+    pytest.param(
+      'decoder', {}, (0.0, 0.0), {'eos_id': 3, 'tokens': 32}, marks=PROOF
+    ),
+    pytest.param('t5', {}, (0.125, 0.125), {'per_token': True}, marks=PROOF),
     ('decoder', {}, (0.0, 0.0), {'log_ratio_dtype': 'bfloat16'}),
-    ('t5', {'logits_via_embedding': True}, (0.0, 0.0), {}),
-    ('t5', {'dtype': 'float16'}, (0.125, 0.125), {}),
+    pytest.param(
+      't5', {'logits_via_embedding': True}, (0.0, 0.0), {}, marks=PROOF
+    ),
+    pytest.param('t5', {'dtype': 'float16'}, (0.125, 0.125), {}, marks=PROOF),
     ('t5', {'dtype': 'float32'}, (0.125, 0.125), {}),
-    ('decoder', {'dtype': 'float32'}, (1.0, 0.5), {}),
+    pytest.param('decoder', {'dtype': 'float32'}, (1.0, 0.5), {}, marks=PROOF),
   ],
 )
 def test_it_is_zero_in_every_form_of_a_run(

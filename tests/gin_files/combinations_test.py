@@ -135,14 +135,14 @@ INCOMPATIBLE = [
   *(
     (
       Choice('offline', 't5_tiny', 'mini_tldr', 'likelihood', algorithm),
-      f'^{algorithm} needs rewards.*MIXTURE_OR_TASK_NAME',
+      f'^LOSS = {algorithm} needs rewards.*MIXTURE_OR_TASK_NAME',
     )
     for algorithm in ('nca', 'info_nca')
   ),
   *(
     (
       Choice('offline', 't5_tiny', task, 'likelihood', algorithm),
-      f'^{algorithm} needs preference.*MIXTURE_OR_TASK_NAME',
+      f'^LOSS = {algorithm} needs preference.*MIXTURE_OR_TASK_NAME',
     )
     for task in ('ultrafeedback:rewards', 'preference_files:rewards')
     for algorithm in ('dpo', 'ipo', 'slic')
