@@ -55,7 +55,7 @@ def two_programs(
 
   Returns:
     The step (state, frozen, prompts, rng) -> (state, metrics). Its metrics are
-    those of `step`, length (tokens without EOS), eos_rate and judge_seconds.
+    those of `step`, those of `objective.sample_metrics`, and judge_seconds.
 
   Raises:
     ValueError: There are not 2 completions, or the judge is asked for rewards.
@@ -111,7 +111,7 @@ def _sample(
   model: models.Model,
   mixture_coefs: Sequence[float],
   sampler: sampling.Sampler,
-) -> tuple[types.Completions, dict[str, jax.Array]]:
+) -> tuple[types.Completions, objective.Metrics]:
   """Samples two completions of each prompt, and measures them."""
   tokens = sampling.complete(
     model,
@@ -122,8 +122,5 @@ def _sample(
     mixture_coefs=mixture_coefs,
     player=frozen.reference,
   ).tokens
-  ended = sampling.ended(tokens, sampler.eos_id)
-  return types.Completions(prompts=prompts, completions=tokens), {
-    'length': jnp.mean(jnp.sum(tokens.mask, axis=-1) - ended),
-    'eos_rate': jnp.mean(ended),
-  }
+  completions = types.Completions(prompts=prompts, completions=tokens)
+  return completions, objective.sample_metrics(tokens, sampler.eos_id)

@@ -72,6 +72,30 @@ class Feedback:
     return labelled
 
 
+def sample_metrics(tokens: types.Tokens, eos_id: int) -> Metrics:
+  """Measures sampled completions.
+
+  Args:
+    tokens: [B, K, T] completions.
+    eos_id: Id of the end-of-sequence token.
+
+  Returns:
+    length (tokens without EOS), eos_rate and, if K > 1, identical_pairs, the
+    share of prompts whose first two completions are the same. Such a pair
+    teaches nothing about preferences.
+  """
+  ended = sampling.ended(tokens, eos_id)
+  found = {
+    'length': jnp.mean(jnp.sum(tokens.mask, axis=-1) - ended),
+    'eos_rate': jnp.mean(ended),
+  }
+  if tokens.ids.shape[1] > 1:
+    ids = jnp.where(tokens.mask, tokens.ids, -1)
+    same = jnp.all(ids[:, 0] == ids[:, 1], axis=-1)
+    found['identical_pairs'] = jnp.mean(same)
+  return found
+
+
 def check_reference(
   loss: Loss, reference: types.Params | None, *, mixed: bool = False
 ) -> bool:

@@ -9,7 +9,6 @@ outside of a scope belong to 'log_probs'.
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ipo_md import models
@@ -67,7 +66,7 @@ def online_step(
     The next state, and metrics: loss, log_ratio (a sum over tokens; the KL
     divergence from the reference if all samples are the policy's own),
     preference or rewards, chosen_log_prob and rejected_log_prob (K > 1),
-    length (tokens without EOS), eos_rate, tokens, and sampling_error (the mean
+    those of `objective.sample_metrics`, tokens, and sampling_error (the mean
     absolute difference, over tokens, between log pi in the sampling loop and
     in the loss, in nats).
 
@@ -134,10 +133,8 @@ def online_step(
       sampled=sampled.policy_log_probs,
       log_prob=log_prob,
     )
-    return value, metrics | {
-      'length': jnp.mean(jnp.sum(sampled.tokens.mask, axis=-1) - ended),
-      'eos_rate': jnp.mean(ended),
-    }
+    measured = objective_lib.sample_metrics(sampled.tokens, sampler.eos_id)
+    return value, metrics | measured
 
   state, metrics = objective_lib.update(
     state, frozen, objective, model, optimizer

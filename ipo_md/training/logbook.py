@@ -22,6 +22,23 @@ from ipo_md.training import meter as meter_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+# Metrics of samples that cannot teach anything: their value over a whole
+# window, and what to do about it.
+_DEGENERATE = (
+  (
+    'identical_pairs',
+    1.0,
+    'both completions of every prompt were identical, so a preference between '
+    'them has no effect: raise TEMPERATURE, TOP_K or TOP_P.',
+  ),
+  (
+    'eos_rate',
+    0.0,
+    'no completion ended with EOS, so all were cut: raise MAX_NEW_TOKENS, or '
+    'check EOS_ID.',
+  ),
+)
+
 
 class Logbook:
   """Writes the metrics of a run and shows its progress.
@@ -54,6 +71,7 @@ class Logbook:
     self._line = progress.ProgressLine(schedule.train_steps, first)
     self._window = []
     self._means, self._tokens = {}, 0.0
+    self._warned = set()
 
   def counts(self, counts: Mapping[str, int]) -> None:
     """Writes what was counted in the data, as metrics of step 0."""
@@ -93,10 +111,18 @@ class Logbook:
     )
     self._writer.performance(done, found)
     self._window.clear()
+    self._warn(done)
     for program in self._meter.recompiled():
       progress.say(
         f'Compiled again up to step {done:,}, as shapes vary: {program}'
       )
+
+  def _warn(self, done: int) -> None:
+    """Says once, for each kind, that the samples cannot teach anything."""
+    for metric, value, text in _DEGENERATE:
+      if self._means.get(metric) == value and metric not in self._warned:
+        self._warned.add(metric)
+        progress.say(f'Up to step {done:,} {text}')
 
   def close(self) -> None:
     """Ends the line of progress."""

@@ -9,95 +9,25 @@ import optax
 import pytest
 
 from ipo_md.algorithms import losses
-from ipo_md.algorithms import needs
 from ipo_md.algorithms import objective
-from ipo_md.algorithms import offline as offline_lib
-from ipo_md.algorithms import online as online_lib
 from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.games import tabular
 from ipo_md.judges import learned
 from ipo_md.models import model as model_lib
-from ipo_md.models import t5
 from ipo_md.sampling import mixture
-from ipo_md.sampling import sampler as sampler_lib
 from ipo_md.sampling import sequences
+from tests.algorithms import small_steps
 
-B, P, T, EOS = 8, 6, 5, 1
-MODEL = model_lib.Model(
-  functools.partial(
-    t5.T5,
-    vocab_size=16,
-    emb_dim=16,
-    num_heads=8,
-    head_dim=2,
-    num_encoder_layers=1,
-    num_decoder_layers=2,
-    mlp_dim=16,
-    mlp_activations=('gelu', 'linear'),
-    logits_via_embedding=False,
-    dropout_rate=0.0,
-    scan=False,
-  )
-)
-OPTIMIZER = optax.adam(1e-2, eps=1e-3)
-
-
-def prompts() -> types.Tokens:
-  rng = np.random.default_rng(0)
-  mask = np.arange(P) < rng.integers(2, P + 1, (B, 1))
-  ids = np.where(mask, rng.integers(2, 16, (B, P)), 0).astype(np.int32)
-  return types.Tokens(ids=jnp.array(ids), mask=jnp.array(mask))
-
-
-def labelled(k: int = 2) -> types.Labelled:
-  rng = np.random.default_rng(1)
-  mask = np.arange(T) < rng.integers(1, T + 1, (B, k, 1))
-  ids = np.where(mask, rng.integers(1, 16, (B, k, T)), 0).astype(np.int32)
-  tokens = types.Tokens(ids=jnp.array(ids), mask=jnp.array(mask))
-  return types.Labelled(
-    completions=types.Completions(prompts=prompts(), completions=tokens),
-    completion_mask=jnp.ones((B, k), bool),
-    preference=jnp.array(rng.random(B), jnp.float32),
-    rewards=jnp.array(rng.normal(size=(B, k)), jnp.float32),
-  )
-
-
-def state_and_frozen() -> tuple[types.TrainState, types.FrozenParams]:
-  params, reference, judge = (
-    MODEL.init(jax.random.key(seed)) for seed in range(3)
-  )
-  state = types.TrainState(
-    step=jnp.int32(0), params=params, opt_state=OPTIMIZER.init(params)
-  )
-  return state, types.FrozenParams(reference=reference, judge=judge)
-
-
-JUDGE = functools.partial(learned.likelihood, model=MODEL)
-
-
-def online(coefs=(0.125, 0.125), *, judge=JUDGE, feedback=(), sampler=(), **kw):
-  arguments = {
-    'model': MODEL,
-    'optimizer': OPTIMIZER,
-    'feedback': objective.Feedback(judge=judge, **dict(feedback)),
-    'loss': functools.partial(losses.ipo, tau=0.1),
-    'mixture_coefs': coefs,
-    'sampler': sampler_lib.Sampler(
-      **{'max_new_tokens': T, 'eos_id': EOS} | dict(sampler)
-    ),
-  }
-  return functools.partial(online_lib.online_step, **arguments | kw)
-
-
-def offline(loss, **changes):
-  return functools.partial(
-    offline_lib.offline_step,
-    model=MODEL,
-    optimizer=OPTIMIZER,
-    loss=loss,
-    **changes,
-  )
+B, P, T, EOS = small_steps.B, small_steps.P, small_steps.T, small_steps.EOS
+MODEL = small_steps.MODEL
+OPTIMIZER = small_steps.OPTIMIZER
+prompts = small_steps.prompts
+labelled = small_steps.labelled
+state_and_frozen = small_steps.state_and_frozen
+JUDGE = small_steps.JUDGE
+online = small_steps.online
+offline = small_steps.offline
 
 
 def test_int8_changes_samples_and_nothing_else_of_a_step():
@@ -310,6 +240,30 @@ def test_truncation_reward_replaces_rewards_of_cut_completions():
   assert metrics['length'] == T
 
 
+@pytest.mark.parametrize(
+  ('sampler', 'share'),
+  [({'temperature': 0.0}, 1.0), ({'top_p': 1e-6}, 1.0), ({'top_k': 1}, 1.0)],
+)
+def test_identical_pairs_are_counted(sampler, share):
+  state, frozen = state_and_frozen()
+  step = online((0.0, 0.0), sampler=sampler)
+  _, metrics = step(state, frozen, prompts(), jax.random.key(3))
+  assert metrics['identical_pairs'] == share
+
+
+def test_pairs_that_differ_are_not_identical():
+  tokens = labelled().completions.completions
+  first = jax.tree.map(lambda x: x[:, :1], tokens)
+  twice = jax.tree.map(lambda x: jnp.concatenate([x, x], axis=1), first)
+  longer = twice.replace(mask=twice.mask.at[0, 1].set(True))
+  measure = lambda x: objective.sample_metrics(x, EOS).get('identical_pairs')
+  assert measure(first) is None
+  assert measure(twice) == 1
+  cut = int(not twice.mask[0, 0].all())
+  assert measure(longer) == 1 - cut / B
+  assert measure(tokens) < 1
+
+
 def test_labels_are_made_of_the_preference():
   """The mean preference that the loss saw, for p = .2, .5 and .9."""
   p = jnp.array([0.2] * 3 + [0.5] * 2 + [0.9] * 3)
@@ -398,35 +352,3 @@ def test_errors_come_when_the_step_is_traced(step, batch, message):
 def test_a_temperature_out_of_range_is_refused_with_the_sampler():
   with pytest.raises(ValueError, match='TEMPERATURE'):
     online(sampler={'temperature': -1.0})
-
-
-@needs.declare(feedback='preference', completions=2, anchors=())
-def reference_free(log_prob, preference):
-  """A pairwise loss on log pi alone."""
-  return losses.dpo(log_prob, preference, beta=0.5)
-
-
-def test_a_reference_free_objective_needs_no_reference():
-  """The step runs without one, and equals one whose reference is uniform."""
-  state, frozen = state_and_frozen()
-  alone = types.FrozenParams(judge=frozen.judge)
-  step = online((0.0, 0.0), loss=reference_free)
-  after, metrics = step(state, alone, prompts(), jax.random.key(3))
-  assert metrics['log_prob'] < 0
-  assert 'log_ratio' not in metrics
-  with_one, _ = step(state, frozen, prompts(), jax.random.key(3))
-  jax.tree.map(np.testing.assert_array_equal, after.params, with_one.params)
-  batch = labelled()
-  offline(reference_free)(state, alone, batch, None)
-  for wrong in (online((0.0, 0.0)), online((0.5, 0.5), loss=reference_free)):
-    with pytest.raises(ValueError, match='REFERENCE_CHECKPOINT_PATH'):
-      wrong(state, alone, prompts(), jax.random.key(3))
-  with pytest.raises(ValueError, match='REFERENCE_CHECKPOINT_PATH'):
-    offline(functools.partial(losses.ipo, tau=0.1))(state, alone, batch, None)
-
-
-def test_an_objective_that_declares_nothing_says_how():
-  state, frozen = state_and_frozen()
-  step = online(loss=lambda log_ratios, preference: log_ratios[:, 0])
-  with pytest.raises(ValueError, match='does not declare .* @needs.declare'):
-    step(state, frozen, prompts(), jax.random.key(3))

@@ -71,6 +71,14 @@ def test_run_has_published_settings_and_traces(name):
   if paper == 'nca':
     assert rate == 5e-6
     assert isinstance(arguments['model'], lora.Lora)
+    assert arguments['model'].alpha == 16
+    assert set(arguments['model'].targets) == {
+      *('query', 'key', 'value', 'out', 'wi_0', 'wi_1', 'wo')
+    }
+    assert _value('optim.adam.max_gradient_norm') == 1.0
+    warmup = _value('optim.cosine.warmup_steps')
+    cycle = _value('optim.cosine.steps_per_cycle')
+    assert warmup + cycle == arguments['schedule'].train_steps == 1936
     k = 2 if algorithm == 'dpo' else 4
     batch = gin_resolve.batch_of(arguments['dataset'](), 32)
     assert batch.completions.completions.ids.shape == (32, k, 512)
