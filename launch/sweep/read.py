@@ -39,18 +39,7 @@ def read(path: str, out: str) -> spec_lib.Spec:
     ValueError: The file cannot be parsed, a key is unknown or missing, two runs
       have the same name, or an axis is empty.
   """
-  try:
-    tables = tomllib.loads(pathlib.Path(path).read_text())
-  except tomllib.TOMLDecodeError as error:
-    raise ValueError(f'{path}: {error}') from error
-  _check_keys(tables, _KEYS[''], path)
-  for table in ('policies', 'select', 'compare'):
-    if table not in tables:
-      raise ValueError(f'{path} has no table [{table}].')
-    _check_keys(tables[table], _KEYS[table], f'{path}: [{table}]')
-  for kind in ('runs', 'algorithms'):
-    for name, table in tables.get(kind, {}).items():
-      _check_keys(table, _KEYS[kind], f'{path}: [{kind}.{name}]')
+  tables = _tables(path)
   select, compare = tables['select'], tables['compare']
   seeds = tables['policies'].get('seeds', [0])
   algorithms = {
@@ -94,6 +83,23 @@ def read(path: str, out: str) -> spec_lib.Spec:
     spec.selection(name, {})
   spec.comparison({})
   return spec
+
+
+def _tables(path: str) -> dict[str, Any]:
+  """Parses the file; raises ValueError for a wrong table or key."""
+  try:
+    tables = tomllib.loads(pathlib.Path(path).read_text())
+  except tomllib.TOMLDecodeError as error:
+    raise ValueError(f'{path}: {error}') from error
+  _check_keys(tables, _KEYS[''], path)
+  for table in ('policies', 'select', 'compare'):
+    if table not in tables:
+      raise ValueError(f'{path} has no table [{table}].')
+    _check_keys(tables[table], _KEYS[table], f'{path}: [{table}]')
+  for kind in ('runs', 'algorithms'):
+    for name, table in tables.get(kind, {}).items():
+      _check_keys(table, _KEYS[kind], f'{path}: [{kind}.{name}]')
+  return tables
 
 
 def _points(
