@@ -35,7 +35,7 @@ class BadRow(ValueError):
 
 
 def field(row: Any, path: str, kind: type | tuple[type, ...]) -> Any:
-  """Returns row['a']['b'] for the path 'a.b'. A number indexes a list.
+  """Returns `row['a']['b']` for the path 'a.b'. A number indexes a list.
 
     content = field(row, 'messages.0.content', str)
 
