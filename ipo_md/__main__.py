@@ -163,11 +163,9 @@ def run(argv: list[str]) -> None:
     raise SystemExit(usage(problem))
   if not _GIN_FILE.value:
     raise SystemExit(usage('a run file is needed.'))
-  root = gin_config.root()
-  for path in [*_GIN_SEARCH_PATHS.value, str(root)]:
+  for path in _GIN_SEARCH_PATHS.value:
     gin.add_config_file_search_path(path)
-  if str(root) not in sys.path:
-    sys.path.append(str(root))  # of `tasks`
+  gin_config.add_root()
   start_processes()
   gin_config.parse(_GIN_FILE.value, _GIN_BINDINGS.value)
   compare_processes(gin.config_str())

@@ -5,6 +5,7 @@ import difflib
 import functools
 import pathlib
 import re
+import sys
 
 import gin
 
@@ -30,6 +31,13 @@ def root() -> pathlib.Path:
   package = pathlib.Path(__file__).resolve().parents[1]
   bundled = package / 'bundled'
   return bundled if (bundled / 'gin').is_dir() else package.parent
+
+
+def add_root() -> None:
+  """Lets gin find the files of `gin`, and Python the modules of `tasks`."""
+  gin.add_config_file_search_path(str(root()))
+  if str(root()) not in sys.path:
+    sys.path.append(str(root()))
 
 
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:

@@ -47,6 +47,9 @@ class Words:
     eos_id: EOS_ID.
   """
 
+  bos_id = unk_id = None
+  pad_id = 0
+
   def __init__(self, eos_id: int):
     self.eos_id = eos_id
 

@@ -64,7 +64,7 @@ def _check_judge(judge: str) -> None:
 
 
 def main() -> int:
-  gin.add_config_file_search_path(str(gin_config.root()))
+  gin_config.add_root()
   seen = {}
   for name, run in json.load(sys.stdin).items():
     try:

@@ -42,7 +42,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--blocks', type=int, default=5)
   blocks = parser.parse_args().blocks
-  gin.add_config_file_search_path(str(gin_config.root()))
+  gin_config.add_root()
   gin_config.parse(_FILES, _BINDINGS)
   run = gin.get_bindings('training.train')
   model, mesh = run['model'], sharding.make_mesh(run['mesh_shape'])

@@ -18,10 +18,13 @@ import jax
 import numpy as np
 import seqio
 
+from ipo_md.core import gin_config
 from ipo_md.data import batches
 from ipo_md.data import dataset as dataset_lib
 from ipo_md.data import prompt_format
-from tasks.lib import text_tasks
+
+gin_config.add_root()
+from tasks.lib import text_tasks  # noqa: E402
 
 _WORDS = 90  # about 128 tokens
 
