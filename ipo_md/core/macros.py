@@ -88,7 +88,7 @@ def check() -> None:
   for name in sorted(private_apis.bound_macros() & TABLE.keys()):
     key = f'{name}/gin.macro.value'
     value = gin.query_parameter(key)
-    if type(value).__name__ == 'ConfigurableReference':
+    if isinstance(value, gin.config.ConfigurableReference):
       continue  # %OTHER or @function
     try:
       number = TABLE[name].read(value)

@@ -11,6 +11,8 @@ from etils import epy
 with epy.lazy_imports():
   import seqio
 
+_SHOWN = 12  # names of tasks in an error
+
 
 def find(
   mixture_or_task_name: str, *, module: str | Sequence[str] | None = None
@@ -34,10 +36,13 @@ def find(
   if mixture_or_task_name in names:
     return seqio.get_mixture_or_task(mixture_or_task_name)
   nearest = difflib.get_close_matches(mixture_or_task_name, names, cutoff=0.4)
+  known = ', '.join(names[:_SHOWN]) or 'none'
+  if len(names) > _SHOWN:
+    known += f' and {len(names) - _SHOWN} more'
   raise ValueError(
     f'MIXTURE_OR_TASK_NAME {mixture_or_task_name!r} is not a task or mixture. '
     f'Nearest: {", ".join(nearest) or "none"}. Known: '
-    f'{", ".join(names) or "none"}. MIXTURE_OR_TASK_MODULE must name the '
+    f'{known}. MIXTURE_OR_TASK_MODULE must name the '
     'module that defines it.'
   )
 

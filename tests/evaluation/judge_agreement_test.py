@@ -16,8 +16,8 @@ from ipo_md.data import prompt_format
 from ipo_md.evaluation import judge_accuracy
 from ipo_md.evaluation import judge_agreement
 from ipo_md.evaluation import judge_measures
+from ipo_md.judges import comparison
 from ipo_md.judges import host
-from ipo_md.judges import learned
 from ipo_md.judges import template as template_lib
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
@@ -149,7 +149,7 @@ def comparator(tmp_path_factory):
     prompt_format=prompt_format.PromptFormat(suffix=(1,)),
   )
   judge = functools.partial(
-    learned.comparator, model=MODEL, template=template, answers=('1', '2')
+    comparison.comparator, model=MODEL, template=template, answers=('1', '2')
   )
   return params, judge, path
 

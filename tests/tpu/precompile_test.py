@@ -124,7 +124,7 @@ def test_weights_are_gathered_rather_than_sent_around():
     ({'TOPOLOGY': "'v5e:3x3'"}, 'no slice'),
     ({'MESH_SHAPE': (1, 3, 1)}, r'multiplies to 3 .* the 4 devices'),
     ({'BATCH_SIZE': 6}, 'BATCH_SIZE 6 .* by 4: data x fsdp'),
-    ({'BATCH_SIZE': 0}, 'BATCH_SIZE 0 is below 1'),
+    ({'BATCH_SIZE': 0}, 'BATCH_SIZE = 0.* whole number of at least 1'),
     ({'FIT': "'slice'", 'MESH_SHAPE': (1, 4, 1)}, 'needs -1 in MESH_SHAPE'),
     ({'FIT': "'model'"}, "FIT = 'model'"),
     (
