@@ -36,6 +36,8 @@ from ipo_md.models import t5
 from ipo_md.sampling import sampler
 from tasks.mini_tldr import tasks
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
   'emb_dim': 16,
   'num_heads': 2,

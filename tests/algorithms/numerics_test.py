@@ -25,6 +25,8 @@ from ipo_md.sampling import sampler as sampler_lib
 from ipo_md.sampling import sequences
 from tests.models import lora_networks
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(5)
 OPTIMIZER = optax.sgd(0.0)
 IPO = functools.partial(losses.ipo, tau=1.0)

@@ -19,6 +19,8 @@ from ipo_md.sampling import mixture
 from ipo_md.sampling import sequences
 from tests.algorithms import small_steps
 
+pytestmark = pytest.mark.slow
+
 B, P, T, EOS = small_steps.B, small_steps.P, small_steps.T, small_steps.EOS
 MODEL = small_steps.MODEL
 OPTIMIZER = small_steps.OPTIMIZER

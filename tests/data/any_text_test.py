@@ -21,6 +21,8 @@ from ipo_md.data import prompt_format as prompt_format_lib
 from tasks import preference_files
 from tasks.mini_tldr import tasks
 
+pytestmark = pytest.mark.slow
+
 SPECIAL = ('<|eos|>', '<|bos|>', '<|user|>')
 WRITTEN = (*SPECIAL, '</s>', '<pad>', '<unk>', '<extra_id_0>', '<0x0A>')
 LENGTHS = {'inputs': 40, 'targets': 20}

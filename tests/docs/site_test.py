@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOK = ROOT / 'docs' / 'notebooks' / 'quickstart.ipynb'
 PAGES = [

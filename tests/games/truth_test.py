@@ -29,6 +29,8 @@ from ipo_md.sampling import mixture
 from ipo_md.sampling import sampler
 from ipo_md.sampling import sequences
 
+pytestmark = pytest.mark.slow
+
 CYCLE = game_lib.cyclic(p_12=0.95, p_23=0.8, p_31=0.6)
 FIVE = [game_lib.random(seed=seed, actions=5) for seed in range(5)]
 EXPLOITABILITY = 1e-3

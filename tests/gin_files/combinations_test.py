@@ -12,6 +12,8 @@ import pytest
 
 from tests.gin_files import gin_resolve
 
+pytestmark = pytest.mark.slow
+
 Choice = gin_resolve.Choice
 without_data = gin_resolve.without_data
 # One model of each kind of network. The others differ in sizes and details.

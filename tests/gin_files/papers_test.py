@@ -11,6 +11,8 @@ from ipo_md.evaluation import drawing
 from ipo_md.models import lora
 from tests.gin_files import gin_resolve
 
+pytestmark = pytest.mark.slow
+
 without_data = gin_resolve.without_data
 _FOLDER = gin_resolve.ROOT / 'gin' / 'papers'
 _STARTED = {

@@ -20,6 +20,8 @@ from ipo_md.models import t5
 from ipo_md.sampling import sequences
 from tasks.mini_tldr import tasks
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = tasks.VOCABULARY
 EOS = VOCABULARY.eos_id
 PROMPT = '{text} summary 1 {first} summary 2 {second} better'

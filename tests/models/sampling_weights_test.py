@@ -20,6 +20,8 @@ from ipo_md.models import t5
 from ipo_md.sampling import mixture
 from ipo_md.sampling import sequences
 
+pytestmark = pytest.mark.slow
+
 B, K, P, T, EOS = 8, 2, 5, 7, 1
 COMMON = {
   'vocab_size': 32,

@@ -20,6 +20,8 @@ from ipo_md.tpu import devices
 from ipo_md.tpu import report as report_lib
 from ipo_md.tpu import search
 
+pytestmark = pytest.mark.slow
+
 _ROOT = pathlib.Path(__file__).parents[2]
 FILES = [
   f'gin/{name}.gin'

@@ -26,6 +26,8 @@ from ipo_md.training import config
 from ipo_md.training import loop
 from tests.training import micro_run
 
+pytestmark = pytest.mark.slow
+
 
 def tensorboard_texts(model_dir) -> dict[tuple[str, int], str]:
   events = event_accumulator.EventAccumulator(
