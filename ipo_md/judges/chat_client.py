@@ -1,21 +1,20 @@
 """Questions to a language model, each of which is asked only once.
 
-Each answer is written to a file as soon as it arrives, under a hash of its
-request (model, prompt, parameters), so that no run asks the same question
-twice. The API key is read from the environment, sent to the server, and stored
-nowhere.
+Each whole answer is written to a file as soon as it arrives, under a hash of
+its request (model, prompt, parameters), so that no run asks the same question
+twice. An answer that is empty or was cut off is not stored. The API key is read
+from the environment, sent to the server, and stored nowhere.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import concurrent.futures
-import dataclasses
 import hashlib
-import json
-import os
+import math
 import random
-import sqlite3
+import sys
 import threading
 import time
 from typing import Any
@@ -23,8 +22,12 @@ from typing import Any
 import urllib3
 
 from ipo_md.core import model_dir
+from ipo_md.judges import answer_cache
 from ipo_md.judges import chat_connection
+from ipo_md.judges import chat_response
 from ipo_md.judges import retry as retry_lib
+
+_NOTICE_SECONDS = 30  # between two lines about failed requests
 
 
 class _StoppedError(Exception):
@@ -98,8 +101,9 @@ class Endpoint:
       timeout=timeout,
       retry=self._retry,
     )
-    self._cache = _Cache(cache)
+    self._cache = answer_cache.Cache(cache)
     self._resume = 0.0  # no question is asked before this time
+    self._notices = _Notices(model)
 
   def cached(self, prompts: Sequence[str]) -> list[bool]:
     """Returns whether the answer to each prompt is stored already."""
@@ -108,14 +112,17 @@ class Endpoint:
     ]
 
   def ask(
-    self, prompts: Sequence[str]
-  ) -> Iterator[tuple[int, chat_connection.Answer, int]]:
+    self,
+    prompts: Sequence[str],
+    keep: Callable[[chat_response.Answer], bool] = lambda answer: False,
+  ) -> Iterator[tuple[int, chat_response.Answer, int]]:
     """Answers all prompts, in the order in which the answers arrive.
 
     Equal prompts are asked once.
 
     Args:
       prompts: The questions.
+      keep: Whether an answer is stored although it is not whole.
 
     Yields:
       The index of the prompt, its answer, and the number of attempts that
@@ -126,6 +133,11 @@ class Endpoint:
       RuntimeError: ATTEMPTS attempts at a question failed, or the server stayed
         busy. The answers that arrived are stored.
     """
+    store = lambda key, answer: (
+      self._cache.put(key, answer)
+      if answer.incomplete is None or keep(answer)
+      else None
+    )
     wanted: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
       wanted.setdefault(self._hash(prompt), []).append(index)
@@ -146,7 +158,7 @@ class Endpoint:
       for future in concurrent.futures.as_completed(list(pending)):
         answer, failures = future.result()
         key = pending.pop(future)
-        self._cache.put(key, answer)
+        store(key, answer)
         for repeated, index in enumerate(wanted[key]):
           yield index, answer, -1 if repeated else failures
     finally:
@@ -154,7 +166,7 @@ class Endpoint:
       pool.shutdown(cancel_futures=True)
       for future, key in pending.items():
         if not future.cancelled() and future.exception() is None:
-          self._cache.put(key, future.result()[0])
+          store(key, future.result()[0])
 
   def _hash(self, prompt: str) -> str:
     request = self._connection.request(prompt)
@@ -162,7 +174,7 @@ class Endpoint:
 
   def _answer(
     self, prompt: str, stop: threading.Event
-  ) -> tuple[chat_connection.Answer, int]:
+  ) -> tuple[chat_response.Answer, int]:
     """Returns the answer and the number of attempts that failed before it."""
     body = self._connection.request(prompt)
     retry, start = self._retry, time.monotonic()
@@ -175,6 +187,8 @@ class Endpoint:
         try:
           retry = retry.after(error, waited)
         except urllib3.exceptions.MaxRetryError:
+          if isinstance(error, chat_response.EmptyError):
+            return error.answer, len(retry.history)
           raise RuntimeError(
             f'{self._connection.url} gave no answer to '
             f'{len(retry.history) + 1} requests in {waited:.0f} s (ATTEMPTS = '
@@ -182,10 +196,12 @@ class Endpoint:
             f'{error}. The answers that arrived are stored in RATER_CACHE; '
             'start the run again.'
           ) from None
+        wait = error.delay or retry.get_backoff_time()
+        self._notices.failed(error, wait, self._attempts)
         if error.delay:
-          self._resume = max(self._resume, time.monotonic() + error.delay)
+          self._resume = max(self._resume, time.monotonic() + wait)
         else:
-          stop.wait(retry.get_backoff_time())
+          stop.wait(wait)
 
   def _wait_for_server(self, stop: threading.Event) -> None:
     """Waits until the time that the server named in a Retry-After header.
@@ -201,35 +217,44 @@ class Endpoint:
       raise _StoppedError
 
 
-class _Cache:
-  """A file of answers by the hash of their request, which survives a kill."""
+class _Notices:
+  """Says on the command line that requests fail and what is waited for.
 
-  def __init__(self, path: str):
-    try:
-      os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-      self._file = sqlite3.connect(path, timeout=60, isolation_level=None)
-      self._file.execute('PRAGMA journal_mode = WAL')
-      self._file.execute('PRAGMA synchronous = NORMAL')
-      self._file.execute(
-        'CREATE TABLE IF NOT EXISTS answers '
-        '(request TEXT PRIMARY KEY, answer TEXT NOT NULL)'
+  The first failure is said at once, and the later ones are summed up.
+  """
+
+  def __init__(self, model: str):
+    self._model = model
+    self._lock = threading.Lock()
+    self._failures, self._said = 0, -math.inf
+
+  def failed(
+    self, error: retry_lib.TransientError, wait: float, attempts: int
+  ) -> None:
+    """Counts a failure, and prints a line if none was printed lately.
+
+    Args:
+      error: The failure.
+      wait: Seconds until the next attempt.
+      attempts: ATTEMPTS.
+    """
+    with self._lock:
+      self._failures += 1
+      if time.monotonic() - self._said < _NOTICE_SECONDS:
+        return
+      self._said = time.monotonic()
+      many = 'request' if self._failures == 1 else 'requests'
+      until = (
+        f'for at most {retry_lib.LONGEST_WAIT / 60:.0f} minutes'
+        if error.busy
+        else f'in up to {attempts} attempts (ATTEMPTS)'
       )
-    except (OSError, sqlite3.Error) as error:
-      raise ValueError(
-        f'RATER_CACHE {path} cannot be used: {error}.'
-      ) from error
-
-  def get(self, request: str) -> chat_connection.Answer | None:
-    found = self._file.execute(
-      'SELECT answer FROM answers WHERE request = ?', (request,)
-    ).fetchone()
-    if found is None:
-      return None
-    text, tokens, usage = json.loads(found[0])
-    return chat_connection.Answer(text, tokens, tuple(usage))
-
-  def put(self, request: str, answer: chat_connection.Answer) -> None:
-    self._file.execute(
-      'INSERT OR IGNORE INTO answers VALUES (?, ?)',
-      (request, json.dumps(dataclasses.astuple(answer))),
-    )
+      asked = ' as the server asks' if error.delay else ''
+      # A progress bar may stand on the line.
+      start = '\n' if sys.stdout.isatty() else ''
+      print(
+        f'{start}{self._model}: {self._failures:,} {many} failed so far; waits '
+        f'{wait:.1f} s{asked} and tries again, {until}. The last failure: '
+        f'{error}',
+        flush=True,
+      )

@@ -2,51 +2,27 @@
 
 POST BASE_URL/chat/completions
 {"model": ..., "messages": [{"role": "user", "content": prompt}], ...}
+
+A failure is either final, such as an invalid key or a quota that is used up, or
+another attempt may cure it. `chat_response` reads the body of a response.
 """
 
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import json
-import math
 import os
 import re
 import time
 from typing import Any
+from typing import NoReturn
 import urllib.parse
 
 import urllib3
 
+from ipo_md.judges import chat_response
 from ipo_md.judges import retry as retry_lib
 
 _MAX_BYTES = 10_000_000  # of a response
-# `_parse` raises these, also where JSON nests too deep or a number is too
-# large.
-_UNREADABLE = (
-  LookupError,
-  AttributeError,
-  TypeError,
-  ValueError,
-  OverflowError,
-  RecursionError,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-  """The answer of a language model to one prompt.
-
-  Attributes:
-    text: The text, empty if the model refused to answer.
-    tokens: Each token of the text with the log-probabilities of its
-      alternatives and of itself, or None if the server returns none.
-    usage: Numbers of prompt tokens and of answer tokens as the server counts
-      them, or 0 if it does not.
-  """
-
-  text: str
-  tokens: Sequence[tuple[str, Mapping[str, float]]] | None
-  usage: tuple[int, int]
 
 
 class Connection:
@@ -94,7 +70,7 @@ class Connection:
     }
     return json.dumps(body, sort_keys=True)
 
-  def post(self, body: str) -> Answer:
+  def post(self, body: str) -> chat_response.Answer:
     """Makes one attempt at a request.
 
     Raises:
@@ -103,23 +79,54 @@ class Connection:
       RuntimeError: The server asks to wait for longer than LONGEST_WAIT.
     """
     response, content = self._exchange(body)
-    if response.status == 200:
-      return self._answer(content)
-    excerpt = self._redact(' '.join(content.split())[:300])
-    message = f'status {response.status}: {excerpt}'
-    if not self._retry.is_retry('POST', response.status):
+    content = self._redact(content)
+    if response.status != 200:
+      delay = self._retry.get_retry_after(response)
+      error = chat_response.error_of(content)
+      self._fail(response.status, error, content, delay)
+    try:
+      answer = chat_response.read(content)
+    except chat_response.BodyError as error:
+      self._fail(error.status, error.fields, content, None)
+    return dataclasses.replace(answer, text=self._redact(answer.text))
+
+  def _fail(
+    self,
+    status: int,
+    error: Mapping[str, Any],
+    content: str,
+    delay: float | None,
+  ) -> NoReturn:
+    """Raises the error that a status and the server's words amount to.
+
+    Args:
+      status: Status of the response, or the one that its body names.
+      error: Fields of the error in the body.
+      content: The body.
+      delay: Seconds for which the server asks to wait, or None.
+    """
+    message = f'status {status}: {" ".join(content.split())[:300]}'
+    if kind := chat_response.permanent_kind(error):
+      raise ValueError(
+        f'{self.url} refuses all requests ({kind}), and waiting does not help: '
+        f'{message}. Mend the account behind API_KEY_VARIABLE (RATER = '
+        f'{self._model!r}) and start the run again. The answers that arrived '
+        'are stored in RATER_CACHE.'
+      )
+    if not self._retry.is_retry('POST', status):
       raise ValueError(
         f'{self.url} refuses the request with {message} (BASE_URL, RATER = '
         f'{self._model!r}, API_KEY_VARIABLE, RATER_PARAMETERS = '
-        f'{self._parameters}).'
+        f'{self._parameters}). The answers that arrived are stored in '
+        'RATER_CACHE.'
       )
-    delay = self._retry.get_retry_after(response)
     if delay is not None and delay > retry_lib.LONGEST_WAIT:
       raise RuntimeError(
         f'{self.url} asks to wait for {delay:.0f} s ({message}). The answers '
         'that arrived are stored in RATER_CACHE; start the run again then.'
       )
-    raise retry_lib.TransientError(message, delay, busy=response.status == 429)
+    busy = status in retry_lib.BUSY_STATUSES
+    raise retry_lib.TransientError(message, delay, busy=busy)
 
   def _exchange(self, body: str) -> tuple[urllib3.BaseHTTPResponse, str]:
     """Sends a body and reads the response to its end."""
@@ -163,48 +170,9 @@ class Connection:
         )
     return content.decode(errors='replace')
 
-  def _answer(self, content: str) -> Answer:
-    content = self._redact(content)
-    try:
-      answer = _parse(content)
-    except _UNREADABLE as error:
-      excerpt = ' '.join(content.split())[:100]
-      raise retry_lib.TransientError(
-        f'a malformed response ({error!r}): {excerpt}'
-      ) from None
-    return dataclasses.replace(answer, text=self._redact(answer.text))
-
   def _redact(self, text: str) -> str:
     """Hides the key, in case the server echoes it."""
     return text if self._key is None else text.replace(self._key, '***')
-
-
-def _parse(content: str) -> Answer:
-  """Reads the answer in the body of a response."""
-  response = json.loads(content)
-  choice = response['choices'][0]
-  text = choice['message'].get('content') or ''
-  if not isinstance(text, str):
-    raise TypeError('the content is not a string')
-  listed = (choice.get('logprobs') or {}).get('content')
-  usage = response.get('usage') or {}
-  return Answer(
-    text=text,
-    tokens=None if listed is None else [_token(item) for item in listed],
-    usage=(
-      int(usage.get('prompt_tokens') or 0),
-      int(usage.get('completion_tokens') or 0),
-    ),
-  )
-
-
-def _token(item: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-  listed = [item, *(item.get('top_logprobs') or [])]
-  found = {other['token']: float(other['logprob']) for other in listed}
-  # The log-probability of an alternative may be -inf.
-  if not math.isfinite(found[item['token']]) or max(found.values()) > 1e-3:
-    raise ValueError('a log-probability is not finite or exceeds 0')
-  return item['token'], found
 
 
 def _check_url(base_url: str) -> str:

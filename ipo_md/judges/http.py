@@ -1,22 +1,18 @@
 """A judge that asks a language model behind an OpenAI-compatible endpoint.
 
-The rater's prompt asks for '1' or '2', once for each order of a pair. Where
-the server returns log-probabilities,
-
-  P(1) = p('1') / (p('1') + p('2'))
-
-at the token that answers. Each p is a sum over the tokens that consist of this
-number and of spaces or punctuation ('1', ' 1', '**1'). Without
-log-probabilities, P(1) is 1 or 0, depending on the text. Position bias cancels
-in the mean over both orders, as in OAIF (arXiv 2402.04792).
+The rater's prompt asks for '1' or '2', once for each order of a pair.
+`answer_probability` reads the answers. Position bias cancels in the mean over
+both orders, as in OAIF (arXiv 2402.04792).
 """
 
 from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
 import math
 import re
 import time
 from typing import Literal
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -24,16 +20,19 @@ import numpy as np
 
 from ipo_md.core import model_dir
 from ipo_md.core import progress
+from ipo_md.judges import answer_probability
 from ipo_md.judges import chat_client
-from ipo_md.judges import chat_connection
+from ipo_md.judges import chat_response
 from ipo_md.judges import declaration
 from ipo_md.judges import samples as samples_lib
 
 _FIELDS = ('text', 'first', 'second')
-# Matches 1 or 2 as a number of its own, and not in 12, 1.5, v1 or 1st.
-_NAMED = re.compile(r'(?<![\w.,-])([12])(?!\w|[.,]\d)')
 _BYTES_PER_TOKEN = 4  # assumed by the estimate of costs
 _QUIET_SECONDS = 30  # between two lines without a label
+_TRIAL = 8  # questions that are asked before the others
+# A run stops at this number of unreadable answers if they are this share.
+_UNREADABLE = 4
+_UNREADABLE_SHARE = 1 / 4
 
 
 @model_dir.may_change('neither', 'prices')
@@ -48,8 +47,9 @@ class HttpJudge:
     endpoint: The language model.
     prompt: RATER_PROMPT, with {text}, {first} and {second}.
     neither: NEITHER, the treatment of an answer that is neither 1 nor 2.
-      'error' stops the run once all questions are asked, and 'tie' yields NaN,
-      which counts as 1/2.
+      'tie' yields NaN, which counts as 1/2. 'error' stops the run: after eight
+      questions if half of their answers are such, as soon as they are a quarter
+      of the answers (and at least four), or else once all questions are asked.
     prices: PRICES per million tokens of prompts and of answers, or None to
       show no costs.
     label: Text shown by the progress bar. None prints a line now and then
@@ -86,6 +86,7 @@ class HttpJudge:
     self._tokens = np.zeros(2, int)  # in prompts and in answers
     self._failed = self._no_answers = 0
     self._shown = -math.inf
+    self._tried = self._warned = False
 
   def __call__(
     self, samples: samples_lib.Samples, pairs: samples_lib.Pairs
@@ -118,21 +119,55 @@ class HttpJudge:
           prompts.append(self.fill(text=text, first=row[i], second=row[k]))
           prompts.append(self.fill(text=text, first=row[k], second=row[i]))
           places += [(n, j, 0), (n, j, 1)]
-    neither = []
-    for index, answer in self._progress(prompts):
-      p = probability_of_first(answer)
-      if p is None:
-        neither.append(answer.text)
-        self._no_answers += 1
-        p = math.nan
-      found[places[index]] = 1 - p if places[index][2] else p
+    neither, count = [], 0
+    with contextlib.closing(self._progress(prompts)) as coming:
+      for index, answer in coming:
+        count += 1
+        p = answer_probability.probability_of_first(answer)
+        if p is None:
+          neither.append(answer)
+          self._no_answers += 1
+          p = math.nan
+        found[places[index]] = 1 - p if places[index][2] else p
+        if len(neither) >= max(_UNREADABLE, _UNREADABLE_SHARE * count):
+          if self._neither == 'error':
+            break
+          self._warn(neither, count)
     if neither and self._neither == 'error':
-      raise ValueError(
-        f'{len(neither)} of {len(prompts)} answers of {self._endpoint.model} '
-        f'are neither 1 nor 2, such as {neither[0][:80]!r}. All answers are '
-        "stored. Set NEITHER = 'tie' to count these as 1/2, or improve "
-        'RATER_PROMPT or RATER_PARAMETERS.'
+      self._raise(neither, count, len(prompts))
+
+  def _warn(self, neither: Sequence[chat_response.Answer], count: int) -> None:
+    """Says once that many answers count as ties."""
+    if not self._warned:
+      self._warned = True
+      print(
+        f'{len(neither)} of {count} answers of {self._endpoint.model} are '
+        f"neither 1 nor 2 and count 1/2 (NEITHER = 'tie'), such as "
+        f'{_shown(neither[0])}.',
+        flush=True,
       )
+
+  def _raise(
+    self, neither: Sequence[chat_response.Answer], count: int, total: int
+  ) -> NoReturn:
+    """Raises the error about answers that are neither 1 nor 2."""
+    left = (
+      f'; {total - count} questions were not asked' if count < total else ''
+    )
+    cut = [a for a in neither if a.incomplete and a.text.strip()]
+    long = [a for a in neither if 'length' in (a.incomplete or '')]
+    hint = (
+      f' {len(long)} of them were cut off: raise max_tokens in '
+      'RATER_PARAMETERS, which a model that reasons needs.'
+      if long
+      else ''
+    )
+    raise ValueError(
+      f'{len(neither)} of {count} answers of {self._endpoint.model} are '
+      f'neither 1 nor 2, such as {_shown((cut or neither)[0])}{left}.{hint} '
+      "All whole answers are stored. Set NEITHER = 'tie' to count these as "
+      '1/2, or improve RATER_PROMPT or RATER_PARAMETERS.'
+    )
 
   def fill(self, **fields: str) -> str:
     """Returns the rater's prompt about a text and its two completions."""
@@ -140,10 +175,9 @@ class HttpJudge:
 
   def _progress(
     self, prompts: list[str]
-  ) -> Iterator[tuple[int, chat_connection.Answer]]:
+  ) -> Iterator[tuple[int, chat_response.Answer]]:
     """Yields the answers, and shows an estimate, the progress and the costs."""
-    self._estimate(prompts)
-    coming = self._endpoint.ask(prompts)
+    coming = self._ask(prompts, self._estimate(prompts))
     if self._label is not None:
       coming = progress.progress(
         coming, len(prompts), lambda: f'{self._label}, {self._totals()}'
@@ -156,8 +190,31 @@ class HttpJudge:
         self._now_and_then(f'judging, {self._totals()} so far')
       yield index, answer
 
-  def _estimate(self, prompts: list[str]) -> None:
-    """Prints the number of questions and their tokens before they are asked."""
+  def _ask(
+    self, prompts: list[str], cached: Sequence[bool]
+  ) -> Iterator[tuple[int, chat_response.Answer, int]]:
+    """Asks a few questions first, and the others once these are answered."""
+    first = list(range(len(prompts)))
+    if not self._tried:
+      self._tried = True
+      new = [i for i, known in enumerate(cached) if not known][_TRIAL:]
+      first = sorted({*first} - {*new})
+    later = sorted({*range(len(prompts))} - {*first})
+    keep = lambda answer: (
+      answer_probability.probability_of_first(answer) is not None
+    )
+    for part in (first, later):
+      asked = self._endpoint.ask([prompts[i] for i in part], keep)
+      with contextlib.closing(asked) as coming:
+        for index, answer, failures in coming:
+          yield part[index], answer, failures
+
+  def _estimate(self, prompts: list[str]) -> list[bool]:
+    """Prints the number of questions and their tokens before they are asked.
+
+    Returns:
+      Whether the answer to each question is stored.
+    """
     cached = self._endpoint.cached(prompts)
     new = {p for p, done in zip(prompts, cached, strict=True) if not done}
     tokens = sum(len(p.encode()) for p in new) // _BYTES_PER_TOKEN
@@ -172,6 +229,7 @@ class HttpJudge:
       self._now_and_then(line)
     else:
       print(line, flush=True)
+    return cached
 
   def _now_and_then(self, line: str) -> None:
     if time.monotonic() - self._shown >= _QUIET_SECONDS:
@@ -192,26 +250,7 @@ class HttpJudge:
     return ', '.join(parts)
 
 
-def probability_of_first(answer: chat_connection.Answer) -> float | None:
-  """Returns P(1), or None if the text names neither of 1 and 2, or both."""
-  named = set(_NAMED.findall(answer.text))
-  if len(named) != 1:
-    return None
-  (name,) = named
-  for token, alternatives in answer.tokens or ():
-    if _bare(token) == name:
-      return _share(alternatives)
-  return float(name == '1')
-
-
-def _share(log_probs: Mapping[str, float]) -> float:
-  numbers = {t: p for t, p in log_probs.items() if _bare(t) in ('1', '2')}
-  best = max(numbers.values())
-  mass = {'1': 0.0, '2': 0.0}
-  for token, log_prob in numbers.items():
-    mass[_bare(token)] += math.exp(log_prob - best)
-  return mass['1'] / (mass['1'] + mass['2'])
-
-
-def _bare(token: str) -> str:
-  return re.sub(r'\W', '', token)
+def _shown(answer: chat_response.Answer) -> str:
+  """Formats an answer for an error."""
+  shown = repr((answer.refusal or answer.text)[:80])
+  return f'{shown} ({answer.incomplete})' if answer.incomplete else shown

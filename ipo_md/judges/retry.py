@@ -6,6 +6,7 @@ import urllib3
 
 LONGEST_WAIT = 900.0  # seconds that a busy server may hold up a request
 _LONGEST_BACKOFF = 60.0  # seconds between two attempts
+BUSY_STATUSES = (429, 529)  # 529: overloaded
 _TRANSIENT_STATUSES = (408, 409, 425, 429, *range(500, 600))
 
 

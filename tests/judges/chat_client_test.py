@@ -1,6 +1,8 @@
 """Tests of the client: faults of the server, the API key and the cache."""
 
 import re
+import sqlite3
+import time
 
 import numpy as np
 import pytest
@@ -24,6 +26,26 @@ FAULTS = {
   'not a log-probability': b'{"choices": [{"message": {"content": "1"}, '
   b'"logprobs": {"content": [{"token": "1", "logprob": NaN}]}}]}',
   'too deep': b'[' * 100_000,
+  'overloaded without a time': 529,
+  'a page': b'<!DOCTYPE html>\n<html><body>Bad gateway</body></html>',
+  'nothing': b'',
+  'cut json': b'{"choices": [{"message": {"content": "1"',
+  'an error': b'{"error": {"message": "try again", "code": 502}}',
+  'an error in words': b'{"error": "upstream failed"}',
+  'an error in a list': b'[{"error": {"code": 503, "message": "busy"}}]',
+  'an error object': b'{"object": "error", "message": "oom", "code": 50001}',
+  'an error of the choice': b'{"choices": [{"error": {"code": 429}, '
+  b'"message": {"content": ""}}]}',
+  'a failed answer': b'{"choices": [{"message": {"content": ""}, '
+  b'"finish_reason": "error"}]}',
+  'half an answer': b'{"choices": [{"message": {"content": "2"}, '
+  b'"finish_reason": "error"}]}',
+  'an aborted answer': b'{"choices": [{"message": {"content": "2"}, '
+  b'"finish_reason": "abort"}]}',
+  'no text': b'{"choices": [{"message": {"content": null}, '
+  b'"finish_reason": "stop"}]}',
+  'a blank': b'{"choices": [{"message": {"content": " \\n"}}]}',
+  'no parts': b'{"choices": [{"message": {"content": []}}]}',
   'endless usage': b'{"choices": [{"message": {"content": "1"}}], '
   b'"usage": {"prompt_tokens": Infinity}}',
 }
@@ -97,6 +119,110 @@ def test_a_refusal_is_final(server, judge, status):
     rater_server.judged(judge(concurrency=1))
   assert rater_server.KEY not in str(error.value)
   assert max(server.given.values()) == 1
+
+
+QUOTA = b'{"error": {"message": "You exceeded your current quota.", '
+QUOTA += b'"type": "insufficient_quota", "code": "insufficient_quota"}}'
+FINAL = {
+  'a quota': (429, QUOTA),
+  'a quota with the status 200': (200, QUOTA),
+  'a bill': (429, b'{"error": {"code": "billing_hard_limit_reached"}}'),
+  'another quota': (
+    429,
+    b'{"error": {"type": "exceeded_current_quota_error"}}',
+  ),
+  'a balance': (503, b'{"error": {"code": "insufficient_user_balance"}}'),
+  'a closed account': (429, b'{"error": {"code": "account_deactivated"}}'),
+  'a key': (200, b'{"error": {"message": "no such key", "code": 401}}'),
+  'a payment': (402, b'{"error": {"message": "Insufficient credits"}}'),
+  'a region': (403, b'<html>Forbidden</html>'),
+}
+
+
+@pytest.mark.parametrize('name', FINAL)
+@pytest.mark.parametrize('after', [0, 5])
+def test_what_no_waiting_cures_ends_the_run_at_once(server, judge, name, after):
+  """Also in the middle of a set, whose answers are kept."""
+  server.say = None
+  server.faults = lambda prompt: (
+    [FINAL[name]] * 99 if sum(server.asked.values()) >= after else []
+  )
+  start = time.monotonic()
+  with pytest.raises(
+    ValueError, match='API_KEY_VARIABLE.*RATER_CACHE'
+  ) as error:
+    rater_server.judged(judge(concurrency=1, first_delay=30))
+  assert time.monotonic() - start < 5
+  assert '\n' not in str(error.value)
+  server.faults = lambda prompt: []
+  rater_server.judged(judge())
+  assert set(server.asked.values()) == {1}
+
+
+def test_the_first_failure_says_what_is_waited_for(server, judge, capsys):
+  server.faults = lambda p: [(429, '0.2'), 500] if 'text 4' in p else []
+  rater_server.judged(judge())
+  out = capsys.readouterr().out
+  (line,) = re.findall('rater-7b: 1 request failed so far.*', out)
+  assert (
+    'waits 0.2 s as the server asks and tries again, for at most 15' in line
+  )
+  assert 'status 429' in line
+  assert rater_server.KEY not in out
+  # Other failures count against ATTEMPTS.
+  server.given.clear()
+  server.faults = lambda prompt: [500]
+  rater_server.judged(judge(model='other'))
+  (line,) = re.findall('other: 1 request failed.*', capsys.readouterr().out)
+  assert re.search(r'waits 0.0 s and tries again, in up to 6 attempts', line)
+
+
+def test_an_answer_that_stays_empty_is_neither_and_not_stored(server, judge):
+  empty = FAULTS['no text']
+  server.faults = lambda p: (
+    [empty] * 99 if p.startswith('Which? text 4') else []
+  )
+  found = rater_server.judged(judge(attempts=2, neither='tie'))
+  assert np.isnan(found[4]).all()
+  assert np.isnan(found).sum() == 4
+  assert max(server.given.values()) == 2
+  with pytest.raises(ValueError, match=r"4 of 22 .*'' \(an empty text\)"):
+    rater_server.judged(judge(attempts=2))
+  server.faults = lambda prompt: []
+  np.testing.assert_allclose(
+    rater_server.judged(judge()), rater_server.expected()
+  )
+  assert set(server.asked.values()) == {1}
+
+
+def test_a_failure_that_an_earlier_version_stored_is_asked_again(
+  server, judge, tmp_path
+):
+  rater_server.judged(judge())
+  with sqlite3.connect(tmp_path / 'cache' / 'answers.sqlite') as file:
+    file.execute('UPDATE answers SET answer = ?', ('["", null, [9, 0]]',))
+  np.testing.assert_allclose(
+    rater_server.judged(judge()), rater_server.expected()
+  )
+  assert set(server.asked.values()) == {2}
+
+
+def test_a_refusal_of_the_model_is_stored_as_neither(server, judge):
+  refused = b'{"choices": [{"message": {"content": null, "refusal": '
+  refused += b'"I will not judge this."}, "finish_reason": "stop"}]}'
+  server.faults = lambda prompt: [refused] * 99
+  found = rater_server.judged(judge(neither='tie'))
+  assert np.isnan(found).sum() == 22
+  server.faults = lambda prompt: []
+  with pytest.raises(ValueError, match="'I will not judge this.'"):
+    rater_server.judged(judge())
+  assert not server.asked
+
+
+def test_a_page_of_html_names_the_address(server, judge):
+  server.faults = lambda prompt: [FAULTS['a page']] * 99
+  with pytest.raises(RuntimeError, match='is BASE_URL right'):
+    rater_server.judged(judge(attempts=2))
 
 
 def test_a_long_wait_ends_the_run(server, judge):

@@ -1,12 +1,8 @@
 """Tests of the judge that asks a language model over HTTP."""
 
-import functools
-import math
-
 import numpy as np
 import pytest
 
-from ipo_md.judges import chat_connection
 from ipo_md.judges import http as http_judge
 from ipo_md.judges import samples as samples_lib
 from tests.judges import rater_server
@@ -47,52 +43,70 @@ def test_the_text_decides_without_log_probabilities(server, judge):
 
 def test_answers_that_are_neither_are_counted(server, judge, capsys):
   server.say = 'Neither'
-  with pytest.raises(ValueError, match="22 of 22 .*'Neither'.*NEITHER = 'tie'"):
-    rater_server.judged(judge())
-  asked = sum(server.asked.values())
   found = rater_server.judged(judge(neither='tie'))
-  assert sum(server.asked.values()) == asked == 22
+  assert sum(server.asked.values()) == 22
   assert np.isnan(found).sum() == 22
-  assert '22 neither 1 nor 2' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert '22 neither 1 nor 2' in out
+  assert out.count('4 of 4 answers of rater-7b are neither 1 nor 2 and') == 1
   np.testing.assert_array_equal(samples_lib.mean_over_orders(found), 0.5)
+  # All of them are stored.
+  with pytest.raises(
+    ValueError, match="of rater-7b.*'Neither'.*NEITHER = 'tie"
+  ):
+    rater_server.judged(judge())
+  assert sum(server.asked.values()) == 22
 
 
-@pytest.mark.parametrize(
-  ('text', 'p'),
-  [
-    ('1', 1),
-    (' 2.', 0),
-    ('**1**', 1),
-    ('Summary 2', 0),
-    ('1\n\nBecause', 1),
-    ('(2)', 0),
-    ('', None),
-    ('12', None),
-    ('1.5', None),
-    ('-1', None),
-    ('v1', None),
-    ('Neither 1 nor 2', None),
-    ('both', None),
-  ],
-)
-def test_probability_from_the_text_of_an_answer(text, p):
-  assert (
-    http_judge.probability_of_first(chat_connection.Answer(text, None, (0, 0)))
-    == p
+def test_a_few_questions_are_asked_before_all_are_paid(server, judge):
+  server.say = 'Neither'
+  with pytest.raises(ValueError, match=r'neither.*; 1[4-8] questions were not'):
+    rater_server.judged(judge(concurrency=16))
+  assert sum(server.asked.values()) <= 8
+
+
+def test_a_share_of_unreadable_answers_stops_the_questions(server, judge):
+  """The first eight answers are readable, and none of the others is."""
+  samples = many_samples(100)
+  server.say = lambda number: '1' if number < 8 else 'I cannot say.'
+  with pytest.raises(ValueError, match=r'4 of 12 .* 188 questions were not'):
+    list(judge(concurrency=1)(samples, [(0, 1)]))
+  assert sum(server.asked.values()) < 20
+
+
+def test_few_unreadable_answers_stop_the_run_at_its_end(server, judge):
+  server.say = lambda number: 'Not 1' if number == 5 else '1'
+  with pytest.raises(ValueError, match="1 of 22 .*'Not 1'.*All whole"):
+    rater_server.judged(judge(concurrency=1))
+  assert sum(server.asked.values()) == 22
+
+
+def test_answers_that_are_cut_off_are_asked_again(server, judge):
+  server.say = '<think>Summary 1 is'
+  server.finish_reason = 'length'
+  with pytest.raises(ValueError, match="finish_reason 'length'.*max_tokens"):
+    rater_server.judged(judge())
+  server.say, server.finish_reason = None, 'stop'
+  np.testing.assert_allclose(
+    rater_server.judged(judge()), rater_server.expected()
   )
 
 
-def test_probability_from_log_probabilities():
-  read = functools.partial(chat_connection.Answer, usage=(0, 0))
-  of = http_judge.probability_of_first
-  tokens = [
-    ('Summary', {'Summary': -0.1, '1': -1.0}),
-    (' 1', {' 1': math.log(0.2), '1': math.log(0.1), '2': math.log(0.1)}),
-  ]
-  np.testing.assert_allclose(of(read('Summary 1', tokens)), 0.75)
-  alone = [('2', {'2': -9999.0, 'The': -0.1, '1': -math.inf})]
-  assert of(read('2', alone)) == 0
-  assert of(read('1', [('one', {'one': 0.0})])) == 1
+def test_an_answer_that_is_said_before_the_cut_is_stored(server, judge):
+  server.say, server.finish_reason = '1\n\nBecause summary 1', 'length'
+  server.log_probs = False
+  first = rater_server.judged(judge())
+  np.testing.assert_array_equal(rater_server.judged(judge()), first)
+  assert sum(server.asked.values()) == 22
+
+
+def many_samples(count):
+  return samples_lib.Samples(
+    tokens=None,
+    vocabulary=None,
+    prompts=[f'text {n}' for n in range(count)],
+    texts=[['a', 'bb']] * count,
+  )
 
 
 @pytest.mark.parametrize(

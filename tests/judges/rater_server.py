@@ -27,7 +27,9 @@ class Server(http.server.ThreadingHTTPServer):
     asked: Number of answers to each prompt.
     times: Time of each request.
     requests: Path, Authorization header and body of each request.
-    say: Text of each answer, or None for 1 or 2.
+    say: Text of each answer, a function from the number of the answer to it,
+      or None for 1 or 2.
+    finish_reason: The finish_reason of each answer.
     given: Number of requests about each prompt.
     log_probs: Whether answers have log-probabilities.
     busiest: Highest number of requests at the same time.
@@ -43,6 +45,7 @@ class Server(http.server.ThreadingHTTPServer):
     self.requests = []
     self.faults = lambda prompt: []
     self.say = None
+    self.finish_reason = 'stop'
     self.given = collections.defaultdict(int)
     self.log_probs = True
     self.busy = self.busiest = 0
@@ -93,8 +96,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return self.fail(faults[number])
     first, second = re.search(r'\[1: (.*)\] \[2: (.*)\]', prompt, re.S).groups()
     p = 1 / (1 + math.exp(0.3 * (len(second) - len(first)) - 0.1))
-    text = server.say or (' 1' if p > 0.5 else ' 2')
-    choice = {'message': {'role': 'assistant', 'content': text}}
+    say = server.say
+    if callable(say):
+      say = say(sum(server.asked.values()))
+    text = say or (' 1' if p > 0.5 else ' 2')
+    choice = {
+      'message': {'role': 'assistant', 'content': text},
+      'finish_reason': server.finish_reason,
+    }
     if server.log_probs and body.get('logprobs'):
       top = [('1', p * 0.6), (' 1', p * 0.3), (' 2', (1 - p) * 0.9), ('A', 0.1)]
       listed = [{'token': t, 'logprob': math.log(q)} for t, q in top]
@@ -129,8 +138,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     elif isinstance(fault, bytes):
       self.send(200, fault)
     elif isinstance(fault, tuple):
-      status, wait = fault
-      self.send(status, echo, [('Retry-After', wait)])
+      status, what = fault
+      if isinstance(what, bytes):
+        self.send(status, what)
+      else:
+        self.send(status, echo, [('Retry-After', what)])
     else:
       self.send(fault, echo)
 
