@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ipo_md import games
+from ipo_md.evaluation import judge_measures
 from ipo_md.evaluation import statistics
 
 
@@ -52,6 +53,8 @@ def reliability(
     `compared_order_consistency`: judge -> [share, low, high, number] of
       judgements that name the same winner in both orders. The share is 1 for a
       judge that does not see the order.
+    `compared_judge_warnings`: judge -> `judge_measures.warning` about it, if
+      there is one.
     `judge_agreement`: judge -> judge -> [share, low, high] of judgements that
       name the same winner.
     `neither`: judge -> number of answers that name no winner.
@@ -73,6 +76,7 @@ def reliability(
       ]
       for name, both in orders.items()
     },
+    'compared_judge_warnings': judge_measures.warnings_of(judged),
     'judge_agreement': {
       a: {
         b: list(statistics.agreement(p, q))

@@ -1,7 +1,8 @@
 """Measures judges on labelled pairs: accuracy, calibration, order and length.
 
   MODEL_DIR/results.json   agreement, calibration, by_length, order_consistency,
-                           each pairs -> judge -> ..., as `judge_agreement` says
+                           judge_warnings, each pairs -> judge -> ..., as
+                           `judge_agreement` says
 
 `side_by_side` reports the same numbers on a policy's own samples.
 """
@@ -84,10 +85,12 @@ def describe(found: Mapping[str, Mapping[str, Any]]) -> str:
   for judge, (share, low, high, count) in found['agreement'].items():
     calibration = found['calibration'][judge]
     consistent = found['order_consistency'][judge][0]
+    warning = found.get('judge_warnings', {}).get(judge)
     lines += [
       f'{judge}, {count:,} pairs',
       f'  agrees with the labels      {share:.3f} ({low:.3f} to {high:.3f})',
       f'  same winner in both orders  {consistent:.3f}',
+      *([f'  WARNING: {judge} {warning}'] if warning else []),
       f'  calibration error           {calibration["ece"]:.3f}',
       '  confidence   accuracy   pairs',
     ]

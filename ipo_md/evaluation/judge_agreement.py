@@ -52,8 +52,9 @@ def tables(
     measure: Measures of completions, or None.
 
   Returns:
-    `agreement`, `calibration`, `by_length` and `order_consistency`, each pairs
-    -> judge -> value, as `judge_measures.compared` gives them.
+    `agreement`, `calibration`, `by_length`, `order_consistency` and, if there
+    are any, `judge_warnings`, each pairs -> judge -> value, as
+    `judge_measures.compared` gives them.
   """
   others = {n: judge for n, judge in judges.items() if n != agreement.truth}
   found = {}
@@ -111,9 +112,24 @@ def by_kind(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """Turns pairs -> kind -> x into kind -> pairs -> x, as in results.json."""
   kinds = {kind for tables in found.values() for kind in tables}
   return {
-    kind: {pairs: tables[kind] for pairs, tables in found.items()}
+    kind: {
+      pairs: tables[kind] for pairs, tables in found.items() if kind in tables
+    }
     for kind in sorted(kinds)
   }
+
+
+def warning_lines(found: Mapping[str, Any]) -> list[str]:
+  """Formats the warnings about judges in the contents of results.json."""
+  groups = {
+    'compared policies': found.get('compared_judge_warnings', {}),
+    **found.get('judge_warnings', {}),
+  }
+  return [
+    f'{judge} {warning} ({pairs})'
+    for pairs, warnings in groups.items()
+    for judge, warning in warnings.items()
+  ]
 
 
 def labelled_pairs(

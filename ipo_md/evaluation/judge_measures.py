@@ -11,6 +11,8 @@ from ipo_md.evaluation import statistics
 
 _CONFIDENCE_BINS = 10  # Each has a width of 1/20.
 _LENGTH_BINS = 5
+_FLAT = 1e-3  # distance from 1/2 that counts as none
+_FEWEST_PAIRS = 3  # that show a judge's answers to depend on position alone
 
 
 def compared(
@@ -29,6 +31,7 @@ def compared(
     `by_length`: judge -> see `by_length`.
     `order_consistency`: judge -> [share, low, high, N] of pairs in which it
       names the same winner in both orders.
+    `judge_warnings`: judge -> see `warning`. It is left out if there are none.
   """
   found = {
     name: {}
@@ -41,7 +44,67 @@ def compared(
     found['calibration'][judge] = calibration(p, truth)
     found['by_length'][judge] = by_length(p, truth, longer)
     found['order_consistency'][judge] = [*consistent, len(p)]
+  if warnings := warnings_of(said):
+    found['judge_warnings'] = warnings
   return found
+
+
+def warnings_of(judged: Mapping[str, np.ndarray]) -> dict[str, str]:
+  """Returns judge -> `warning` for the judges that there is one about.
+
+  Args:
+    judged: Judge -> [N, 2] or [N, J, 2] P(y_1 > y_2 | x), with y_1 shown first
+      and second.
+  """
+  found = {judge: warning(both) for judge, both in judged.items()}
+  return {judge: text for judge, text in found.items() if text is not None}
+
+
+def warning(judged: np.ndarray) -> str | None:
+  """Says if a judge does not judge, but answers by position or not at all.
+
+    warning(np.tile([1.0, 0.0], (64, 1)))
+    # 'does not judge: it names the completion shown first in 100 % of ...'
+
+  A judge answers by position if it names the same winner in both orders in none
+  of the pairs, or in significantly less than half of them. Pairs that are ties
+  in both orders do not count. If the probabilities of such a judge differ from
+  order to order, their mean may still tell the better completion.
+
+  Args:
+    judged: [N, 2] or [N, J, 2] P(y_1 > y_2 | x), with y_1 shown first and
+      second, NaN for no winner.
+
+  Returns:
+    What follows the name of the judge in a sentence, or None.
+  """
+  both = np.round(np.nan_to_num(judged, nan=0.5), 6).reshape(-1, 2)
+  if not len(both):
+    return None
+  decided = both[np.any(both != 0.5, axis=-1)]
+  if not len(decided):
+    return (
+      f'does not judge: it names no winner in any of {len(both):,} pairs (are '
+      'the completions of each pair the same?).'
+    )
+  share, _, high = statistics.order_consistency(*decided.T)
+  if len(decided) < _FEWEST_PAIRS or (share > 0 and high >= 0.5):
+    return None
+  first = np.stack([decided[:, 0], 1 - decided[:, 1]])
+  first = np.mean((np.sign(first - 0.5) + 1) / 2)
+  place, often = ('first', first) if first >= 0.5 else ('second', 1 - first)
+  flat = np.all(np.abs(decided.mean(axis=-1) - 0.5) < _FLAT)
+  if share == 0 and flat:
+    verdict = 'does not judge'
+  elif share == 0:
+    verdict = 'judges by the size of its probabilities alone'
+  else:
+    verdict = 'hardly judges'
+  return (
+    f'{verdict}: it names the completion shown {place} in {100 * often:.0f} % '
+    f'of its answers, and the same winner in both orders in {100 * share:.0f} '
+    f'% of {len(decided):,} pairs.'
+  )
 
 
 def calibration(preference: np.ndarray, truth: np.ndarray) -> dict[str, Any]:

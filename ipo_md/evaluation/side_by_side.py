@@ -179,6 +179,8 @@ def side_by_side(
       found |= results.found(
         comparison, {n: list(g) for n, g in groups.items()}
       )
+      for line in judge_agreement.warning_lines(found):
+        progress.say(f'WARNING: {line}')
       results.write(epath.Path(model_dir), found, comparison)
       report.write(model_dir, runs)
     model_dir_lib.complete(model_dir, 0)

@@ -190,7 +190,14 @@ byId('more-curves').ontoggle = drawFigures;
 const judged = drawShares(byId('agreement'), results.agreement) +
   drawShares(byId('orders'), results.order_consistency) +
   drawShares(byId('each-other'), results.judge_agreement);
-byId('judges').hidden = !judged && !results.calibration;
+const warned = Object.entries({
+  'compared policies': results.compared_judge_warnings ?? {},
+  ...results.judge_warnings,
+}).flatMap(([pairs, warnings]) => Object.entries(warnings).map(
+  ([judge, text]) => element('p', {class: 'warning', role: 'alert'},
+    `${judge} ${text} (${pairs})`)));
+byId('judge-warnings').append(...warned);
+byId('judges').hidden = !judged && !results.calibration && !warned.length;
 drawJudged();
 drawMeasures();
 drawSweep();

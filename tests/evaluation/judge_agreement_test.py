@@ -89,6 +89,63 @@ def test_order_consistency():
   assert found['agreement']['judge'][0] == 1
 
 
+def always(first, second, count=64):
+  """Answers of a judge that are the same for all pairs."""
+  return np.tile([float(first), float(second)], (count, 1))
+
+
+@pytest.mark.parametrize(
+  ('judged', 'said'),
+  [
+    (
+      always(1, 0),
+      'does not judge: it names the completion shown first in 100 %',
+    ),
+    (
+      always(0, 1),
+      'does not judge: it names the completion shown second in 100',
+    ),
+    (always(0.8, 0.2), 'does not judge'),
+    (always(0.7, 0.4), 'judges by the size of its probabilities alone'),
+    (always(0.5, 0.5), 'does not judge: it names no winner in any of 64 pairs'),
+    (always(np.nan, np.nan), 'does not judge: it names no winner'),
+    # Ties, as of equal completions, hide nothing.
+    (np.concatenate([always(1, 0), always(0.5, 0.5)]), 'does not judge'),
+    (np.concatenate([always(1, 0), always(1, 1, 9)]), 'hardly judges'),
+    (np.stack([always(1, 0), always(1, 0)], axis=1), 'does not judge'),
+    (always(1, 1), None),
+    (np.concatenate([always(1, 0), always(1, 1)]), None),
+    (always(1, 0, 2), None),
+    (np.zeros((0, 2)), None),
+  ],
+)
+def test_a_judge_that_does_not_judge_is_said_to(judged, said):
+  warning = judge_measures.warning(judged)
+  assert (warning is None) == (said is None)
+  if said is not None:
+    assert said in warning
+    assert judge_measures.warnings_of({'a': judged}) == {'a': warning}
+  else:
+    assert judge_measures.warnings_of({'a': judged}) == {}
+
+
+def test_the_warning_reaches_the_command_line_and_the_tables():
+  both = {'rater': always(1, 0, 8), 'good': always(1, 1, 8)}
+  found = judge_measures.compared(both, np.ones(8), np.arange(8))
+  assert found['judge_warnings'].keys() == {'rater'}
+  assert 'WARNING: rater does not judge' in judge_accuracy.describe(found)
+  assert 'WARNING: good' not in judge_accuracy.describe(found)
+  fine = judge_measures.compared(
+    {'good': both['good']}, np.ones(8), np.arange(8)
+  )
+  tables = judge_agreement.by_kind({'a': found, 'b': fine})
+  assert tables['judge_warnings'].keys() == {'a'}
+  assert 'judge_warnings' not in judge_agreement.by_kind({'b': fine})
+  (line,) = judge_agreement.warning_lines(tables)
+  assert line.startswith('rater does not judge')
+  assert line.endswith('(a)')
+
+
 def test_blind_judge_sees_its_features_alone():
   rng = np.random.default_rng(0)
   words = rng.integers(0, 9, (200, 2))

@@ -225,7 +225,7 @@ def minds_order(samples, pairs):
     yield found
 
 
-def test_orders_neither_and_task_metrics(tmp_path, paths):
+def test_orders_neither_and_task_metrics(tmp_path, paths, capsys):
   comparison.compare(
     tmp_path,
     paths,
@@ -242,6 +242,10 @@ def test_orders_neither_and_task_metrics(tmp_path, paths):
   assert count == comparison.EXAMPLES
   assert share == round(0.5 / comparison.EXAMPLES, 6)
   assert low < share < high
+  (warning,) = found['compared_judge_warnings'].values()
+  assert 'the completion shown first in 100 % of its answers' in warning
+  assert f'WARNING: shown_first {warning}' in capsys.readouterr().out
+  assert json.dumps(warning)[1:-1] in (tmp_path / 'index.html').read_text()
   assert 0 <= found['rouge1']['ipo'] <= 100
   assert found['paired_difference']['rouge2'].keys() == {'ipo'}
   assert 0 < found['distinct_1']['ipo'] <= 1
