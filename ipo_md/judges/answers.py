@@ -113,12 +113,12 @@ class Reading:
   """What a text answers.
 
   Attributes:
-    name: The name of the better one.
+    name: '1' or '2', the better one.
     place: Which mention of the name is the answer: the first of all mentions,
       the last of its own, or None if it follows from a comparison.
   """
 
-  name: Literal['1', '2']
+  name: str
   place: Literal['first', 'last'] | None
 
 

@@ -7,7 +7,7 @@ from the environment, sent to the server, and stored nowhere.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Generator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import concurrent.futures
@@ -115,7 +115,7 @@ class Endpoint:
     self,
     prompts: Sequence[str],
     keep: Callable[[chat_response.Answer], bool] = lambda answer: False,
-  ) -> Iterator[tuple[int, chat_response.Answer, int]]:
+  ) -> Generator[tuple[int, chat_response.Answer, int], None, None]:
     """Answers all prompts, in the order in which the answers arrive.
 
     Equal prompts are asked once.

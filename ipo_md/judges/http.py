@@ -5,6 +5,7 @@ The rater's prompt asks for '1' or '2', once for each order of a pair.
 both orders, as in OAIF (arXiv 2402.04792).
 """
 
+from collections.abc import Generator
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
@@ -151,9 +152,8 @@ class HttpJudge:
     self, neither: Sequence[chat_response.Answer], count: int, total: int
   ) -> NoReturn:
     """Raises the error about answers that are neither 1 nor 2."""
-    left = (
-      f'; {total - count} questions were not asked' if count < total else ''
-    )
+    left = total - count
+    rest = f'; the run stopped before the other {left}' if left else ''
     cut = [a for a in neither if a.incomplete and a.text.strip()]
     long = [a for a in neither if 'length' in (a.incomplete or '')]
     hint = (
@@ -164,7 +164,7 @@ class HttpJudge:
     )
     raise ValueError(
       f'{len(neither)} of {count} answers of {self._endpoint.model} are '
-      f'neither 1 nor 2, such as {_shown((cut or neither)[0])}{left}.{hint} '
+      f'neither 1 nor 2, such as {_shown((cut or neither)[0])}{rest}.{hint} '
       "All whole answers are stored. Set NEITHER = 'tie' to count these as "
       '1/2, or improve RATER_PROMPT or RATER_PARAMETERS.'
     )
@@ -175,7 +175,7 @@ class HttpJudge:
 
   def _progress(
     self, prompts: list[str]
-  ) -> Iterator[tuple[int, chat_response.Answer]]:
+  ) -> Generator[tuple[int, chat_response.Answer], None, None]:
     """Yields the answers, and shows an estimate, the progress and the costs."""
     coming = self._ask(prompts, self._estimate(prompts))
     if self._label is not None:
@@ -192,7 +192,7 @@ class HttpJudge:
 
   def _ask(
     self, prompts: list[str], cached: Sequence[bool]
-  ) -> Iterator[tuple[int, chat_response.Answer, int]]:
+  ) -> Generator[tuple[int, chat_response.Answer, int], None, None]:
     """Asks a few questions first, and the others once these are answered."""
     first = list(range(len(prompts)))
     if not self._tried:
