@@ -72,12 +72,12 @@ class Feedback:
     return labelled
 
 
-def sample_metrics(tokens: types.Tokens, eos_id: int) -> Metrics:
+def sample_metrics(tokens: types.Tokens, eos_id: types.EosId) -> Metrics:
   """Measures sampled completions.
 
   Args:
     tokens: [B, K, T] completions.
-    eos_id: Id of the end-of-sequence token.
+    eos_id: Id of the end-of-sequence token, or several.
 
   Returns:
     length (tokens without EOS), eos_rate and, if K > 1, identical_pairs, the

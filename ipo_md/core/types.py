@@ -15,6 +15,27 @@ import jax
 
 Params = Any  # a tree of arrays, as `Model.init` makes it
 OptState = Any
+# EOS_ID: the id that ends a text; or several, of which the first is written and
+# each ends a completion, as generation_config.json has them.
+EosId = int | Sequence[int]
+
+
+def eos_ids(eos_id: EosId) -> tuple[int, ...]:
+  """Returns the ids that end a completion; the first is the one written.
+
+    eos_ids(2)          # (2,)
+    eos_ids((9, 8, 9))  # (9, 8)
+
+  Raises:
+    ValueError: There is none, or one is not a token id.
+  """
+  ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+  whole = all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
+  if not ids or not whole:
+    raise ValueError(
+      f'EOS_ID is {eos_id!r}: it has to be a token id, or several.'
+    )
+  return tuple(dict.fromkeys(ids))
 
 
 class Vocabulary(Protocol):

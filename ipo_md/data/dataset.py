@@ -285,7 +285,7 @@ def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
       'or VOCABULARY so that they match.'
     )
   ours, theirs = dataset.prompt_format.eos_id, dataset.vocabulary.eos_id
-  if ours is not None and ours != theirs:
+  if ours is not None and types.eos_ids(ours)[0] != theirs:
     raise ValueError(
       f'The model stops at EOS_ID {ours}, but the vocabulary of the task, '
       f'{dataset.vocabulary}, ends texts with {theirs}. Set VOCABULARY to the '

@@ -74,6 +74,20 @@ def special_tokens(vocabulary: types.Vocabulary) -> dict[int, str]:
   return {}
 
 
+def around(
+  vocabulary: types.Vocabulary,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Returns the ids that a tokenizer.json puts before and after a text.
+
+    around(llama_3)  # ((128000,), ())
+
+  A vocabulary of another kind puts none.
+  """
+  if isinstance(vocabulary, hf_vocabulary.TokenizerVocabulary):
+    return vocabulary.around()
+  return (), ()
+
+
 def show(vocabulary: types.Vocabulary, ids: Iterable[int]) -> str:
   """Decodes all of the ids, with special tokens visible.
 

@@ -108,6 +108,17 @@ class TokenizerVocabulary(seqio.Vocabulary):
     """Encodes a text of a gin file, in which special tokens are tokens."""
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+  def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the ids that the file puts before and after a text.
+
+    Llama's puts BOS before it, T5's EOS after it, and SmolLM2's nothing.
+    """
+    encoded = self._tokenizer.encode('a', add_special_tokens=True)
+    added = encoded.special_tokens_mask
+    first = added.index(0)
+    last = len(added) - added[::-1].index(0)
+    return tuple(encoded.ids[:first]), tuple(encoded.ids[last:])
+
   def _decode(self, ids: Sequence[int]) -> str:
     """Decodes ids and drops special tokens such as EOS."""
     return self._tokenizer.decode([int(i) for i in ids])

@@ -31,8 +31,9 @@ class PromptFormat:
     vocabulary: Vocabulary of the texts. It is not needed if there are none.
     cut_prompts: The end at which a long prompt is truncated. The gin file of
       the task sets it.
-    eos_id: EOS_ID, the token at which the model stops. None skips the check
-      against the vocabulary of the data set.
+    eos_id: EOS_ID, the token at which the model stops, or several, of which the
+      first ends the texts of the data set. None skips the check against its
+      vocabulary.
   """
 
   prefix: tuple[int | str, ...] = ()
@@ -40,7 +41,7 @@ class PromptFormat:
   closing: str = ''
   vocabulary: types.Vocabulary | None = None
   cut_prompts: Literal['front', 'end'] = 'end'
-  eos_id: int | None = None
+  eos_id: types.EosId | None = None
 
   def __post_init__(self):
     if self.cut_prompts not in ('front', 'end'):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ipo_md import models as models_lib
 from ipo_md.core import partitioning
 from ipo_md.core import types
+from ipo_md.sampling import sequences
 
 # A token attends to all columns of a cache, filled or not. So the caches grow,
 # by at least so many tokens, and each width has a loop of its own. A TPU keeps
@@ -85,7 +86,7 @@ def sample(
   *,
   mixture_coefs: Sequence[float],
   max_new_tokens: int,
-  eos_id: int,
+  eos_id: types.EosId,
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
@@ -106,7 +107,8 @@ def sample(
       prompt depend then, whatever else is in the batch.
     mixture_coefs: K weights of the reference, one for each completion.
     max_new_tokens: T.
-    eos_id: the token that ends a completion; it is part of it.
+    eos_id: the token that ends a completion, or several of which any does; it
+      is part of the completion.
     temperature: divides the mixture's logits; 0 takes the likeliest token.
     top_k: keeps the mixture's k likeliest tokens; 0: all.
     top_p: keeps the smallest set of the mixture's likeliest tokens that holds
@@ -166,7 +168,7 @@ def sample(
     return _Loop(
       n=loop.n + 1,
       last=token,
-      finished=loop.finished | (token == eos_id),
+      finished=loop.finished | sequences.is_eos(token, eos_id),
       caches=tuple(caches),
       ids=put(loop.ids, token),
       mask=put(loop.mask, ~loop.finished),

@@ -209,6 +209,12 @@ def sum_or_mean(
   return total / jnp.maximum(jnp.sum(mask, axis=-1), 1)
 
 
-def ended(tokens: types.Tokens, eos_id: int) -> jax.Array:
+def is_eos(ids: jax.Array, eos_id: types.EosId) -> jax.Array:
+  """Returns whether each id is one of those that end a completion."""
+  found = [ids == i for i in types.eos_ids(eos_id)]
+  return functools.reduce(jnp.logical_or, found)
+
+
+def ended(tokens: types.Tokens, eos_id: types.EosId) -> jax.Array:
   """Returns [B, K] whether each completion [B, K, T] reached EOS."""
-  return jnp.any(tokens.mask & (tokens.ids == eos_id), axis=-1)
+  return jnp.any(tokens.mask & is_eos(tokens.ids, eos_id), axis=-1)

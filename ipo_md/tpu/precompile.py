@@ -50,8 +50,8 @@ class Words:
   bos_id = unk_id = None
   pad_id = 0
 
-  def __init__(self, eos_id: int):
-    self.eos_id = eos_id
+  def __init__(self, eos_id: types.EosId):
+    self.eos_id = types.eos_ids(eos_id)[0]
 
   def encode(self, text: str) -> list[int]:
     return [2] * len(text.split())

@@ -151,6 +151,13 @@ def train(
         mesh, model, optimizer, start, examples.vocabulary, saved, init_key
       )
       logbook.describe(model_dir, state, frozen, mesh, examples)
+      if jax.process_index() == 0:
+        checkpoints.save_model_folder(
+          model_dir,
+          model.config,
+          examples.vocabulary,
+          start.model_config_path,
+        )
     update = program(
       functools.partial(step, model=model, optimizer=optimizer),
       model=model,
