@@ -40,6 +40,7 @@ setuptools.setup(
     'gin-config',
     'grain',
     'jax',
+    'jinja2>=3.1.6',  # earlier sandboxes can be left
     'matplotlib',
     'numpy',
     'optax',

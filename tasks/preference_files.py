@@ -1,13 +1,15 @@
-"""Tasks on preference files: JSON lines with one prompt per row.
+"""Tasks on preference files, with one prompt per row.
 
   pairs       prompt, chosen, rejected         -> targets [2, T], preference 1
   rewards     prompt, completions[], scores[]  -> targets [K, T], rewards [K]
-  supervised  either                           -> targets [T], the best one
+  supervised  either, or prompt, completion,   -> targets [T], the best one
+              or messages
 
-A completion may be a list of messages: one of the assistant, alone or after one
-of the user that repeats `prompt` (as in ultrafeedback_binarized). A row with
-more turns, or with a system prompt, is a bad row. A gin file binds one of the
-three as the task:
+A prompt is a text or a list of messages. A completion is a text, or a list of
+messages whose last one is of the assistant; those before it are the prompt, and
+`prompt` may be absent or repeat them (as in ultrafeedback_binarized). Only a
+chat template reads a prompt of several turns; without one it is a bad row. A
+gin file binds one of the three as the task:
 
   PREFERENCE_TASK = @preference_files.pairs()
   preference_files.pairs.files = {'train': 'a.jsonl', 'validation': 'b.jsonl'}
@@ -15,6 +17,7 @@ three as the task:
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import hashlib
 from typing import Any
 
@@ -22,8 +25,11 @@ import seqio
 
 from ipo_md.core import identity
 from ipo_md.core import paths
+from ipo_md.data import conversations
 from tasks.lib import json_lines
 from tasks.lib import text_tasks
+
+Message = conversations.Message
 
 
 @identity.reads(files=identity.of_file)
@@ -109,8 +115,9 @@ def _source(
   return text_tasks.Source(
     rows,
     files=lambda split: [files[split]],
-    signature=signature,
+    signature=signature | text_tasks.CONVERSATION,
     splits=list(files),
+    max_bad_rows=max_bad_rows,
   )
 
 
@@ -126,24 +133,37 @@ def _digest(files: Mapping[str, str], *settings: int) -> str:
 
 
 def _pair(row: dict[str, Any]) -> dict[str, Any]:
-  return {
-    'inputs': _prompt(row),
-    'completions': [_text(row, 'chosen'), _text(row, 'rejected')],
-    'preference': 1.0,
-  }
+  _check_paired(row)
+  prompt, (chosen, rejected) = _conversation(row, ('chosen', 'rejected'))
+  return prompt | {'completions': [chosen, rejected], 'preference': 1.0}
 
 
 def _best(row: dict[str, Any]) -> dict[str, Any]:
-  if 'chosen' in row:
-    return {'inputs': _prompt(row), 'targets': _text(row, 'chosen')}
+  for name in ('chosen', 'completion'):
+    if row.get(name) is not None:
+      prompt, (text,) = _conversation(row, (name,))
+      return prompt | {'targets': text}
+  if row.get('messages') is not None:
+    messages = conversations.messages_of(row, 'messages')
+    text = _last(messages, 'messages')
+    return _inputs(conversations.prompt_of(row), 'messages') | {'targets': text}
+  _check_paired(row)
   scored = _scored(row)
   best = scored['rewards'].index(max(scored['rewards']))
-  return {'inputs': scored['inputs'], 'targets': scored['completions'][best]}
+  text = scored.pop('completions')[best]
+  del scored['rewards']
+  return scored | {'targets': text}
 
 
 def _scored(row: dict[str, Any], k: int | None = None) -> dict[str, Any]:
+  if row.get('completions') is None and 'score_chosen' in row:
+    names = ('chosen', 'rejected')
+    prompt, texts = _conversation(row, names)
+    scores = [json_lines.number(row, f'score_{name}') for name in names]
+    return prompt | {'completions': texts, 'rewards': scores}
   completions = json_lines.field(row, 'completions', list)
-  scores = json_lines.field(row, 'scores', list)
+  name = 'scores' if row.get('rewards') is None else 'rewards'
+  scores = json_lines.field(row, name, list)
   if not completions:
     raise json_lines.BadRow("field 'completions' is empty")
   if k is not None and len(completions) < 2:
@@ -156,55 +176,127 @@ def _scored(row: dict[str, Any], k: int | None = None) -> dict[str, Any]:
     )
   if len(scores) != len(completions):
     raise json_lines.BadRow(
-      f"field 'scores' has {len(scores)} for {len(completions)} completions"
+      f'field {name!r} has {len(scores)} for {len(completions)} completions'
     )
   rows = range(len(completions))
+  prompt, texts = _conversation(row, [f'completions.{i}' for i in rows])
+  rewards = [json_lines.number(row, f'{name}.{i}') for i in rows]
+  return prompt | {'completions': texts, 'rewards': rewards}
+
+
+def _check_paired(row: dict[str, Any]) -> None:
+  if 'label' in row and 'chosen' not in row and 'completions' not in row:
+    raise json_lines.BadRow(
+      "field 'label' marks one completion as good or bad. No objective here "
+      'learns from such a row alone: write `chosen` and `rejected`, or '
+      '`completions` and `scores`, for each prompt'
+    )
+
+
+def _inputs(messages: Sequence[Message], field: str) -> dict[str, Any]:
   return {
-    'inputs': _prompt(row),
-    'completions': [_text(row, f'completions.{i}') for i in rows],
-    'rewards': [json_lines.number(row, f'scores.{i}') for i in rows],
+    'inputs': conversations.plain(messages),
+    'conversation': conversations.write(messages, field),
   }
 
 
-def _prompt(row: dict[str, Any]) -> str:
-  for name in ('system', 'history'):  # of a conversation of several turns
-    if row.get(name):
+def _conversation(
+  row: dict[str, Any], names: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+  """Reads the prompt of a row and its completions.
+
+  A completion is a text, or the last turn of a list of messages. The turns
+  before it are the prompt, or follow a `prompt` that they do not repeat.
+
+  Args:
+    row: The parsed row.
+    names: Fields of the completions.
+
+  Returns:
+    The features of the prompt, and the texts of the completions.
+
+  Raises:
+    BadRow: The fields contradict each other, or are none of this.
+  """
+  before, texts = [], []
+  for name in names:
+    value = json_lines.field(row, name, (str, list))
+    if isinstance(value, str):
+      turns = None
+      if row.get('prompt') is None:
+        turns = conversations.transcript(value)
+        if turns is None:
+          raise json_lines.BadRow("field 'prompt' is missing")
+    else:
+      turns = conversations.messages_of(row, name)
+    if turns is None:
+      texts.append(value)
+      before.append([])
+    else:
+      texts.append(_last(turns, name))
+      before.append(turns[:-1])
+  if row.get('prompt') is None:
+    for name, turns in zip(names, before, strict=True):
+      if _spoken(turns) != _spoken(before[0]):
+        raise json_lines.BadRow(
+          f"field 'prompt' is missing, and {name!r} has other turns before "
+          f'the completion than {names[0]!r}'
+        )
+    row = {**row, 'prompt': before[0]}
+    return _inputs(conversations.prompt_of(row), names[0]), texts
+  prompt = conversations.prompt_of(row)
+  for name, turns in zip(names, before, strict=True):
+    longer = _joined(prompt, turns, name, isinstance(row['prompt'], str))
+    if len(longer) > len(prompt):
+      prompt, field = longer, name
+      break
+  else:
+    field = 'prompt'
+  for name, turns in zip(names, before, strict=True):
+    if turns and _spoken(prompt[-len(turns) :]) != _spoken(turns):
       raise json_lines.BadRow(
-        f'field {name!r} is not read. Only a single turn of the user is '
-        'supported: put its text into `prompt`, or remove the field'
+        f'field {name!r} has other turns before the completion than {field!r}'
       )
-  if isinstance(row.get('prompt'), list):
-    raise json_lines.BadRow(
-      "field 'prompt' is a list of messages. Only a single turn of the user is "
-      'supported: write its content as the prompt'
-    )
-  prompt = json_lines.field(row, 'prompt', str)
-  if not prompt.strip():
-    raise json_lines.BadRow("field 'prompt' is empty")
-  return prompt
+  return _inputs(prompt, field), texts
 
 
-def _text(row: dict[str, Any], path: str) -> str:
-  """Returns a completion, a text or the message of the assistant."""
-  value = json_lines.field(row, path, (str, list))
-  if isinstance(value, str):
-    return value
-  roles = [
-    json_lines.field(row, f'{path}.{i}.role', str) for i in range(len(value))
-  ]
-  if roles not in (['assistant'], ['user', 'assistant']):
+def _joined(
+  prompt: list[Message], turns: list[Message], name: str, is_text: bool
+) -> list[Message]:
+  """Returns the longer of a prompt and the turns before a completion.
+
+  One must end with the other. A prompt that is a text may also be the first
+  turn of the user alone.
+  """
+  if not turns:
+    return prompt
+  ours, theirs = _spoken(prompt), _spoken(turns)
+  if ours[-len(theirs) :] == theirs:
+    return prompt
+  if theirs[-len(ours) :] == ours:
+    return turns
+  users = [said for said in theirs if said[0] == 'user']
+  if is_text and len(ours) == 1 and users[:1] == ours:
+    return turns
+  if is_text and len(theirs) == 1 and users:
     raise json_lines.BadRow(
-      f'field {path!r} has the turns {", ".join(roles) or "none"}. Only user, '
-      'assistant or assistant alone are supported'
+      f"field '{name}.0.content' is another text than `prompt`"
     )
-  texts = []
-  for i, message in enumerate(value):
-    texts.append(json_lines.field(row, f'{path}.{i}.content', str))
-    for name in ('tool_calls', 'function_call'):
-      if message.get(name):
-        raise json_lines.BadRow(f"field '{path}.{i}.{name}' is not supported")
-  if len(texts) == 2 and texts[0].strip() != _prompt(row).strip():
+  raise json_lines.BadRow(
+    f'field {name!r} has other turns before the completion than `prompt`'
+  )
+
+
+def _spoken(turns: Sequence[Message]) -> list[tuple[str, str]]:
+  return [(turn['role'], turn['content'].strip()) for turn in turns]
+
+
+def _last(turns: Sequence[Message], name: str) -> str:
+  """Returns the text of the last turn, which the assistant must have."""
+  if not turns or turns[-1]['role'] != 'assistant':
+    roles = ', '.join(turn['role'] for turn in turns) or 'none'
     raise json_lines.BadRow(
-      f"field '{path}.0.content' is another text than `prompt`"
+      f'field {name!r} has the turns {roles}. The last one must be of the '
+      'assistant: it is the completion'
     )
-  return texts[-1]
+  return turns[-1]['content']

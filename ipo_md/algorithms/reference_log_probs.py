@@ -141,7 +141,9 @@ def _fingerprint(dataset: data.Dataset) -> str:
     ).encode()
   )
   for examples in dataset.examples:
-    for ragged in (examples.prompts, examples.targets):
+    for ragged in (examples.prompts, examples.targets, examples.rendered):
+      if ragged is None:
+        continue
       digest.update(np.ascontiguousarray(ragged.ids))
       digest.update(np.ascontiguousarray(ragged.starts))
   return digest.hexdigest()

@@ -149,29 +149,42 @@ def read(
       except BadRow as error:
         bad.append(f'{path}, row {number_}: {error}')
         if len(bad) > max_bad_rows:
-          raise ValueError(_refusal(bad, max_bad_rows)) from None
+          raise ValueError(refusal(bad, max_bad_rows)) from None
       else:
         if parsed is not None:
           yield f'{name}:{number_}', parsed
+  report(bad)
+
+
+def report(bad: Sequence[str]) -> None:
+  """Lists bad rows that were left out."""
   if bad:
     listed = '\n  '.join(bad[:_LISTED])
     print(f'Bad rows left out: {len(bad)}\n  {listed}', file=sys.stderr)
 
 
-def _refusal(bad: Sequence[str], allowed: int) -> str:
+def refusal(bad: Sequence[str], allowed: int) -> str:
+  """Returns the message about more bad rows than are allowed."""
   listed = '\n  '.join(bad[-_LISTED:])
   return f'Bad rows: {len(bad)}, allowed: {allowed} (MAX_BAD_ROWS).\n  {listed}'
 
 
-def prompts(path: str, macro: str) -> Iterator[str]:
+def prompts(
+  path: str, macro: str, parse: Callable[[dict[str, Any]], T]
+) -> Iterator[tuple[str, str | T]]:
   """Yields the prompts of a file.
 
-  A file whose name ends in .jsonl or .jsonl.gz has rows with a field "prompt",
-  and empty lines are skipped. Any other file has a prompt on each line.
+  A file whose name ends in .jsonl or .jsonl.gz has rows, and empty lines are
+  skipped. Any other file has a prompt on each line.
 
   Args:
     path: Path of the file.
     macro: Name of the gin macro of the path, for messages.
+    parse: A function from a row to its prompt.
+
+  Yields:
+    The place of a prompt, for messages, and the prompt: a text, or what
+    `parse` returned.
 
   Raises:
     ValueError: The file is absent, empty or unreadable, or a row has no prompt.
@@ -181,16 +194,19 @@ def prompts(path: str, macro: str) -> Iterator[str]:
   for number_, line in enumerate(_lines(path, macro), 1):
     if rows and not line.strip():
       continue
+    place = f'{macro} {path}, row {number_}'
     try:
-      text = decode_line(line, number_)
-      prompt = field(parse_row(text), 'prompt', str) if rows else text
-      check_text(prompt, 'the prompt')
-      if not prompt.strip():
-        raise BadRow('the prompt is empty')
+      prompt = decode_line(line, number_)
+      if rows:
+        prompt = parse(parse_row(prompt))
+      else:
+        check_text(prompt, 'the prompt')
+        if not prompt.strip():
+          raise BadRow('the prompt is empty')
     except BadRow as error:
-      raise ValueError(f'{macro} {path}, row {number_}: {error}.') from None
+      raise ValueError(f'{place}: {error}.') from None
     found = True
-    yield prompt
+    yield place, prompt
   if not found:
     raise ValueError(f'{macro} {path} is empty.')
 

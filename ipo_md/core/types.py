@@ -64,6 +64,13 @@ class Tokens:
 
 
 @flax.struct.dataclass
+class Prompts(Tokens):
+  """Prompts that a chat template rendered, with their plain form."""
+
+  bare: Tokens  # [..., P]; what a judge reads
+
+
+@flax.struct.dataclass
 class Completions:
   """K completions of each of B prompts."""
 

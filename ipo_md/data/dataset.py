@@ -68,10 +68,16 @@ class Dataset:
     Returns:
       Tokens [B, P] if `prompts_only`, otherwise Labelled with B rows.
     """
-    prompts = self.prompt_format.tokens(
-      [self.examples[task].prompts.row(row) for task, row in indices],
-      self.lengths['inputs'],
-    )
+    bare = [self.examples[task].prompts.row(row) for task, row in indices]
+    rendered = [self.examples[task].rendered for task, _ in indices]
+    if None in rendered:
+      prompts = self.prompt_format.tokens(bare, self.lengths['inputs'])
+    else:
+      prompts = self.prompt_format.rendered(
+        [r.row(row) for r, (_, row) in zip(rendered, indices, strict=True)],
+        bare,
+        self.lengths['inputs'],
+      )
     if self.prompts_only:
       return prompts
     k = self.examples[0].k
@@ -149,6 +155,7 @@ def load(
     tasks = [vocabularies.with_vocabulary(task, vocabulary) for task in tasks]
   vocabulary = tasks[0].output_features['inputs'].vocabulary
   vocabularies.check_readable(vocabulary)
+  chat = prompt_format.chat(vocabulary, task_feature_lengths['inputs'])
   read = examples_lib.tokenise
   if cache_dir is not None:
     cache_dir = paths.absolute(cache_dir, 'CACHE_DIR')
@@ -156,7 +163,7 @@ def load(
       token_cache.load, cache_dir=cache_dir, module=module
     )
   examples = tuple(
-    read(task, split=split, feature_lengths=task_feature_lengths)
+    read(task, split=split, feature_lengths=task_feature_lengths, chat=chat)
     for task in tasks
   )
   kinds = {(e.k, tuple(e.scores)) for e in examples}
@@ -205,7 +212,12 @@ def count(
   """
   counts = {
     'examples': sum(len(e) for e in examples),
-    'prompts_cut': sum(int((e.prompts.lengths > room).sum()) for e in examples),
+    'prompts_cut': sum(
+      int((e.prompts.lengths > room).sum())
+      if e.rendered is None
+      else e.found['prompts_cut']
+      for e in examples
+    ),
   }
   read = [e.prompts for e in examples]
   if limit is not None:
@@ -220,6 +232,8 @@ def count(
     0 if unknown is None else sum(int((r.ids == unknown).sum()) for r in read)
   )
   for name in examples_lib.FOUND:
+    if name in counts:
+      continue
     if limit is None and not name.startswith(('prompts_', 'rows_dropped')):
       continue
     if any(name in e.found for e in examples):

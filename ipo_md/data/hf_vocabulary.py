@@ -65,6 +65,12 @@ class TokenizerVocabulary(seqio.Vocabulary):
     ends = {i: self._tokenizer.id_to_token(i) for i in sorted(ids)}
     return dict(self._loaded.special) | ends
 
+  @property
+  def added_special_tokens(self) -> dict[int, str]:
+    """The special tokens that the tokenizer finds in a text, id -> text."""
+    added = self._tokenizer.get_added_tokens_decoder()
+    return {i: t for i, t in self.special_tokens.items() if i in added}
+
   @functools.cached_property
   def _text_tokenizer(self) -> tokenizers.Tokenizer:
     special = tuple(sorted(self.special_tokens.items()))
@@ -107,6 +113,36 @@ class TokenizerVocabulary(seqio.Vocabulary):
   def encode_template(self, text: str) -> Sequence[int]:
     """Encodes a text of a gin file, in which special tokens are tokens."""
     return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def encode_rendered(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+    """Encodes texts of a chat template, each as one text.
+
+    Special tokens are tokens. In a text with one of their `hidden_name`s, these
+    are tokens and the special tokens themselves are text.
+    """
+    out: list[Any] = [None] * len(texts)
+    for hidden, tokenizer in (
+      (False, lambda: self._tokenizer),
+      (True, lambda: self._text_tokenizer),
+    ):
+      rows = [i for i, text in enumerate(texts) if ('\0' in text) == hidden]
+      if rows:
+        encoded = tokenizer().encode_batch(
+          [texts[i] for i in rows], add_special_tokens=False
+        )
+        for i, encoding in zip(rows, encoded, strict=True):
+          out[i] = encoding
+    return out
+
+  def encode_continuation(self, text: str) -> list[int]:
+    """Encodes a text of a chat template that follows another one."""
+    content = _without_prefix_space(self._loaded.content)
+    special = tuple(sorted(self.special_tokens.items())) if '\0' in text else ()
+    return (
+      _without_special_tokens(content, special)
+      .encode(text, add_special_tokens=False)
+      .ids
+    )
 
   def _decode(self, ids: Sequence[int]) -> str:
     """Decodes ids and drops special tokens such as EOS."""
@@ -197,6 +233,11 @@ def _deterministic(content: bytes) -> bytes:
   return json.dumps(tokenizer, ensure_ascii=False).encode()
 
 
+def hidden_name(id_: int) -> str:
+  """Returns the text of a special token where its own text is text."""
+  return f'\0special {id_}\0'
+
+
 @functools.cache
 def _without_special_tokens(
   content: bytes, special: tuple[tuple[int, str], ...]
@@ -212,7 +253,7 @@ def _without_special_tokens(
     special: Pairs of the id and the text of a token.
   """
   tokenizer = json.loads(_deterministic(content))
-  renamed = {text: f'\0special {i}\0' for i, text in special}
+  renamed = {text: hidden_name(i) for i, text in special}
   new = lambda text: renamed.get(text, text)
   for token in tokenizer.get('added_tokens') or ():
     token['content'] = new(token['content'])

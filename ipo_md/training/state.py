@@ -48,7 +48,7 @@ def data_inputs(examples: data.Dataset) -> dict[str, identity.Identity]:
   """Identifies the training examples, wherever their task reads them."""
   arrays = []
   for part in examples.examples:
-    for ragged in (part.prompts, part.targets):
+    for ragged in (part.prompts, part.targets, part.rendered):
       if ragged is not None:
         arrays += [ragged.ids, ragged.starts]
     arrays += [part.scores[name] for name in sorted(part.scores)]

@@ -181,9 +181,9 @@ class PlaceholderVocabulary(seqio.ByteVocabulary):
     return self._eos_id
 
 
-def one_example(task: seqio.Task, *, split: str, feature_lengths):
+def one_example(task: seqio.Task, *, split: str, feature_lengths, chat=None):
   """Replaces `data.tokenise` and returns one example of a task."""
-  del feature_lengths
+  del feature_lengths, chat
   assert split in task.splits
   features = task.output_features
   k = 0
