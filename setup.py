@@ -61,6 +61,7 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]'],
     'gpu': ['jax[cuda13]'],
+    'parquet': ['pyarrow'],
     'docs': [
       'ipykernel',
       'mkdocs-material',

@@ -144,7 +144,9 @@ def load(
   """
   task_or_mixture = registry.find(mixture_or_task_name, module=module)
   if isinstance(task_or_mixture, seqio.Mixture):
-    tasks = task_or_mixture.tasks
+    # As seqio does, a mixture leaves out the tasks that lack the split.
+    every = task_or_mixture.tasks
+    tasks = [task for task in every if split in task.splits] or every
     rates = tuple(float(task_or_mixture.get_rate(t)) for t in tasks)
   else:
     tasks, rates = [task_or_mixture], (1.0,)

@@ -34,13 +34,14 @@ from ipo_md.core import types
 from ipo_md.data import chat as chat_lib
 from ipo_md.data import conversations
 from ipo_md.data import encoding
+from ipo_md.data import example_checks
 from ipo_md.data import rendering
 
 with epy.lazy_imports():
   import seqio
   import tensorflow as tf
 
-SCORES = ('preference', 'rewards', 'reference_log_prob')
+SCORES = example_checks.SCORES
 
 # What a task found or changed in the texts of an example, as numbers.
 FOUND = (
@@ -253,10 +254,10 @@ def chunks(
   batches = iter(dataset.with_options(options))
   while (batch := _next(batches, place)) is not None:
     chunk = _columns(batch)
-    k = _check_k(batch, k, place, first)
-    _check_rows(chunk, k, place, first)
+    k = example_checks.number(batch, k, place, first)
+    example_checks.check_rows(chunk, k, place, first)
     if eos_id == 0 and k > 1:
-      _check_padding(chunk, k, place, first)
+      example_checks.check_padding(chunk, k, place, first)
     kept = render(chunk, batch, k, first)
     first += len(chunk['inputs_lengths'])
     found += len(kept['inputs_lengths'])
@@ -323,88 +324,3 @@ def _values(batched: tf.Tensor | tf.RaggedTensor) -> np.ndarray:
   if isinstance(batched, tf.RaggedTensor):
     return batched.flat_values.numpy()
   return batched.numpy().reshape(-1)
-
-
-def _check_k(
-  batch: Mapping[str, Any], k: int | None, place: str, first: int
-) -> int:
-  """Returns K and raises a ValueError if a row has another number."""
-  if 'targets' not in batch:
-    return 0
-  if 'targets_lengths' not in batch:
-    return 1
-  lengths = batch['targets_lengths']
-  if isinstance(lengths, tf.RaggedTensor):
-    sizes = lengths.row_lengths().numpy()
-  else:
-    sizes = np.full(lengths.shape[0], lengths.shape[1])
-  k = int(sizes[0]) if k is None else k
-  for row in np.flatnonzero(sizes != k)[:1]:
-    raise ValueError(
-      f'Row {first + row} of {place} has {sizes[row]} targets where others '
-      f'have {k}. Pad with rows of -1.'
-    )
-  return k
-
-
-def _check_padding(
-  chunk: Mapping[str, np.ndarray], k: int, place: str, first: int
-) -> None:
-  """Raises a ValueError if targets are padded with EOS, whose id is 0.
-
-  A text has no EOS, so two of them at its end can only be padding.
-  """
-  ends = np.cumsum(chunk['targets_lengths'])[chunk['targets_lengths'] > 1]
-  rows = np.flatnonzero(chunk['targets_lengths'] > 1)
-  ids = chunk['targets']
-  for row in rows[(ids[ends - 1] == 0) & (ids[ends - 2] == 0)][:1]:
-    raise ValueError(
-      f'Row {first + row // k} of {place} has `targets` padded with 0, which '
-      'is EOS of VOCABULARY. Pad with -1.'
-    )
-
-
-def _check_rows(
-  chunk: Mapping[str, np.ndarray], k: int, place: str, first: int
-) -> None:
-  """Raises a ValueError at the first row that no run can use."""
-
-  def refuse(bad: np.ndarray, problem: str) -> None:
-    for row in np.flatnonzero(bad)[:1]:
-      raise ValueError(f'Row {first + row} of {place} {problem}')
-
-  rows = len(chunk['inputs_lengths'])
-  refuse(chunk['inputs_lengths'] == 0, 'has an empty prompt (`inputs`).')
-  if 'targets' not in chunk:
-    return
-  present = chunk['targets_lengths'].reshape(rows, k) > 0
-  refuse(~present.any(axis=1), 'has no completion (`targets`).')
-  for score in SCORES:
-    if score not in chunk:
-      continue
-    values = chunk[score]
-    if score == 'preference':
-      refuse(
-        ~((values >= 0) & (values <= 1)),
-        'has a `preference` outside of 0 to 1.',
-      )
-      refuse(
-        ~present.all(axis=1),
-        'has a `preference` but not all of its completions (`targets`).',
-      )
-    elif score == 'rewards' and (present.sum(axis=1) < 2).any():
-      refuse(
-        present.sum(axis=1) < 2,
-        'has `rewards` and one completion (`targets`), so no other score to '
-        'compare with. Leave the row out.',
-      )
-    elif values.shape != present.shape:
-      raise ValueError(
-        f'`{score}` of {place} has {values.shape[1]} values a row for {k} '
-        'completions.'
-      )
-    else:
-      refuse(
-        (~np.isfinite(values) & present).any(axis=1),
-        f'has a `{score}` that is not a number.',
-      )

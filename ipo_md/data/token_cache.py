@@ -46,10 +46,13 @@ with epy.lazy_imports():
 # Modules of this package on which the tokens depend.
 _READERS = (
   'ipo_md.core.row_files',
+  'ipo_md.core.row_paths',
+  'ipo_md.core.row_tables',
   'ipo_md.data.chat',
   'ipo_md.data.chat_template',
   'ipo_md.data.conversations',
   'ipo_md.data.encoding',
+  'ipo_md.data.example_checks',
   'ipo_md.data.examples',
   'ipo_md.data.hf_vocabulary',
   'ipo_md.data.rendering',

@@ -32,6 +32,7 @@ from ipo_md.core import identity
 from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import paths
 from ipo_md.core import progress
+from ipo_md.core import row_paths
 from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.evaluation import completions_file
@@ -42,9 +43,9 @@ class Prompts:
   """The source of the prompts: a file, or else a task.
 
   Attributes:
-    prompts_file: PROMPTS_FILE, with a prompt on each line, or rows with a field
+    prompts_file: PROMPTS_FILE, with a prompt on each line; or rows with a field
       "prompt", a text or a list of messages, if its name ends in .jsonl or
-      .jsonl.gz. None for the prompts of a task.
+      .jsonl.gz or if it is of Parquet or Arrow. None for the prompts of a task.
     task: Function that loads a task of prompts without targets (`data.load`).
     vocabulary: Function that returns the vocabulary for the prompts of a file
       (`data.vocabulary`).
@@ -62,7 +63,7 @@ class Prompts:
     """Identifies the file of the prompts, if there is one."""
     if self.prompts_file is None:
       return {}
-    found = identity.of_file(self.prompts_file, 'PROMPTS_FILE')
+    found = row_paths.identify(self.prompts_file, 'PROMPTS_FILE')
     return {} if found is None else {'PROMPTS_FILE': found}
 
   def load(self) -> data.Dataset:

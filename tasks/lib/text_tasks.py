@@ -21,6 +21,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from ipo_md.core import row_paths
 from ipo_md.data import encoding
 from ipo_md.data import rendering
 from tasks.lib import json_lines
@@ -123,15 +124,16 @@ def rows_of_files(
   *,
   max_bad_rows: int = 0,
 ) -> Rows:
-  """Yields the examples of JSON-lines files, each with the bad rows before it.
+  """Yields the examples of files, each with the bad rows before it.
 
   Args:
-    paths: Paths of the files.
+    paths: Paths of files of rows, as for `json_lines.read`.
     parse: A function of a row, as for `json_lines.read`.
     max_bad_rows: MAX_BAD_ROWS, as for `json_lines.read`.
   """
   bad, paths = [], list(paths)
-  named = {os.path.basename(path): path for path in paths}
+  files = itertools.chain.from_iterable(map(row_paths.files, paths))
+  named = {os.path.basename(file): file for file in files}
   read = json_lines.read(paths, parse, max_bad_rows=max_bad_rows, bad=bad)
   held, counted = None, 0
   for key, row in read:
