@@ -83,6 +83,14 @@ class Chat:
   def _marks(self) -> _Marks:
     return _Marks(self.vocabulary.added_special_tokens)
 
+  def check_end(self) -> None:
+    """Checks with a conversation of one letter that EOS ends a turn.
+
+    Raises:
+      ValueError: The template ends a turn with another special token.
+    """
+    self.rows([conversations.of_prompt('a')], [('b',)])
+
   def rows(
     self, prompts: Sequence[Conversation], completions: Sequence[Sequence[str]]
   ) -> list[Row | row_files.BadRow]:

@@ -69,6 +69,11 @@ class PromptFormat:
       )
     texts = [part for part in self._parts if isinstance(part, str)]
     if self.template is not None:
+      if not isinstance(self.template_arguments or {}, Mapping):
+        raise ValueError(
+          f'PromptFormat.template_arguments is {self.template_arguments!r}. It '
+          "must be a dictionary such as {'enable_thinking': False}, or None."
+        )
       return
     if texts and self.vocabulary is None:
       raise ValueError(
@@ -86,11 +91,12 @@ class PromptFormat:
       length: P, the most tokens of a prompt.
 
     Raises:
-      ValueError: The template or its date cannot be read.
+      ValueError: The template or its date cannot be read, or it ends a turn
+        with another token than EOS.
     """
     if self.template is None:
       return None
-    return chat_lib.Chat(
+    chat = chat_lib.Chat(
       template=chat_template.read(
         self.template,
         vocabulary,
@@ -102,6 +108,8 @@ class PromptFormat:
       closing=self.closing,
       cut_prompts=self.cut_prompts,
     )
+    chat.check_end()
+    return chat
 
   @property
   def _parts(self) -> tuple[int | str, ...]:

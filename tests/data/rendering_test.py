@@ -270,6 +270,16 @@ def test_prompts_of_a_file(tmp_path, vocabulary):
     examples.of_prompts('p', prompts, vocabulary, refusing)
 
 
+def test_an_eos_that_ends_no_turn(tmp_path, vocabulary):
+  """It is found even where there are prompts alone."""
+  other = hf_vocabulary.TokenizerVocabulary(vocabulary.path, eos_id=1, bos_id=0)
+  with pytest.raises(ValueError, match="'<.im_end.>'.* id 4, but EOS_ID is 1"):
+    format_of().chat(other, 96)
+  with pytest.raises(ValueError, match="template_arguments is 'a'. It must be"):
+    format_of(template_arguments='a')
+  assert format_of(template_arguments={'a': 1}).chat(vocabulary, 96)
+
+
 def test_preview(tmp_path, vocabulary, capsys):
   rows = [{'prompt': TALK, 'chosen': 'd', 'rejected': 'e'}]
   name = preference_files.pairs(files=write(tmp_path / 'p.jsonl', rows))
