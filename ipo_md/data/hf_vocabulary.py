@@ -136,13 +136,12 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
   def encode_continuation(self, text: str) -> list[int]:
     """Encodes a text of a chat template that follows another one."""
-    content = _without_prefix_space(self._loaded.content)
-    special = tuple(sorted(self.special_tokens.items())) if '\0' in text else ()
-    return (
-      _without_special_tokens(content, special)
-      .encode(text, add_special_tokens=False)
-      .ids
-    )
+    loaded = _load(self.path, self._stamp, False)
+    tokenizer = loaded.tokenizer
+    if '\0' in text:
+      special = tuple(sorted(self.special_tokens.items()))
+      tokenizer = _without_special_tokens(loaded.content, special)
+    return tokenizer.encode(text, add_special_tokens=False).ids
 
   def _decode(self, ids: Sequence[int]) -> str:
     """Decodes ids and drops special tokens such as EOS."""

@@ -265,7 +265,8 @@ def test_prompts_of_a_file(tmp_path, vocabulary):
   place = f'PROMPTS_FILE {path}, row 2: field .prompt. has the turns system'
   with pytest.raises(ValueError, match=place):
     examples.of_prompts('p', prompts, vocabulary)
-  refusing = format_of('no_system_turn').chat(vocabulary, 96)
+  gemma = hf_vocabulary.TokenizerVocabulary(vocabulary.path, eos_id=9, bos_id=0)
+  refusing = format_of('no_system_turn').chat(gemma, 96)
   with pytest.raises(ValueError, match=f'{path}, row 2: the chat template'):
     examples.of_prompts('p', prompts, vocabulary, refusing)
 
