@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ipo_md.core import types
 from ipo_md.models import kv_cache
 from ipo_md.models import layer_stack
+from ipo_md.models import network as network_lib
 from ipo_md.models import sampling_weights
 
 
@@ -30,12 +31,12 @@ class Model:
   there is no dropout.
 
   Args:
-    network: Function that makes the module from its random keys. The module
-      has the methods `encode`, `decode`, `init_cache`, `logits` and `reward` of
-      this class, without the argument `params`.
+    network: Function that makes the module, an `nnx.Module`, from its random
+      keys. The module has the methods `encode`, `decode`, `init_cache`,
+      `logits` and `reward` of this class, without the argument `params`.
   """
 
-  def __init__(self, network: Callable[[nnx.Rngs], nnx.Module]):
+  def __init__(self, network: Callable[..., network_lib.Interface]):
     self._network = network
     self._graphdef, self._abstract = nnx.split(
       nnx.eval_shape(lambda: network(nnx.Rngs(0))), nnx.Param
@@ -142,7 +143,7 @@ class Model:
     """
     return nnx.to_pure_dict(nnx.state(self._network(nnx.Rngs(rng)), nnx.Param))
 
-  def bind(self, params: types.Params) -> nnx.Module:
+  def bind(self, params: types.Params) -> network_lib.Interface:
     """Returns the module with these parameters."""
     return nnx.merge(self._graphdef, params)
 
