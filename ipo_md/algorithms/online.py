@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import optax
 
+from ipo_md import judges
 from ipo_md import models
 from ipo_md import sampling
 from ipo_md.algorithms import needs
@@ -82,9 +83,11 @@ def online_step(
     loss, frozen.reference, mixed=mixes_reference
   )
   rng, label_rng = jax.random.split(rng)
-  player = frozen.reference
+  player, ema = frozen.reference, state.ema
   if ema_decay is not None:
-    player = model.policy(state.ema, frozen)
+    if ema is None:
+      raise ValueError('ema_decay needs training.Start.ema = True.')
+    player = model.policy(ema, frozen)
 
   def objective(policy):
     # Each model reads the prompts once, for samples and loss alike.
@@ -134,14 +137,14 @@ def online_step(
       log_prob=log_prob,
     )
     measured = objective_lib.sample_metrics(sampled.tokens, sampler.eos_id)
-    return value, metrics | measured
+    return value, {**metrics, **measured}
 
   state, metrics = objective_lib.update(
     state, frozen, objective, model, optimizer
   )
-  if ema_decay is not None:
+  if ema_decay is not None and ema is not None:
     state = state.replace(
-      ema=optax.incremental_update(state.params, state.ema, 1 - ema_decay)
+      ema=optax.incremental_update(state.params, ema, 1 - ema_decay)
     )
   return state, metrics
 
@@ -154,7 +157,7 @@ def _judged(
   sampled: sampling.Sampled | None,
   *,
   model: models.Model,
-  judge: objective_lib.Loss,
+  judge: judges.DeviceJudge,
   per_token: bool,
   reads_reference: bool,
   log_ratio_dtype: str,
