@@ -259,7 +259,9 @@ def _kept(
   name: str, judge: judges_lib.HostJudge, parts: part_store.Folder
 ) -> judges_lib.CachedJudge:
   """Wraps a judge so that an interrupted run finds its judgements again."""
-  recipe = {'bindings': model_dir_lib.bindings(gin.config_str())}
+  recipe: dict[str, Any] = {
+    'bindings': model_dir_lib.bindings(gin.config_str())
+  }
   if isinstance(judge, judges_lib.LearnedJudge):
     recipe['checkpoint'] = checkpoints.identity(
       judge.checkpoint_path, f'the checkpoint path of JUDGES[{name!r}]'
