@@ -35,7 +35,6 @@ def online_step(
   sampler: sampling.Sampler,
   per_token: bool = False,
   ema_decay: float | None = None,
-  log_ratio_dtype: str = 'float32',
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
   """Samples, judges and updates.
 
@@ -60,8 +59,6 @@ def online_step(
     per_token: Whether log-ratios are means over tokens rather than sums.
     ema_decay: Decay of a moving average of the policy that takes the place of
       the reference in the mixture (Nash-EMA); None mixes with the reference.
-    log_ratio_dtype: Type in which policy and reference are compared if the
-      activations of the network are narrower than float32.
 
   Returns:
     The next state, and metrics: loss, log_ratio (a sum over tokens; the KL
@@ -75,7 +72,7 @@ def online_step(
     ValueError: The settings do not go together.
   """
   sampling.validate(mixture_coefs)
-  sampling.check_dtype(log_ratio_dtype)
+  sampling.check_dtype(model.log_ratio_dtype)
   feedback.check(loss)
   needs.check_samples(loss, mixture_coefs)
   mixes_reference = ema_decay is None and any(mixture_coefs)
@@ -122,7 +119,6 @@ def online_step(
       judge=feedback.judge,
       per_token=per_token,
       reads_reference=reads_reference,
-      log_ratio_dtype=log_ratio_dtype,
     )
     ended = sampling.ended(sampled.tokens, sampler.eos_id)
     labelled = feedback.apply(labelled, ended, label_rng)
@@ -160,7 +156,6 @@ def _judged(
   judge: judges.DeviceJudge,
   per_token: bool,
   reads_reference: bool,
-  log_ratio_dtype: str,
 ) -> tuple[types.Labelled, jax.Array | None]:
   """Adds the judge's feedback and the log-probabilities of the log-ratios.
 
@@ -179,7 +174,6 @@ def _judged(
       sum.
     reads_reference: Whether the objective needs log-probabilities by the
       reference.
-    log_ratio_dtype: Type of the passes of a network that rounds.
 
   Returns:
     The labelled completions, and the policy's log-probabilities [B, K], without
@@ -204,7 +198,7 @@ def _judged(
           params,
           completions,
           per_token=per_token,
-          dtype=log_ratio_dtype,
+          dtype=model.log_ratio_dtype,
         )
         for params in (policy, frozen.reference)
       )

@@ -76,6 +76,7 @@ class Lora(model_lib.Model):
     if rank < 1:
       raise ValueError(f'LORA_RANK = {rank} is below 1.')
     self._base = base
+    self.log_ratio_dtype = base.log_ratio_dtype
     self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
     self._axes: dict[str, Any] = flax.traverse_util.flatten_dict(
       base.logical_axes, sep='/'

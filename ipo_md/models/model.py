@@ -34,10 +34,18 @@ class Model:
     network: Function that makes the module, an `nnx.Module`, from its random
       keys. The module has the methods `encode`, `decode`, `init_cache`,
       `logits` and `reward` of this class, without the argument `params`.
+    log_ratio_dtype: Type in which a step compares policy and reference if the
+      activations are narrower than float32 (`sampling.log_prob`).
   """
 
-  def __init__(self, network: Callable[..., network_lib.Interface]):
+  def __init__(
+    self,
+    network: Callable[..., network_lib.Interface],
+    *,
+    log_ratio_dtype: str = 'float32',
+  ):
     self._network = network
+    self.log_ratio_dtype = log_ratio_dtype
     self._graphdef, self._abstract = nnx.split(
       nnx.eval_shape(lambda: network(nnx.Rngs(0))), nnx.Param
     )
@@ -71,7 +79,10 @@ class Model:
     """
     if jnp.dtype(self.config.dtype) == jnp.dtype(dtype):
       return self
-    return Model(functools.partial(self._network, dtype=dtype))
+    return Model(
+      functools.partial(self._network, dtype=dtype),
+      log_ratio_dtype=self.log_ratio_dtype,
+    )
 
   @property
   def base(self) -> 'Model':
