@@ -308,7 +308,12 @@ def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
     )
 
 
-def first_rows(dataset: Dataset, count: int) -> list[tuple[int, int]]:
-  """Returns the first `count` pairs of (task index, row), in task order."""
+def first_rows(dataset: Dataset, count: int | None) -> list[tuple[int, int]]:
+  """Returns the first pairs of (task index, row), in task order.
+
+  Args:
+    dataset: Data set of the rows.
+    count: Number of pairs. None returns all of them.
+  """
   rows = [(t, r) for t, e in enumerate(dataset.examples) for r in range(len(e))]
   return rows[:count]

@@ -147,10 +147,9 @@ def labelled_pairs(
   Raises:
     ValueError: The data set has no preferences.
   """
-  indices = [
-    (t, r) for t, e in enumerate(dataset.examples) for r in range(len(e))
-  ]
-  rows = None if dataset.prompts_only else dataset.labelled(indices[:count])
+  rows = None
+  if not dataset.prompts_only:
+    rows = dataset.labelled(data.first_rows(dataset, count))
   if rows is None or rows.preference is None:
     raise ValueError(
       f'Task {dataset.examples[0].name} has no pairs with a preference with '
