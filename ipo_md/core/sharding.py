@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from ipo_md.core import types
 
-Device: TypeAlias = jax.Device  # pyright: ignore  # jaxlib has no stubs
+Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
 
 MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
 BATCH_AXES = ('data', 'fsdp')

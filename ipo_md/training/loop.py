@@ -213,4 +213,4 @@ def train(
     model_dir_lib.complete(model_dir, schedule.train_steps)
 
 
-train.saves_on_sigterm = True  # pyright: ignore[reportFunctionMemberAccess]
+train.saves_on_sigterm = True  # pyright: ignore[reportFunctionMemberAccess]  # typeshed's functions lack it
