@@ -7,8 +7,6 @@ product with more axes is twice as slow.
 
 from collections.abc import Callable
 from collections.abc import Sequence
-import functools
-import operator
 from typing import Any
 from typing import Literal
 
@@ -218,11 +216,11 @@ class Mlp(nnx.Module):
       [..., E] activations.
     """
     product = product or (lambda dense, x: dense(x, dtype))
-    gates = [
-      ACTIVATIONS[activation](product(getattr(self, name), x))
-      for name, activation in zip(self.names, self.activations, strict=True)
-    ]
-    hidden = functools.reduce(operator.mul, reversed(gates))
+    hidden: jax.Array | int = 1
+    for name, activation in zip(self.names, self.activations, strict=True):
+      y = product(getattr(self, name), x)
+      hidden = ACTIVATIONS[activation](y) * hidden
+    assert not isinstance(hidden, int)  # there is an activation
     return product(self.wo, dropout(hidden))
 
 
