@@ -62,7 +62,11 @@ class TokenizerVocabulary(seqio.Vocabulary):
   def special_tokens(self) -> dict[int, str]:
     """The special tokens of the file, EOS and BOS, id -> text."""
     ids = {i for i in (self.eos_id, self.bos_id) if i is not None}
-    ends = {i: self._tokenizer.id_to_token(i) for i in sorted(ids)}
+    ends = {
+      i: token
+      for i in sorted(ids)
+      if (token := self._tokenizer.id_to_token(i)) is not None
+    }
     return dict(self._loaded.special) | ends
 
   @functools.cached_property

@@ -74,11 +74,11 @@ class PromptFormat:
   def _encode(self, parts: Sequence[int | str]) -> tuple[int, ...]:
     ids = []
     for part in parts:
-      ids += (
-        encoding.encode_template(self.vocabulary, part)
-        if isinstance(part, str)
-        else [part]
-      )
+      if isinstance(part, str):
+        assert self.vocabulary is not None  # as __post_init__ requires
+        ids += encoding.encode_template(self.vocabulary, part)
+      else:
+        ids.append(part)
     return tuple(ids)
 
   def room(self, length: int) -> int:
@@ -134,4 +134,7 @@ def pad(rows: Sequence[np.ndarray], length: int) -> types.Tokens:
   sizes = np.array([len(row) for row in rows])
   for i, row in enumerate(rows):
     ids[i, : len(row)] = row
-  return types.Tokens(ids=ids, mask=np.arange(length) < sizes[:, None])
+  return types.Tokens(
+    ids=types.as_leaf(ids),
+    mask=types.as_leaf(np.arange(length) < sizes[:, None]),
+  )

@@ -27,8 +27,7 @@ _TPU_TILE_COLUMNS = 128
 MAX_CACHE_WIDTHS = 4
 
 
-@flax.struct.dataclass
-class Sampled:
+class Sampled(flax.struct.PyTreeNode):
   """K completions of B prompts and what the models think of them.
 
   Log-probabilities are those of the models at temperature 1, before top-k and
@@ -41,8 +40,7 @@ class Sampled:
   reference_log_probs: jax.Array | None  # [B, K, T]; None: unknown
 
 
-@flax.struct.dataclass
-class _Loop:
+class _Loop(flax.struct.PyTreeNode):
   n: jax.Array  # [] tokens sampled so far
   last: jax.Array  # [B, K] the next input
   finished: jax.Array  # [B, K]
@@ -122,13 +120,13 @@ def sample(
   """
   validate(mixture_coefs, temperature=temperature, top_k=top_k, top_p=top_p)
   mixed = [k for k, b in enumerate(mixture_coefs) if b > 0]
-  if mixed and (reference is None or contexts[1] is None):
-    raise ValueError(
-      f'MIXTURE_COEFS = {tuple(mixture_coefs)} needs a reference policy '
-      '(REFERENCE_CHECKPOINT_PATH).'
-    )
   models = [(policy, contexts[0], list(range(len(mixture_coefs))))]
   if mixed:
+    if reference is None or contexts[1] is None:
+      raise ValueError(
+        f'MIXTURE_COEFS = {tuple(mixture_coefs)} needs a reference policy '
+        '(REFERENCE_CHECKPOINT_PATH).'
+      )
     models.append((reference, contexts[1], mixed))
   models = [
     (model.decode_form(params, int8=int8), model.context_form(context), slots)

@@ -37,11 +37,14 @@ PROMPTS = types.Tokens(
 
 
 @functools.cache
-def network(family: str, adapted: bool = False, **changes) -> model_lib.Model:
+def network(
+  family: str, adapted: bool = False, log_ratio_dtype='float32', **changes
+) -> model_lib.Model:
   sizes = lora_networks.COMMON | lora_networks.SIZES[family]
   sizes |= {'dtype': 'bfloat16', 'scan': False} | changes
   model = model_lib.Model(
-    functools.partial(lora_networks.NETWORKS[family], **sizes)
+    functools.partial(lora_networks.NETWORKS[family], **sizes),
+    log_ratio_dtype=log_ratio_dtype,
   )
   if not adapted:
     return model
@@ -133,7 +136,7 @@ def test_at_the_reference_every_log_ratio_is_zero(family, b, tokens, int8):
       'decoder', {}, (0.0, 0.0), {'eos_id': 3, 'tokens': 32}, marks=PROOF
     ),
     pytest.param('t5', {}, (0.125, 0.125), {'per_token': True}, marks=PROOF),
-    ('decoder', {}, (0.0, 0.0), {'log_ratio_dtype': 'bfloat16'}),
+    ('decoder', {'log_ratio_dtype': 'bfloat16'}, (0.0, 0.0), {}),
     pytest.param(
       't5', {'logits_via_embedding': True}, (0.0, 0.0), {}, marks=PROOF
     ),
@@ -319,9 +322,9 @@ def test_the_gradient_is_that_of_the_loss_in_the_networks_own_type():
 
 @pytest.mark.parametrize('dtype', ['int8', 'float', 'float64', None, 32, ''])
 def test_another_type_is_refused_when_a_step_is_traced(dtype):
-  model = network('t5', dtype='float32')
+  model = network('t5', dtype='float32', log_ratio_dtype=dtype)
   state, frozen = at_reference(model, 0)
-  step = online_step(model, (0.0, 0.0), log_ratio_dtype=dtype)
+  step = online_step(model, (0.0, 0.0))
   message = f'log_ratio_dtype = {dtype!r} must be one of float32'
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(step, state, frozen, PROMPTS, jax.random.key(0))
@@ -334,5 +337,4 @@ def test_another_type_is_refused_when_a_step_is_traced(dtype):
       model=model,
       loss=IPO,
       optimizer=OPTIMIZER,
-      log_ratio_dtype=dtype,
     )
