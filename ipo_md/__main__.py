@@ -14,8 +14,7 @@ import socket
 import sys
 import traceback
 
-# TensorFlow reads data here and has nothing to say about devices. JAX says the
-# same of an accelerator that is not there.
+# What is not there, an accelerator or a driver, is not worth a line.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 from absl import app  # noqa: E402
@@ -26,6 +25,7 @@ import jax  # noqa: E402
 
 from ipo_md.core import gin_config  # noqa: E402
 from ipo_md.core import private_apis  # noqa: E402
+from ipo_md.core import quiet_imports  # noqa: E402
 
 _GIN_FILE = flags.DEFINE_multi_string(
   'gin_file', [], 'A gin file; give it again for more, later ones win.'
@@ -179,6 +179,7 @@ def run(argv: list[str]) -> None:
 def main(argv: list[str]) -> None:
   # Orbax logs the traceback of each thread in which an error is raised too.
   logging.set_verbosity(logging.FATAL)
+  quiet_imports.install()
   try:
     run(argv)
   except Exception as error:

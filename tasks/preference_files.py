@@ -188,7 +188,7 @@ class _Files:
     return text_tasks.Source(
       rows,
       files=lambda split: row_paths.files(splits[split]),
-      signature=signature | text_tasks.CONVERSATION,
+      signature=dict(signature) | text_tasks.CONVERSATION,
       splits=list(splits),
       max_bad_rows=self.max_bad_rows,
     )

@@ -141,9 +141,9 @@ def _fingerprint(dataset: data.Dataset) -> str:
     ).encode()
   )
   for examples in dataset.examples:
-    for ragged in (examples.prompts, examples.targets, examples.rendered):
+    for ragged in (examples.prompts, examples.completions, examples.rendered):
       if ragged is None:
         continue
-      digest.update(np.ascontiguousarray(ragged.ids))
-      digest.update(np.ascontiguousarray(ragged.starts))
+      digest.update(np.ascontiguousarray(ragged.ids).data)
+      digest.update(np.ascontiguousarray(ragged.starts).data)
   return digest.hexdigest()

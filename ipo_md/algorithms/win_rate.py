@@ -65,7 +65,9 @@ def win_rate_metrics(
       reference.tokens,
     ),
   )
-  preference = judge(frozen.judge, pair).preference
+  preference = objective.require(
+    judge(frozen.judge, pair), 'preference', 'win_rate_metrics'
+  )
 
   def log_ratio(completions):
     ours, theirs = (

@@ -10,6 +10,7 @@ import dataclasses
 import math
 
 import gin
+from gin import config as gin_config
 
 from ipo_md.core import private_apis
 
@@ -88,7 +89,7 @@ def check() -> None:
   for name in sorted(private_apis.bound_macros() & TABLE.keys()):
     key = f'{name}/gin.macro.value'
     value = gin.query_parameter(key)
-    if isinstance(value, gin.config.ConfigurableReference):
+    if isinstance(value, gin_config.ConfigurableReference):
       continue  # %OTHER or @function
     try:
       number = TABLE[name].read(value)

@@ -40,7 +40,7 @@ def files(path: str, name: str = '') -> list[str]:
       f'{path}{named} is a folder of the splits {", ".join(splits)}. Name the '
       f'folder of one, such as {place / splits[0] if splits else place}.'
     )
-  for form in ('*.arrow', '*.parquet'):
+  for form in ('data-*.arrow', '*.arrow', '*.parquet'):
     found = sorted(place.glob(form), key=lambda file: _numbered(file.name))
     if found:
       return [os.fspath(file) for file in found]

@@ -5,7 +5,6 @@ when the first such file is read.
 """
 
 from collections.abc import Iterator
-import io
 from typing import Any
 
 from etils import epath
@@ -56,25 +55,22 @@ def _batches(path: str) -> Iterator[Any]:
   from pyarrow import ipc
   from pyarrow import parquet
 
-  # Objects of a bucket are read whole.
-  remote = '://' in path
-  source = io.BytesIO(epath.Path(path).read_bytes()) if remote else path
-  with pyarrow.input_stream(source) as file:
-    first = file.read(6)
-  if remote:
+  if '://' in path:  # Objects of a bucket are read whole.
+    opened = pyarrow.BufferReader(epath.Path(path).read_bytes())
+  else:
+    opened = pyarrow.memory_map(path)
+  with opened as source:
+    first = source.read(6)
     source.seek(0)
-  if first.startswith(_PARQUET):
-    with parquet.ParquetFile(source, pre_buffer=False) as file:
+    if first.startswith(_PARQUET):
+      file = parquet.ParquetFile(source, pre_buffer=False)
       yield from file.iter_batches(batch_size=_ROWS)
-    return
-  opened = source if remote else pyarrow.memory_map(path)
-  with opened:
-    if first == _ARROW_FILE:
-      reader = ipc.open_file(opened)
+    elif first == _ARROW_FILE:
+      reader = ipc.open_file(source)
       for i in range(reader.num_record_batches):
         yield reader.get_batch(i)
     else:
-      yield from ipc.open_stream(opened)
+      yield from ipc.open_stream(source)
 
 
 def _converted(batch: Any) -> Iterator[dict[str, Any] | str]:

@@ -65,6 +65,8 @@ class Chat:
     closing: Text that asks for the completion, on a line of its own at the end
       of the last turn.
     cut_prompts: The end at which the last turn is cut if it is too long.
+    eos_ids: EOS_ID, the tokens that end a completion. Empty for the one of the
+      vocabulary.
   """
 
   template: chat_template.ChatTemplate
@@ -72,11 +74,19 @@ class Chat:
   length: int
   closing: str = ''
   cut_prompts: Literal['front', 'end'] = 'end'
+  eos_ids: tuple[int, ...] = ()
+
+  @property
+  def ends(self) -> tuple[int, ...]:
+    """The ids that end a completion, first the one that a text ends with."""
+    if self.eos_ids:
+      return self.eos_ids
+    return (self.vocabulary.eos_id,)
 
   @property
   def digest(self) -> str:
     """A text that differs if other tokens are made of a conversation."""
-    own = f'{self.length} {self.closing!r} {self.cut_prompts}'
+    own = f'{self.length} {self.closing!r} {self.cut_prompts} {self.ends}'
     return f'{self.template.digest} {own}'
 
   @functools.cached_property
@@ -268,22 +278,23 @@ class _Draft:
 
   def _ended(self, index: int, ids: Sequence[int]) -> Sequence[int]:
     """Returns the tokens of a completion up to EOS."""
-    vocabulary = self.chat.vocabulary
-    eos_id = vocabulary.eos_id
-    if eos_id in ids:
-      return ids[: ids.index(eos_id) + 1]
+    vocabulary, ends = self.chat.vocabulary, self.chat.ends
+    for length, id_ in enumerate(ids, 1):
+      if id_ in ends:
+        return ids[:length]
     special = [i for i in ids if i in self.chat._marks.special]
     if special:
       raise ValueError(
         f'The chat template {self.chat.template.path} ends a turn with '
         f'{vocabulary.special_tokens[special[-1]]!r}, which has the id '
-        f'{special[-1]}, but EOS_ID is {eos_id}. Set EOS_ID = {special[-1]}.'
+        f'{special[-1]}, but EOS_ID is {", ".join(map(str, ends))}. Set EOS_ID '
+        f'= {special[-1]}.'
       )
     tail = _tail(self.chat, self.messages)
     text = self.answers[index]
     if not tail.strip() and tail and text.endswith(tail):
       [ids] = self.chat._continuations([self.context], [text[: -len(tail)]])
-    return [*ids, eos_id]
+    return [*ids, ends[0]]
 
 
 def _answer(

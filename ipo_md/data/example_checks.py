@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epy
 import numpy as np
+import numpy.typing as npt
 
 with epy.lazy_imports():
   import tensorflow as tf
@@ -58,7 +59,7 @@ def check_rows(
 ) -> None:
   """Raises a ValueError at the first row that no run can use."""
 
-  def refuse(bad: np.ndarray, problem: str) -> None:
+  def refuse(bad: npt.ArrayLike, problem: str) -> None:
     for row in np.flatnonzero(bad)[:1]:
       raise ValueError(f'Row {first + row} of {place} {problem}')
 

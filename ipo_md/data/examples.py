@@ -111,6 +111,13 @@ class Examples:
   def __len__(self) -> int:
     return len(self.prompts)
 
+  @property
+  def completions(self) -> Ragged:
+    """The targets; raises a ValueError if the task has bare prompts."""
+    if self.targets is None:
+      raise ValueError(f'Task {self.name} has bare prompts and no `targets`.')
+    return self.targets
+
 
 def tokenise(
   task: seqio.Task,

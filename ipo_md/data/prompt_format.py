@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from ipo_md.core import identity
+from ipo_md.core import progress
 from ipo_md.core import types
 from ipo_md.data import chat as chat_lib
 from ipo_md.data import chat_template
@@ -39,8 +40,9 @@ class PromptFormat:
     vocabulary: Vocabulary of the texts. It is not needed if there are none.
     cut_prompts: The end at which a long prompt is truncated. The gin file of
       the task sets it.
-    eos_id: EOS_ID, the token at which the model stops. None skips the check
-      against the vocabulary of the data set.
+    eos_id: EOS_ID, the token at which the model stops, or several, of which the
+      first ends the texts of the data set. None skips the check against its
+      vocabulary.
     template: CHAT_TEMPLATE, the path of a chat template: the folder of a
       tokenizer, or a file. None if prefix and suffix are the format.
     template_date: CHAT_DATE, the date that the template sees as today's, as
@@ -54,7 +56,7 @@ class PromptFormat:
   closing: str = ''
   vocabulary: types.Vocabulary | None = None
   cut_prompts: Literal['front', 'end'] = 'end'
-  eos_id: int | None = None
+  eos_id: types.EosId | None = None
   template: str | None = None
   template_date: str | None = None
   template_arguments: Mapping[str, Any] | None = dataclasses.field(
@@ -107,8 +109,10 @@ class PromptFormat:
       length=length,
       closing=self.closing,
       cut_prompts=self.cut_prompts,
+      eos_ids=() if self.eos_id is None else types.eos_ids(self.eos_id),
     )
     chat.check_end()
+    _announce(chat.template.path)
     return chat
 
   @property
@@ -131,11 +135,11 @@ class PromptFormat:
   def _encode(self, parts: Sequence[int | str]) -> tuple[int, ...]:
     ids = []
     for part in parts:
-      ids += (
-        encoding.encode_template(self.vocabulary, part)
-        if isinstance(part, str)
-        else [part]
-      )
+      if isinstance(part, str):
+        assert self.vocabulary is not None  # as __post_init__ requires
+        ids += encoding.encode_template(self.vocabulary, part)
+      else:
+        ids.append(part)
     return tuple(ids)
 
   def room(self, length: int) -> int:
@@ -211,10 +215,18 @@ class PromptFormat:
     return prompts.replace(mask=prompts.mask & within)
 
 
+@functools.cache
+def _announce(path: str) -> None:
+  progress.say(f'Prompts are rendered by the chat template {path}.')
+
+
 def pad(rows: Sequence[np.ndarray], length: int) -> types.Tokens:
   """Pads N rows of token ids at the right to [N, length] tokens."""
   ids = np.zeros((len(rows), length), np.int32)
   sizes = np.array([len(row) for row in rows])
   for i, row in enumerate(rows):
     ids[i, : len(row)] = row
-  return types.Tokens(ids=ids, mask=np.arange(length) < sizes[:, None])
+  return types.Tokens(
+    ids=types.as_leaf(ids),
+    mask=types.as_leaf(np.arange(length) < sizes[:, None]),
+  )
