@@ -169,6 +169,16 @@ def test_turn_that_ends_with_another_token_than_eos():
   assert one(chat, user('Hi')).completions == []
 
 
+def test_any_of_several_eos_ends_a_completion():
+  chat = chat_of('no_system_turn', end='</s>', eos_ids=(1, 9))
+  [completion] = one(chat, user('Hi'), 'a').completions
+  assert completion[-1] == 9
+  [plain] = one(
+    chat_of('plain_text', eos_ids=(1, 9)), user('Hi'), 'a'
+  ).completions
+  assert plain[-1] == 1
+
+
 class TestLongPrompts:
   def test_the_last_turn_is_cut(self):
     long = 'One Two Three ' * 20

@@ -217,6 +217,7 @@ def test_rows_that_are_too_long(tmp_path, vocabulary):
     load(preference_files.pairs(files=files), vocabulary, lengths=(12, 8))
 
 
+@pytest.mark.slow
 def test_the_embedded_task(vocabulary):
   dataset = dataset_lib.load(
     mixture_or_task_name='mini_tldr_pairs',
