@@ -11,6 +11,7 @@ from ipo_md import models
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective as objective_lib
 from ipo_md.algorithms import step_kinds
+from ipo_md.core import averages
 from ipo_md.core import types
 
 
@@ -44,11 +45,11 @@ def reward_step(
   def objective(params):
     judged = judge(params, batch.completions, model=model, rng=rng)
     objective_lib.require(judged, 'rewards', 'reward_step')
-    loss = jnp.mean(losses.bradley_terry(judged.rewards, batch.preference))
-    return loss, {
-      'loss': loss,
-      'accuracy': jnp.mean(agreement(judged.preference, batch.preference)),
-      'tokens': jnp.sum(batch.completions.completions.mask),
+    of_pairs = losses.bradley_terry(judged.rewards, batch.preference)
+    return jnp.mean(of_pairs), {
+      'loss': averages.mean(of_pairs),
+      'accuracy': _accuracy(judged, batch),
+      'tokens': _tokens(batch),
     }
 
   return objective_lib.update(state, frozen, objective, model, optimizer)
@@ -106,13 +107,13 @@ def comparator_step(
     )
     straight = jnp.stack([batch.preference, 1 - batch.preference], axis=-1)
     labels = jnp.stack([straight, straight[:, ::-1]], axis=1)
-    loss = -jnp.mean(jnp.sum(labels * log_probs, axis=-1))
+    of_orders = jnp.sum(labels * log_probs, axis=-1)
     p = jax.nn.sigmoid(log_probs[..., 0] - log_probs[..., 1])
     judged = (p[:, 0] + 1 - p[:, 1]) / 2
-    return loss, {
-      'loss': loss,
-      'accuracy': jnp.mean(agreement(judged, batch.preference)),
-      'tokens': jnp.sum(batch.completions.completions.mask),
+    return -jnp.mean(of_orders), {
+      'loss': averages.mean(-of_orders),
+      'accuracy': averages.mean(agreement(judged, batch.preference)),
+      'tokens': _tokens(batch),
     }
 
   return objective_lib.update(state, frozen, objective, model, optimizer)
@@ -131,7 +132,18 @@ def judge_metrics(
   del rng
   policy = model.policy(state.params, frozen)
   judged = judge(policy, batch.completions, model=model)
-  return {'accuracy': jnp.mean(agreement(judged.preference, batch.preference))}
+  return {'accuracy': _accuracy(judged, batch)}
+
+
+def _accuracy(judged: types.Labelled, batch: types.Labelled) -> averages.Mean:
+  """Measures how often a judge's preference names the winner of the labels."""
+  found = objective_lib.preference_of(judged, 'accuracy')
+  return averages.mean(agreement(found, batch.preference))
+
+
+def _tokens(batch: types.Labelled) -> averages.Sum:
+  """Counts the tokens of the completions."""
+  return averages.Sum(jnp.sum(batch.completions.completions.mask))
 
 
 def agreement(judged: jax.Array, label: jax.Array) -> jax.Array:
