@@ -178,7 +178,7 @@ def describe(model_dir, state, frozen, mesh, examples) -> None:
     if params is not None:
       parts.append(f'{name} {size(params):,}')
   shape = ' x '.join(f'{k} {v}' for k, v in mesh.shape.items())
-  counts = ', '.join(f'{k} {v:,}' for k, v in examples.counts.items())
+  counts = progress.counted(examples.counts)
   progress.say(f'{", ".join(parts)}; mesh {shape}; {counts}')
   if jax.process_index() == 0:
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
