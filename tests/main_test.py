@@ -82,6 +82,59 @@ def test_what_is_wrong_is_said_once(call, tmp_path, capsys, changes, message):
   assert not list(tmp_path.iterdir())
 
 
+def online(folder, *, judge='likelihood', algorithm='ipo', **changes):
+  """The command line of an online run whose checkpoints do not exist."""
+  files = ('gin/runs/online.gin', *FILES[1:])
+  files += (f'gin/judges/{judge}.gin', f'gin/algorithms/{algorithm}.gin')
+  paths = {
+    'INITIAL_CHECKPOINT_PATH': '/no/policy',
+    'JUDGE_CHECKPOINT_PATH': None if judge == 'indifferent' else '/no/judge',
+  }
+  return arguments(folder / 'run', files=files, **paths | changes)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'INITIAL_CHECKPOINT_PATH': None}, 'needs a reference policy: set REF'),
+    (
+      {'JUDGE_CHECKPOINT_PATH': None},
+      'JUDGE_CHECKPOINT_PATH = None, but JUDGE',
+    ),
+    ({'JUDGE': None}, 'JUDGE = None: algorithms.Feedback.judge of this run'),
+    ({'EOS_ID': None}, 'EOS_ID = None: .*sampling.Sampler.eos_id of this run'),
+    ({'PROMPT_TASK': None}, 'PROMPT_TASK = None: MIXTURE_OR_TASK_NAME must be'),
+    ({'MIXTURE_COEFS': (0.0,)}, 'needs 2 completions of a prompt, not 1'),
+    ({'TRUNCATION_REWARD': 0}, 'TRUNCATION_REWARD is a reward, but LOSS = ipo'),
+    (
+      {'judge': 'reward_model', 'REWARD_HEAD': 0},
+      'no reward head: set .*REWARD_HEAD',
+    ),
+    # Samples that have to be the policy's own for an unbiased gradient.
+    (
+      {'algorithm': 'nash_md', 'MIXTURE_COEFS': (0.125, 0.125)},
+      r'y_1 is sampled from the policy itself, .* \(0.125, 0.125\): set its',
+    ),
+    (
+      {'algorithm': 'nash_ema', 'MIXTURE_COEFS': (1.0, 1.0)},
+      'y_1 is sampled from the policy itself',
+    ),
+    (
+      {'algorithm': 'rl', 'MIXTURE_COEFS': (0.0, 0.125)},
+      'every completion is sampled from the policy itself',
+    ),
+    ({'algorithm': 'nash_md', 'PER_TOKEN': True}, 'PER_TOKEN = True with LOSS'),
+  ],
+)
+def test_an_online_run_that_cannot_be_is_refused_before_it_writes(
+  call, tmp_path, capsys, changes, message
+):
+  err = error_of(call, online(tmp_path, **changes), capsys)
+  assert re.search(message, err), err
+  assert len(err.splitlines()) == 2
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
   ('text', 'message'),
   [

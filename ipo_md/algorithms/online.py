@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import optax
 
+from ipo_md import judges
 from ipo_md import models
 from ipo_md import sampling
 from ipo_md.algorithms import needs
@@ -76,6 +77,7 @@ def online_step(
   sampling.validate(mixture_coefs)
   sampling.check_dtype(log_ratio_dtype)
   feedback.check(loss)
+  judges.check_params(feedback.judge, frozen.judge)
   needs.check_samples(loss, mixture_coefs)
   mixes_reference = ema_decay is None and any(mixture_coefs)
   reads_reference = objective_lib.check_reference(

@@ -65,6 +65,7 @@ def win_rate_metrics(
       reference.tokens,
     ),
   )
+  judges.check_params(judge, frozen.judge)
   preference = judge(frozen.judge, pair).preference
 
   def log_ratio(completions):
