@@ -123,12 +123,14 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
       _PATH, 'Checkpoint of the judge.', 'a judge without parameters'
     ),
     'CHECKPOINT_PATH': Macro(_PATH, 'Checkpoint that is sampled from.'),
-    'COMPARATOR_CHECKPOINT_PATH': Macro(_PATH, 'Checkpoint of a comparator.'),
+    'COMPARATOR_CHECKPOINT_PATH': Macro(
+      _PATH, 'Checkpoint of the comparator.', 'it does not judge'
+    ),
     'PREFERENCE_MODEL_CHECKPOINT_PATH': Macro(
-      _PATH, 'Checkpoint of the preference model.'
+      _PATH, 'Checkpoint of the preference model.', 'it does not judge'
     ),
     'REWARD_MODEL_CHECKPOINT_PATH': Macro(
-      _PATH, 'Checkpoint of the reward model.'
+      _PATH, 'Checkpoint of the reward model.', 'it does not judge'
     ),
     'REFERENCE_LOG_PROBS': Macro(_PATH, 'File of log-probabilities, .npz.'),
     'OUTPUT_DIR': Macro(_PATH, 'Folder of a converted checkpoint, a new one.'),
