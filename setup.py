@@ -71,6 +71,7 @@ setuptools.setup(
       'dill',
       'hypothesis',
       'importlib_resources',
+      'pyright[nodejs]==1.1.414',
       'pytest',
       'pytest-xdist',
       'ruff',

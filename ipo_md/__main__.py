@@ -14,8 +14,7 @@ import socket
 import sys
 import traceback
 
-# TensorFlow reads data here and has nothing to say about devices. JAX says the
-# same of an accelerator that is not there.
+# What is not there, an accelerator or a driver, is not worth a line.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 from absl import app  # noqa: E402
@@ -26,6 +25,7 @@ import jax  # noqa: E402
 
 from ipo_md.core import gin_config  # noqa: E402
 from ipo_md.core import private_apis  # noqa: E402
+from ipo_md.core import quiet_imports  # noqa: E402
 
 _GIN_FILE = flags.DEFINE_multi_string(
   'gin_file', [], 'A gin file; give it again for more, later ones win.'
@@ -46,6 +46,9 @@ _PROCESS = flags.DEFINE_integer('process_id', 0, 'Number of this process.')
 _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where an error of the configuration was raised.'
 )
+
+# What gin adds to the error of a call in which arguments are missing.
+_LACKING = 'No values supplied by Gin or caller for arguments'
 
 _USAGE = """\
 usage: python -m ipo_md --gin_file=FILE ... [--gin.NAME=VALUE ...]
@@ -179,12 +182,14 @@ def run(argv: list[str]) -> None:
 def main(argv: list[str]) -> None:
   # Orbax logs the traceback of each thread in which an error is raised too.
   logging.set_verbosity(logging.FATAL)
+  quiet_imports.install()
   try:
     run(argv)
   except Exception as error:
     expected = (ValueError, OSError, RuntimeError, FloatingPointError)
     try:
-      if _TRACEBACK.value or not isinstance(error, expected):
+      known = isinstance(error, expected) or _lacks_arguments(error)
+      if _TRACEBACK.value or not known:
         traceback.print_exc()
       else:
         message = error_text(error)
@@ -202,7 +207,17 @@ def error_text(error: BaseException) -> str:
     if 'JAX has removed its internal frames' not in note
   ]
   text = re.sub(r'\n *In call to configurable .*', '', str(error))
+  if _lacks_arguments(error):
+    text = (
+      f'{text.splitlines()[0]}. Bind them, or leave out the brackets of the '
+      '@reference if the function itself is meant.'
+    )
   return '\n'.join([text, *notes])
+
+
+def _lacks_arguments(error: BaseException) -> bool:
+  """Returns whether gin called a function whose arguments are not all bound."""
+  return isinstance(error, TypeError) and _LACKING in str(error)
 
 
 def leave() -> None:

@@ -101,6 +101,10 @@ def online(folder, *, judge='likelihood', algorithm='ipo', **changes):
       {'JUDGE_CHECKPOINT_PATH': None},
       'JUDGE_CHECKPOINT_PATH = None, but JUDGE',
     ),
+    (
+      {'LOSS': '@losses.ipo()'},
+      "ipo.. missing .* 'preference'. Bind them, or leave out the brackets",
+    ),
     ({'JUDGE': None}, 'JUDGE = None: algorithms.Feedback.judge of this run'),
     ({'EOS_ID': None}, 'EOS_ID = None: .*sampling.Sampler.eos_id of this run'),
     ({'PROMPT_TASK': None}, 'PROMPT_TASK = None: MIXTURE_OR_TASK_NAME must be'),

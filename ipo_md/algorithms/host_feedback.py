@@ -115,8 +115,8 @@ def _trace(
   rows, k, _ = completions.completions.ids.shape
   labelled = types.Labelled(
     completions=completions,
-    completion_mask=jax.ShapeDtypeStruct((rows, k), bool),
-    preference=jax.ShapeDtypeStruct((rows,), jnp.float32),
+    completion_mask=jax.eval_shape(lambda: jnp.ones((rows, k), bool)),
+    preference=jax.eval_shape(lambda: jnp.ones(rows, jnp.float32)),
   )
   update.trace(state, frozen, labelled, rng)
 

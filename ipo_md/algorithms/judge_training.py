@@ -39,15 +39,16 @@ def reward_step(
   Returns:
     The next state, and metrics: loss, accuracy, tokens.
   """
-  objective_lib.require(batch, 'preference', 'reward_step')
+  label = objective_lib.require(batch, 'preference', 'reward_step')
 
   def objective(params):
     judged = judge(params, batch.completions, model=model, rng=rng)
-    objective_lib.require(judged, 'rewards', 'reward_step')
-    loss = jnp.mean(losses.bradley_terry(judged.rewards, batch.preference))
+    rewards = objective_lib.require(judged, 'rewards', 'reward_step')
+    preference = objective_lib.require(judged, 'preference', 'reward_step')
+    loss = jnp.mean(losses.bradley_terry(rewards, label))
     return loss, {
       'loss': loss,
-      'accuracy': jnp.mean(agreement(judged.preference, batch.preference)),
+      'accuracy': jnp.mean(agreement(preference, label)),
       'tokens': jnp.sum(batch.completions.completions.mask),
     }
 
@@ -93,7 +94,7 @@ def comparator_step(
   Returns:
     The next state, and metrics: loss, accuracy (both orders averaged), tokens.
   """
-  objective_lib.require(batch, 'preference', 'comparator_step')
+  label = objective_lib.require(batch, 'preference', 'comparator_step')
 
   def objective(params):
     log_probs = judges.comparator_log_probs(
@@ -104,14 +105,14 @@ def comparator_step(
       answers=answers,
       rng=rng,
     )
-    straight = jnp.stack([batch.preference, 1 - batch.preference], axis=-1)
+    straight = jnp.stack([label, 1 - label], axis=-1)
     labels = jnp.stack([straight, straight[:, ::-1]], axis=1)
     loss = -jnp.mean(jnp.sum(labels * log_probs, axis=-1))
     p = jax.nn.sigmoid(log_probs[..., 0] - log_probs[..., 1])
     judged = (p[:, 0] + 1 - p[:, 1]) / 2
     return loss, {
       'loss': loss,
-      'accuracy': jnp.mean(agreement(judged, batch.preference)),
+      'accuracy': jnp.mean(agreement(judged, label)),
       'tokens': jnp.sum(batch.completions.completions.mask),
     }
 
@@ -130,8 +131,11 @@ def judge_metrics(
   """Measures how far the judge agrees with held-out preferences."""
   del rng
   policy = model.policy(state.params, frozen)
-  judged = judge(policy, batch.completions, model=model)
-  return {'accuracy': jnp.mean(agreement(judged.preference, batch.preference))}
+  judged, label = (
+    objective_lib.require(labelled, 'preference', 'judge_metrics')
+    for labelled in (judge(policy, batch.completions, model=model), batch)
+  )
+  return {'accuracy': jnp.mean(agreement(judged, label))}
 
 
 def agreement(judged: jax.Array, label: jax.Array) -> jax.Array:

@@ -62,22 +62,22 @@ class Feedback:
       rng: Random key for labels that are drawn, consumed.
     """
     if self.label is not None:
-      require(labelled, 'preference', 'LABEL')
-      preference = self.label(labelled.preference, rng=rng)
+      preference = require(labelled, 'preference', 'LABEL')
+      preference = self.label(preference, rng=rng)
       labelled = labelled.replace(preference=preference)
     if self.truncation_reward is not None:
-      require(labelled, 'rewards', 'TRUNCATION_REWARD')
-      rewards = jnp.where(ended, labelled.rewards, self.truncation_reward)
+      rewards = require(labelled, 'rewards', 'TRUNCATION_REWARD')
+      rewards = jnp.where(ended, rewards, self.truncation_reward)
       labelled = labelled.replace(rewards=rewards)
     return labelled
 
 
-def sample_metrics(tokens: types.Tokens, eos_id: int) -> Metrics:
+def sample_metrics(tokens: types.Tokens, eos_id: types.EosId) -> Metrics:
   """Measures sampled completions.
 
   Args:
     tokens: [B, K, T] completions.
-    eos_id: Id of the end-of-sequence token.
+    eos_id: Id of the end-of-sequence token, or several.
 
   Returns:
     length (tokens without EOS), eos_rate and, if K > 1, identical_pairs, the
@@ -162,9 +162,8 @@ def policy_loss(
     rewards, chosen_log_prob and rejected_log_prob, sampling_error.
   """
   needed = needs.of(loss)
-  require(labelled, needed.feedback, f'LOSS = {needs.name(loss)}')
+  feedback = require(labelled, needed.feedback, f'LOSS = {needs.name(loss)}')
   check_per_token(loss, per_token)
-  feedback = getattr(labelled, needed.feedback)
   mask = labelled.completions.completions.mask
   needs.check_completions(loss, mask.shape[1], 'MIXTURE_COEFS or the data set')
   log_probs, aux = sampling.log_probs(
@@ -178,6 +177,10 @@ def policy_loss(
   log_prob = found if log_prob is None else sampling.with_value(found, log_prob)
   log_ratios = log_prob
   if needed.anchors:
+    if labelled.reference_log_prob is None:
+      raise ValueError(
+        f'LOSS = {needs.name(loss)} needs the log-probabilities of a reference.'
+      )
     log_ratios = log_prob - labelled.reference_log_prob
   real = labelled.completion_mask
   extra = {'completion_mask': real} if needed.reads_mask else {}
@@ -261,15 +264,16 @@ def update(
     return state, {**metrics, **applied}
 
 
-def require(labelled: types.Labelled, field: str, who: str) -> None:
-  """Raises a ValueError if feedback is missing.
+def require(labelled: types.Labelled, field: str, who: str) -> jax.Array:
+  """Returns feedback, or raises a ValueError if it is missing.
 
   Args:
     labelled: Labelled completions.
     field: 'preference' or 'rewards'.
     who: What needs it, for the message.
   """
-  if getattr(labelled, field) is None:
+  feedback = getattr(labelled, field)
+  if feedback is None:
     other = {'preference': 'rewards', 'rewards': 'preference'}[field]
     hint = ''
     if field == 'preference':
@@ -278,3 +282,4 @@ def require(labelled: types.Labelled, field: str, who: str) -> None:
       f'{who} needs {field}, but judge or data set give only {other}: change '
       f'LOSS, JUDGE or MIXTURE_OR_TASK_NAME.{hint}'
     )
+  return feedback

@@ -141,7 +141,7 @@ def _fingerprint(dataset: data.Dataset) -> str:
     ).encode()
   )
   for examples in dataset.examples:
-    for ragged in (examples.prompts, examples.targets):
-      digest.update(np.ascontiguousarray(ragged.ids))
-      digest.update(np.ascontiguousarray(ragged.starts))
+    for ragged in (examples.prompts, examples.completions):
+      digest.update(np.ascontiguousarray(ragged.ids).data)
+      digest.update(np.ascontiguousarray(ragged.starts).data)
   return digest.hexdigest()

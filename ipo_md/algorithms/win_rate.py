@@ -66,7 +66,9 @@ def win_rate_metrics(
     ),
   )
   judges.check_params(judge, frozen.judge)
-  preference = judge(frozen.judge, pair).preference
+  preference = objective.require(
+    judge(frozen.judge, pair), 'preference', 'win_rate_metrics'
+  )
 
   def log_ratio(completions):
     ours, theirs = (

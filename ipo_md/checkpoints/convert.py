@@ -15,6 +15,7 @@ from ipo_md.checkpoints import hf_source
 from ipo_md.checkpoints import locate
 from ipo_md.checkpoints import orbax
 from ipo_md.checkpoints import t5x
+from ipo_md.core import types
 
 
 def convert(
@@ -27,7 +28,7 @@ def convert(
   hf_source_path: str | None = None,
   context_length: int | None = None,
   bos_id: int | None = None,
-  eos_id: int | None = None,
+  eos_id: types.EosId | None = None,
 ) -> None:
   """Writes a checkpoint in another format.
 

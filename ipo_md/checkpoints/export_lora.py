@@ -23,6 +23,7 @@ from ipo_md.checkpoints import hf
 from ipo_md.checkpoints import hf_source
 from ipo_md.checkpoints import locate
 from ipo_md.checkpoints import safetensors_io
+from ipo_md.core import types
 
 
 def export(
@@ -36,7 +37,7 @@ def export(
   hf_source_path: str | None = None,
   context_length: int | None = None,
   bos_id: int | None = None,
-  eos_id: int | None = None,
+  eos_id: types.EosId | None = None,
 ) -> None:
   """Writes the policy of a run with LoRA adapters.
 

@@ -7,6 +7,7 @@ import pathlib
 import re
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from ipo_md import models
@@ -15,7 +16,57 @@ from ipo_md.checkpoints import arrays
 _GIN = pathlib.Path(__file__).parents[2] / 'gin' / 'models'
 _BINDING = re.compile(r'^\w+\.(T5|DecoderOnly)\.(\w+) = ([^%#@\n]+)', re.M)
 _CONFIGS = {'T5': models.T5Config, 'DecoderOnly': models.DecoderOnlyConfig}
+_STATED = re.compile(
+  r'^(?:[\w.]+\.)?(T5Config|T5|DecoderOnly)\.(\w+) = ([^\n]+)', re.M
+)
+# Fields that do not change what the parameters mean.
+_OPTIONS = ('dtype', 'scan', 'remat_policy', 'dropout_rate', 'reward_head')
 _INCLUDE = re.compile(r"^include '.*/([^/'\n]+)'", re.M)
+
+
+def network_of(file: epath.Path) -> dict[str, Any]:
+  """Returns the fields of a network that a gin file states.
+
+  It may be T5X's (network.T5Config.emb_dim = 512) or ours. Settings that do not
+  change the network, such as its dtype, are left out.
+
+  Args:
+    file: config.gin or operative_config.gin of a run.
+
+  Raises:
+    ValueError: The file states no network, or not all of it.
+  """
+  text = re.sub(r'\\\n\s*', '', file.read_text())
+  macros = dict(re.findall(r'^(\w+) = ([^@\n]+)', text, re.M))
+  stated, families = {}, set()
+  for family, key, value in _STATED.findall(text):
+    value = macros.get(value.strip().removeprefix('%'), value).strip()
+    try:
+      stated[key] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      continue  # a function, or a macro that is no literal
+    families.add(family.removesuffix('Config'))
+  config = _CONFIGS[families.pop()] if len(families) == 1 else None
+  if config is None:
+    raise ValueError(f'{file} states no network (network.T5Config.emb_dim).')
+  if config is models.T5Config:  # T5X's defaults
+    stated = {
+      'mlp_activations': ('relu',),
+      'logits_via_embedding': False,
+    } | stated
+  known = {field.name: field for field in dataclasses.fields(config)}
+  found = {k: stated[k] for k in stated if k in known and k not in _OPTIONS}
+  if missing := [
+    name
+    for name, field in known.items()
+    if name not in found
+    and name not in _OPTIONS
+    and field.default is dataclasses.MISSING
+  ]:
+    raise ValueError(
+      f'{file} does not state {", ".join(missing)} of its network.'
+    )
+  return found
 
 
 def fields(stored: Mapping[str, arrays.Stored]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ipo_md.checkpoints import formats
 from ipo_md.checkpoints import gin_advice
 from ipo_md.checkpoints import hf_config
 from ipo_md.checkpoints import locate
+from ipo_md.core import types
 
 _FILES = (
   'generation_config.json',
@@ -49,13 +50,13 @@ class Source:
     context_length: Longest sequence in tokens, max_position_embeddings. None
       takes that of `directory`.
     bos_id: Id of the BOS token, for a model without `directory`.
-    eos_id: Id of the EOS token, for a model without `directory`.
+    eos_id: Id of the EOS token, or several, for a model without `directory`.
   """
 
   directory: epath.Path | None = None
   context_length: int | None = None
   bos_id: int | None = None
-  eos_id: int | None = None
+  eos_id: types.EosId | None = None
 
   def config_json(self, config: Any) -> dict[str, Any]:
     """Returns the contents of config.json.
@@ -75,7 +76,7 @@ class Source:
       theirs = ours | {
         'max_position_embeddings': self.context_length,
         'bos_token_id': self.bos_id,
-        'eos_token_id': self.eos_id,
+        'eos_token_id': _plain(self.eos_id),
       }
     if self.context_length is not None:
       name = (
@@ -112,6 +113,13 @@ class Source:
         path.copy(directory / path.name)
 
 
+def _plain(eos_id: types.EosId | None) -> int | list[int] | None:
+  if eos_id is None:
+    return None
+  ids = types.eos_ids(eos_id)
+  return ids[0] if len(ids) == 1 else list(ids)
+
+
 def find(path: str, name: str) -> epath.Path | None:
   """Returns the Hugging Face directory that a checkpoint is or adapts.
 
@@ -128,6 +136,10 @@ def find(path: str, name: str) -> epath.Path | None:
   kind, directory = locate.detect(path, name)
   if kind == 'hf':
     return directory
+  if kind == 'orbax':
+    described = directory.parent.parent.parent / 'model'  # by `model_folder`
+    if (described / 'config.json').exists():
+      return described
   lora = formats.metadata(directory).get('lora') if kind == 'orbax' else None
   return find(lora['reference'], name) if lora else None
 

@@ -122,6 +122,12 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
     'JUDGE_CHECKPOINT_PATH': Macro(
       _PATH, 'Checkpoint of the judge.', 'a judge without parameters'
     ),
+    'MODEL_CONFIG_PATH': Macro(
+      _PATH, 'Checkpoint whose config and tokenizer the model has.', 'no such'
+    ),
+    'JUDGE_CONFIG_PATH': Macro(
+      _PATH, 'Checkpoint whose config the judge has.', 'that of the policy'
+    ),
     'CHECKPOINT_PATH': Macro(_PATH, 'Checkpoint that is sampled from.'),
     'COMPARATOR_CHECKPOINT_PATH': Macro(
       _PATH, 'Checkpoint of the comparator.', 'it does not judge'
@@ -169,7 +175,11 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
       _NATURAL, "Outputs of the judge's additional head; 0: no such head."
     ),
     'BOS_ID': Macro(_NATURAL, 'Token before a prompt.', 'no such token'),
-    'EOS_ID': Macro(_NATURAL, 'Token at which the model stops.', 'not known'),
+    'EOS_ID': Macro(
+      kinds.Either((_NATURAL, kinds.Sequence(_NATURAL, what='ids'))),
+      'Token at which the model stops; the first of several ends texts.',
+      'not known',
+    ),
     'LORA_RANK': Macro(_COUNT, 'Rank of the adapters.'),
     'LORA_ALPHA': Macro(
       _ABOVE_ZERO, 'Alpha / rank multiplies what the adapters add.'

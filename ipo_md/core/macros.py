@@ -58,7 +58,8 @@ def check() -> None:
   for target, place, parameter, value in private_apis.used_bindings():
     name = private_apis.macro_of(value)
     if (
-      name in TABLE
+      name is not None
+      and name in TABLE
       and _resolved(name, value) is None
       and not _takes_none(target, parameter)
     ):

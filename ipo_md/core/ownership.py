@@ -233,7 +233,7 @@ def _read(path: epath.Path) -> Record | None:
 
 
 def _run_of(record: Record | None) -> str | None:
-  return record and record.get('run')
+  return record.get('run') if record else None
 
 
 def _write(path: epath.Path, record: Record) -> None:

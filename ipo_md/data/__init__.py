@@ -13,6 +13,7 @@ from ipo_md.data.dataset import check_vocabulary
 from ipo_md.data.dataset import count
 from ipo_md.data.dataset import first_rows
 from ipo_md.data.dataset import load
+from ipo_md.data.encoding import around
 from ipo_md.data.encoding import encode
 from ipo_md.data.encoding import encode_template
 from ipo_md.data.examples import Examples
@@ -22,6 +23,7 @@ from ipo_md.data.examples import of_prompts
 from ipo_md.data.examples import tokenise
 from ipo_md.data.prompt_format import PromptFormat
 from ipo_md.data.registry import find
+from ipo_md.data.vocabularies import sentencepiece_vocabulary
 from ipo_md.data.vocabularies import tokenizer_vocabulary
 from ipo_md.data.vocabularies import vocabulary
 
@@ -31,6 +33,7 @@ __all__ = [
   'Examples',
   'PromptFormat',
   'Ragged',
+  'around',
   'check_size',
   'check_vocabulary',
   'chunks',
@@ -43,6 +46,7 @@ __all__ = [
   'load',
   'of_prompts',
   'prefetch',
+  'sentencepiece_vocabulary',
   'tokenise',
   'tokenizer_vocabulary',
   'vocabulary',

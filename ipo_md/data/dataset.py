@@ -68,16 +68,24 @@ class Dataset:
     Returns:
       Tokens [B, P] if `prompts_only`, otherwise Labelled with B rows.
     """
-    prompts = self.prompt_format.tokens(
+    return (
+      self.prompts(indices) if self.prompts_only else self.labelled(indices)
+    )
+
+  def prompts(self, indices: Sequence[tuple[int, int]]) -> types.Tokens:
+    """Returns the prompts [B, P] of examples, as `rows` does."""
+    return self.prompt_format.tokens(
       [self.examples[task].prompts.row(row) for task, row in indices],
       self.lengths['inputs'],
     )
-    if self.prompts_only:
-      return prompts
+
+  def labelled(self, indices: Sequence[tuple[int, int]]) -> types.Labelled:
+    """Returns examples with their completions, as `rows` does."""
+    prompts = self.prompts(indices)
     k = self.examples[0].k
     completions = []
     for task, row in indices:
-      targets = self.examples[task].targets
+      targets = self.examples[task].completions
       completions += [targets.row(row * k + i) for i in range(k)]
     length = self.lengths['targets']
     if k == 1:
@@ -89,12 +97,14 @@ class Dataset:
     tokens = jax.tree.map(lambda x: x.reshape(-1, k, length), tokens)
     mask = tokens.mask.any(axis=-1)
 
-    def score(name: str) -> np.ndarray | None:
+    def score(name: str) -> jax.Array | None:
       if name not in self.examples[0].scores:
         return None
       values = [self.examples[task].scores[name][row] for task, row in indices]
       values = np.stack(values)
-      return values if values.ndim == 1 else np.where(mask, values, 0.0)
+      return types.as_leaf(
+        values if values.ndim == 1 else np.where(mask, values, 0.0)
+      )
 
     return types.Labelled(
       completions=types.Completions(prompts=prompts, completions=tokens),
@@ -209,8 +219,8 @@ def count(
   }
   read = [e.prompts for e in examples]
   if limit is not None:
-    read += [e.targets for e in examples]
-    lengths = np.concatenate([e.targets.lengths for e in examples])
+    read += [e.completions for e in examples]
+    lengths = np.concatenate([e.completions.lengths for e in examples])
     counts['targets_cut'] = int((lengths > limit).sum())
     counts['completions_missing'] = int((lengths == 0).sum())
     same = [_identical(e, limit) for e in examples]
@@ -229,13 +239,13 @@ def count(
 
 def _identical(examples: examples_lib.Examples, limit: int) -> int:
   """Counts the examples two of whose completions are the same when cut."""
-  targets, k = examples.targets, examples.k
+  targets, k = examples.completions, examples.k
   lengths = np.minimum(targets.lengths, limit).reshape(-1, k)
   # Only completions of one length can be the same.
   ordered = np.sort(lengths, axis=1)
   equal = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
   found = 0
-  for row in np.flatnonzero(equal.any(axis=1)):
+  for row in np.flatnonzero(equal.any(axis=1)).tolist():
     cut = [targets.row(row * k + i)[:limit].tobytes() for i in range(k)]
     present = [content for content in cut if content]
     found += len(set(present)) < len(present)
@@ -285,7 +295,7 @@ def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
       'or VOCABULARY so that they match.'
     )
   ours, theirs = dataset.prompt_format.eos_id, dataset.vocabulary.eos_id
-  if ours is not None and ours != theirs:
+  if ours is not None and types.eos_ids(ours)[0] != theirs:
     raise ValueError(
       f'The model stops at EOS_ID {ours}, but the vocabulary of the task, '
       f'{dataset.vocabulary}, ends texts with {theirs}. Set VOCABULARY to the '
@@ -298,7 +308,12 @@ def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
     )
 
 
-def first_rows(dataset: Dataset, count: int) -> list[tuple[int, int]]:
-  """Returns the first `count` pairs of (task index, row), in task order."""
+def first_rows(dataset: Dataset, count: int | None) -> list[tuple[int, int]]:
+  """Returns the first pairs of (task index, row), in task order.
+
+  Args:
+    dataset: Data set of the rows.
+    count: Number of pairs. None returns all of them.
+  """
   rows = [(t, r) for t, e in enumerate(dataset.examples) for r in range(len(e))]
   return rows[:count]

@@ -28,6 +28,7 @@ from typing import Any
 
 from etils import epy
 import numpy as np
+import numpy.typing as npt
 
 from ipo_md.core import types
 from ipo_md.data import encoding
@@ -100,6 +101,13 @@ class Examples:
 
   def __len__(self) -> int:
     return len(self.prompts)
+
+  @property
+  def completions(self) -> Ragged:
+    """The targets; raises a ValueError if the task has bare prompts."""
+    if self.targets is None:
+      raise ValueError(f'Task {self.name} has bare prompts and no `targets`.')
+    return self.targets
 
 
 def tokenise(
@@ -329,7 +337,7 @@ def _check_rows(
 ) -> None:
   """Raises a ValueError at the first row that no run can use."""
 
-  def refuse(bad: np.ndarray, problem: str) -> None:
+  def refuse(bad: npt.ArrayLike, problem: str) -> None:
     for row in np.flatnonzero(bad)[:1]:
       raise ValueError(f'Row {first + row} of {place} {problem}')
 

@@ -62,7 +62,11 @@ class TokenizerVocabulary(seqio.Vocabulary):
   def special_tokens(self) -> dict[int, str]:
     """The special tokens of the file, EOS and BOS, id -> text."""
     ids = {i for i in (self.eos_id, self.bos_id) if i is not None}
-    ends = {i: self._tokenizer.id_to_token(i) for i in sorted(ids)}
+    ends = {
+      i: token
+      for i in sorted(ids)
+      if (token := self._tokenizer.id_to_token(i)) is not None
+    }
     return dict(self._loaded.special) | ends
 
   @functools.cached_property
@@ -107,6 +111,17 @@ class TokenizerVocabulary(seqio.Vocabulary):
   def encode_template(self, text: str) -> Sequence[int]:
     """Encodes a text of a gin file, in which special tokens are tokens."""
     return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the ids that the file puts before and after a text.
+
+    Llama's puts BOS before it, T5's EOS after it, and SmolLM2's nothing.
+    """
+    encoded = self._tokenizer.encode('a', add_special_tokens=True)
+    added = encoded.special_tokens_mask
+    first = added.index(0)
+    last = len(added) - added[::-1].index(0)
+    return tuple(encoded.ids[:first]), tuple(encoded.ids[last:])
 
   def _decode(self, ids: Sequence[int]) -> str:
     """Decodes ids and drops special tokens such as EOS."""

@@ -31,8 +31,9 @@ class PromptFormat:
     vocabulary: Vocabulary of the texts. It is not needed if there are none.
     cut_prompts: The end at which a long prompt is truncated. The gin file of
       the task sets it.
-    eos_id: EOS_ID, the token at which the model stops. None skips the check
-      against the vocabulary of the data set.
+    eos_id: EOS_ID, the token at which the model stops, or several, of which the
+      first ends the texts of the data set. None skips the check against its
+      vocabulary.
   """
 
   prefix: tuple[int | str, ...] = ()
@@ -40,7 +41,7 @@ class PromptFormat:
   closing: str = ''
   vocabulary: types.Vocabulary | None = None
   cut_prompts: Literal['front', 'end'] = 'end'
-  eos_id: int | None = None
+  eos_id: types.EosId | None = None
 
   def __post_init__(self):
     if self.cut_prompts not in ('front', 'end'):
@@ -73,11 +74,11 @@ class PromptFormat:
   def _encode(self, parts: Sequence[int | str]) -> tuple[int, ...]:
     ids = []
     for part in parts:
-      ids += (
-        encoding.encode_template(self.vocabulary, part)
-        if isinstance(part, str)
-        else [part]
-      )
+      if isinstance(part, str):
+        assert self.vocabulary is not None  # as __post_init__ requires
+        ids += encoding.encode_template(self.vocabulary, part)
+      else:
+        ids.append(part)
     return tuple(ids)
 
   def room(self, length: int) -> int:
@@ -133,4 +134,7 @@ def pad(rows: Sequence[np.ndarray], length: int) -> types.Tokens:
   sizes = np.array([len(row) for row in rows])
   for i, row in enumerate(rows):
     ids[i, : len(row)] = row
-  return types.Tokens(ids=ids, mask=np.arange(length) < sizes[:, None])
+  return types.Tokens(
+    ids=types.as_leaf(ids),
+    mask=types.as_leaf(np.arange(length) < sizes[:, None]),
+  )

@@ -30,6 +30,7 @@ import shutil
 import sys
 import tempfile
 from typing import Any
+from typing import cast
 
 from etils import epy
 import numpy as np
@@ -207,7 +208,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _vocabulary(vocabulary: types.Vocabulary) -> list[Any]:
   kind = type(vocabulary).__name__
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-    return [kind, vocabulary.vocab_size, _digest(vocabulary.sp_model)]
+    model = cast(bytes, vocabulary.sp_model)  # seqio loads it on access
+    return [kind, vocabulary.vocab_size, _digest(model)]
   return [kind, vocabulary.vocab_size, repr(_plain(vars(vocabulary)))]
 
 

@@ -48,7 +48,7 @@ def vocabulary(
 def tokenizer_vocabulary(
   *,
   path: str,
-  eos_id: int,
+  eos_id: types.EosId,
   bos_id: int | None = None,
   prefix_space: bool = True,
   trim_texts: bool = False,
@@ -60,7 +60,8 @@ def tokenizer_vocabulary(
 
   Args:
     path: TOKENIZER_PATH, the path of tokenizer.json.
-    eos_id: EOS_ID, the token at which the model stops.
+    eos_id: EOS_ID, the token at which the model stops. Of several, the first
+      ends a text.
     bos_id: BOS_ID, or None.
     prefix_space: Whether the file decides if a space is put before a text, as
       Mistral's does. False puts none, so that the parts of a chat template are
@@ -74,11 +75,31 @@ def tokenizer_vocabulary(
   """
   return hf_vocabulary.TokenizerVocabulary(
     paths.absolute(path, 'TOKENIZER_PATH'),
-    eos_id=eos_id,
+    eos_id=types.eos_ids(eos_id)[0],
     bos_id=bos_id,
     prefix_space=prefix_space,
     trim_texts=trim_texts,
   )
+
+
+@identity.reads(path=identity.of_file)
+def sentencepiece_vocabulary(
+  *, path: str, extra_ids: int = 0
+) -> types.Vocabulary:
+  """Returns the vocabulary of a SentencePiece model.
+
+  Args:
+    path: Path of the model, such as T5's spiece.model.
+    extra_ids: Number of ids after those of the model, 100 for T5.
+
+  Raises:
+    ValueError: The model cannot be read.
+  """
+  found = seqio.SentencePieceVocabulary(
+    paths.absolute(path, 'VOCABULARY'), extra_ids=extra_ids
+  )
+  check_readable(found)
+  return found
 
 
 def with_vocabulary(

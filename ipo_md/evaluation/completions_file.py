@@ -26,7 +26,7 @@ def lines(
   prompts: Sequence[np.ndarray],
   first: int,
   vocabulary: types.Vocabulary,
-  eos_id: int,
+  eos_id: types.EosId,
 ) -> list[str]:
   """Formats the completions of a batch of prompts.
 
@@ -36,7 +36,7 @@ def lines(
     prompts: Tokens of all prompts.
     first: Number of the first prompt of the batch.
     vocabulary: Vocabulary of the tokens.
-    eos_id: Token that ends a completion.
+    eos_id: Token that ends a completion, or several.
 
   Returns:
     A line for each prompt of the batch.
@@ -48,10 +48,11 @@ def lines(
     completions = []
     for k, mask in enumerate(tokens.mask[row]):
       ids = tokens.ids[row, k][mask]
+      ends = np.isin(ids, types.eos_ids(eos_id))
       completion = {
-        'text': decode(ids[ids != eos_id]),
+        'text': decode(ids[~ends]),
         'tokens': len(ids),
-        'ended': bool(np.any(ids == eos_id)),
+        'ended': bool(np.any(ends)),
         'log_prob': float(log_prob[row, k]),
       }
       if reference_log_prob is not None:

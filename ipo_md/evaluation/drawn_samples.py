@@ -54,7 +54,7 @@ def to_rows(
   log_prob: np.ndarray,
   log_ratio: np.ndarray,
   dataset: data.Dataset,
-  eos_id: int,
+  eos_id: types.EosId,
 ) -> list[dict[str, Any]]:
   """Makes a row of JSON for each prompt, the inverse of `from_rows`.
 
@@ -63,13 +63,14 @@ def to_rows(
     log_prob: [N, K] log pi(y | x).
     log_ratio: [N, K] log pi(y | x) - log pi_ref(y | x).
     dataset: Data set of the prompts.
-    eos_id: Token that ends a completion.
+    eos_id: Token that ends a completion, or several.
 
   Returns:
     N rows.
   """
   samples = judges.Samples.of(tokens, dataset)
   ids, mask = tokens.completions.ids, tokens.completions.mask
+  ends = types.eos_ids(eos_id)
   return [
     {
       'prompt': prompt,
@@ -77,7 +78,7 @@ def to_rows(
         {
           'text': text,
           'ids': ids[n, k][mask[n, k]].tolist(),
-          'ended': bool(np.any(ids[n, k][mask[n, k]] == eos_id)),
+          'ended': bool(np.any(np.isin(ids[n, k][mask[n, k]], ends))),
           'log_prob': float(log_prob[n, k]),
           'log_ratio': float(log_ratio[n, k]),
         }
@@ -111,7 +112,10 @@ def from_rows(
   for n, row in enumerate(completions):
     for k, completion in enumerate(row):
       ids[n, k, : sizes[n, k]] = completion['ids']
-  tokens = types.Tokens(ids=ids, mask=np.arange(length) < sizes[..., None])
+  tokens = types.Tokens(
+    ids=types.as_leaf(ids),
+    mask=types.as_leaf(np.arange(length) < sizes[..., None]),
+  )
   ended = column('ended')
   return Drawn(
     samples=judges.Samples(

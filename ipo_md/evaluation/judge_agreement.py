@@ -147,17 +147,16 @@ def labelled_pairs(
   Raises:
     ValueError: The data set has no preferences.
   """
-  indices = [
-    (t, r) for t, e in enumerate(dataset.examples) for r in range(len(e))
-  ]
-  rows = dataset.rows(indices[:count])
-  if dataset.prompts_only or rows.preference is None:
+  rows = None
+  if not dataset.prompts_only:
+    rows = dataset.labelled(data.first_rows(dataset, count))
+  if rows is None or rows.preference is None:
     raise ValueError(
       f'Task {dataset.examples[0].name} has no pairs with a preference with '
       'which judges could be compared (PREFERENCE_TASK).'
     )
   samples = judges_lib.Samples.of(rows.completions, dataset)
-  return samples, rows.preference
+  return samples, np.asarray(rows.preference)
 
 
 def _both_orders(
@@ -170,7 +169,7 @@ def _both_orders(
 
 def _longer(samples: judges_lib.Samples) -> np.ndarray:
   """Returns [N] tokens of y_1 minus tokens of y_2."""
-  lengths = samples.tokens.completions.mask.sum(axis=-1)
+  lengths = np.asarray(samples.tokens.completions.mask.sum(axis=-1))
   return lengths[:, 0] - lengths[:, 1]
 
 

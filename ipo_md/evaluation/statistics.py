@@ -260,7 +260,7 @@ def seed_means(rates: np.ndarray) -> Estimate:
 
 def _t_quantile(freedom: float) -> float:
   """Returns the half-width of Student's interval in standard errors."""
-  return stats.t.ppf((1 + intervals.CONFIDENCE) / 2, freedom)
+  return float(stats.t.ppf((1 + intervals.CONFIDENCE) / 2, freedom))
 
 
 def _judgements(preference: np.ndarray) -> np.ndarray:

@@ -188,7 +188,8 @@ def measure(
     gain = exact.exploitability(policy, game.preference, reference, tau=tau)
     return gain, exact.kl(nash, policy)
 
-  found = dict(zip(('exploitability', 'kl'), against(policy, tau), strict=True))
+  gain, kl = against(policy, tau)
+  found = {'exploitability': gain, 'kl': kl}
   if 0 < mixture_coef < 1:
     mixed = token_mixture(logits, game.reference, mixture_coef)
     gain, kl = against(mixed, tau / (1 - mixture_coef))

@@ -193,7 +193,7 @@ class CachedJudge:
     recipes = [
       {**self._recipe, 'pair': [columns[i], columns[k]]} for i, k in pairs
     ]
-    found = [
+    found: list[list | np.ndarray | None] = [
       self._parts.get('judgements', self._name, recipe) for recipe in recipes
     ]
     missing = [j for j, rows in enumerate(found) if rows is None]

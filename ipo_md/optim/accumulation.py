@@ -106,10 +106,10 @@ def _collector(weight: jax.Array) -> optax.GradientTransformation:
   Its updates are zeros.
   """
 
-  def update(grads, total, params):
+  def update(updates, state, params=None):
     del params
-    total = jax.tree.map(lambda t, g: t + weight * g, total, grads)
-    return jax.tree.map(jnp.zeros_like, grads), total
+    total = jax.tree.map(lambda t, g: t + weight * g, state, updates)
+    return jax.tree.map(jnp.zeros_like, updates), total
 
   return optax.GradientTransformation(lambda params: params, update)
 

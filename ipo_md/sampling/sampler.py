@@ -16,7 +16,8 @@ class Sampler:
 
   Attributes:
     max_new_tokens: MAX_NEW_TOKENS, T, the length of the longest completion.
-    eos_id: EOS_ID, the token that ends a completion.
+    eos_id: EOS_ID, the token that ends a completion, or several of which any
+      does.
     temperature: TEMPERATURE. Log-probabilities stay at temperature 1. At 0 the
       likeliest token is taken.
     top_k: TOP_K. 0 keeps all tokens.
@@ -31,7 +32,7 @@ class Sampler:
   """
 
   max_new_tokens: int
-  eos_id: int
+  eos_id: types.EosId
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0

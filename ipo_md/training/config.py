@@ -80,6 +80,9 @@ class Start:
   Attributes:
     initial_checkpoint_path: INITIAL_CHECKPOINT_PATH, the network that is
       trained. None starts from random parameters.
+    model_config_path: MODEL_CONFIG_PATH, the checkpoint whose tokenizer and
+      config.json are written to MODEL_DIR/model. None, or one that has none,
+      writes what the network itself determines.
     fresh: Modules that start from random parameters all the same, such as a
       reward head.
     reference_checkpoint_path: REFERENCE_CHECKPOINT_PATH. None loads no
@@ -95,6 +98,7 @@ class Start:
   """
 
   initial_checkpoint_path: str | None = None
+  model_config_path: str | None = None
   fresh: Sequence[str] = ()
   reference_checkpoint_path: str | None = None
   judge_checkpoint_path: str | None = None

@@ -103,7 +103,7 @@ class Logbook:
 
   def show(self, done: int, measured: Mapping[str, float]) -> None:
     """Shows the line of progress and starts the next window."""
-    self._line.update(done, self._means | measured, tokens=self._tokens)
+    self._line.update(done, {**self._means, **measured}, tokens=self._tokens)
     found = self._meter.report(
       updates=len(self._window),
       tokens=self._tokens,
@@ -146,7 +146,7 @@ def means(
     FloatingPointError: A metric is not finite, or too many were skipped.
   """
   made, skipped = [], 0
-  window = jax.device_get(list(window))
+  window = [dict(metrics) for metrics in jax.device_get(list(window))]
   for step, metrics in enumerate(window, done - len(window) + 1):
     in_a_row = metrics.pop('skipped_in_a_row', 0)
     skipped += in_a_row > 0
@@ -181,7 +181,9 @@ def describe(model_dir, state, frozen, mesh, examples) -> None:
   progress.say(f'{", ".join(parts)}; mesh {shape}; {counts}')
   if jax.process_index() == 0:
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
-    versions = {p: importlib.metadata.version(p) for p in (*packages, 'numpy')}
+    versions: dict[str, str | None] = {
+      p: importlib.metadata.version(p) for p in (*packages, 'numpy')
+    }
     versions['commit'] = _commit()
     path = epath.Path(model_dir) / 'versions.json'
     path.write_text(json.dumps(versions, indent=1) + '\n')

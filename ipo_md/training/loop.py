@@ -124,16 +124,16 @@ def train(
     return
   step = optim.accumulate(step, parts=microbatches, weight=part_weight)
   examples = dataset()
-  optimizer = state_lib.make_optimizer(optimizer, model, watch)
+  rule = state_lib.make_optimizer(optimizer, model, watch)
   data.check_vocabulary(examples, model.config.vocab_size)
   init_key, step_key, eval_key = jax.random.split(jax.random.key(seed), 3)
   training = data.Batches(
     examples, batch_size=batch_size, seed=seed, sharding=sharding.batch(mesh)
   )
-  abstract = state_lib.abstract_state(mesh, model, optimizer, start)
+  abstract = state_lib.abstract_state(mesh, model, rule, start)
   with jax.set_mesh(mesh):
     update = program(
-      functools.partial(step, model=model, optimizer=optimizer),
+      functools.partial(step, model=model, optimizer=rule),
       model=model,
       dataset=examples,
       state_sharding=jax.tree.map(lambda x: x.sharding, abstract),
@@ -166,9 +166,16 @@ def train(
       )
       frozen = state_lib.load_frozen(mesh, model, start, examples.vocabulary)
       state = state_lib.initial_state(
-        mesh, model, optimizer, start, examples.vocabulary, saved, init_key
+        mesh, model, rule, start, examples.vocabulary, saved, init_key
       )
       logbook.describe(model_dir, state, frozen, mesh, examples)
+      if jax.process_index() == 0:
+        checkpoints.save_model_folder(
+          model_dir,
+          model.config,
+          examples.vocabulary,
+          start.model_config_path,
+        )
     adapts = checkpoints.adapted(model, start.reference_checkpoint_path)
     model_dir_lib.reopen(model_dir)
     first = int(state.step)
@@ -225,4 +232,4 @@ def train(
     model_dir_lib.complete(model_dir, schedule.train_steps)
 
 
-train.saves_on_sigterm = True  # pyright: ignore[reportFunctionMemberAccess]
+train.saves_on_sigterm = True  # pyright: ignore[reportFunctionMemberAccess]  # typeshed's functions lack it

@@ -25,12 +25,10 @@ def make_optimizer(
   watch: config.Watch,
 ) -> optax.GradientTransformation:
   """Makes the optimizer of a model's parameters, skipping updates if asked."""
-  optimizer = optimizer(model.logical_axes)
+  made = optimizer(model.logical_axes)
   if watch.max_skipped or watch.skip_gradient_norm is not None:
-    optimizer = optimizers.skipping(
-      optimizer, max_gradient_norm=watch.skip_gradient_norm
-    )
-  return optimizer
+    made = optimizers.skipping(made, max_gradient_norm=watch.skip_gradient_norm)
+  return made
 
 
 def inputs(start: config.Start) -> dict[str, identity.Identity]:
@@ -80,7 +78,7 @@ def load_frozen(
   if start.judge_checkpoint_path is not None:
     judge = checkpoints.load_params(
       start.judge_checkpoint_path,
-      start.judge_model,
+      _judge_model(start),
       mesh,
       name='JUDGE_CHECKPOINT_PATH',
       vocabulary=vocabulary,
@@ -119,13 +117,20 @@ def abstract_frozen(
       start.reference_rules,
     )
   if start.judge_checkpoint_path is not None:
+    network = _judge_model(start)
     judge = sharding.abstract_params(
-      mesh,
-      start.judge_model.abstract_params,
-      start.judge_model.logical_axes,
-      start.judge_rules,
+      mesh, network.abstract_params, network.logical_axes, start.judge_rules
     )
   return types.FrozenParams(reference=reference, judge=judge)
+
+
+def _judge_model(start: config.Start) -> models.Model:
+  if start.judge_model is None:
+    raise ValueError(
+      'JUDGE_CHECKPOINT_PATH needs the network of the judge '
+      '(training.Start.judge_model).'
+    )
+  return start.judge_model
 
 
 def _make_state(params, *, optimizer, start) -> types.TrainState:

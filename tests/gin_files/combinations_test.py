@@ -90,12 +90,14 @@ ALL = [
   )
 ]
 COVERING = pairwise(filter(is_valid, ALL))
-# Every model and every judge size that the covering set leaves out.
+# Every model and every judge size that the covering set leaves out. The model
+# of a checkpoint needs one (tests/checkpoints/model_folder_test.py).
 OTHERS = (
   [
     Choice('supervised', model, 'tldr')
     for model in gin_resolve.files('models')
-    if model not in '+'.join(NETWORKS) and not model.startswith('judge_')
+    if model not in ('from_checkpoint', *'+'.join(NETWORKS).split('+'))
+    and not model.startswith('judge_')
   ]
   + [
     Choice('judge', f't5_1_1_base+{judge}', 'tldr', 'comparator')

@@ -297,3 +297,13 @@ def test_every_run_file_has_a_test():
     'supervised',
   }
   assert set(gin_resolve.files('runs')) == tested
+
+
+@pytest.mark.parametrize(
+  ('judge', 'outputs'),
+  [('likelihood', 0), ('comparator', 0), ('reward_model', 1)],
+)
+def test_only_judges_that_read_a_reward_head_have_one(judge, outputs):
+  choice = Choice('judge', 'decoder_tiny', 'mini_tldr', judge)
+  model = gin_resolve.resolve(choice)['model']
+  assert model.config.reward_head == outputs

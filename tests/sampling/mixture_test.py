@@ -12,6 +12,7 @@ from ipo_md.core import types
 from ipo_md.games import tabular
 from ipo_md.models import model as model_lib
 from ipo_md.sampling import mixture
+from ipo_md.sampling import sequences
 
 EOS, V, T = 1, 4, 3
 MODEL = model_lib.Model(
@@ -81,8 +82,7 @@ def draw(n: int, coefs: tuple[float, ...], seed: int = 0, **controls):
       rng,
       mixture_coefs=coefs,
       max_new_tokens=T,
-      eos_id=EOS,
-      **controls,
+      **{'eos_id': EOS} | controls,
     )
 
   return run(POLICY, REFERENCE, jax.random.key(seed))
@@ -175,6 +175,23 @@ def test_completions_end_with_eos_or_are_full():
     assert not (row[: length - 1] == EOS).any()
     assert length == T or row[length - 1] == EOS
     assert (row[length:] == 0).all()
+
+
+def test_any_of_several_ends_is_the_end():
+  ends = (1, 3)
+  sampled = draw(512, (0.0, 0.5), eos_id=ends)
+  ids = np.asarray(sampled.tokens.ids).reshape(-1, T)
+  mask = np.asarray(sampled.tokens.mask).reshape(-1, T)
+  last = set()
+  for row, real in zip(ids, mask, strict=True):
+    length = real.sum()
+    assert not np.isin(row[: length - 1], ends).any()
+    assert length == T or row[length - 1] in ends
+    last.add(int(row[length - 1]))
+  assert last >= set(ends)
+  found = sequences.ended(sampled.tokens, ends)
+  expected = (np.isin(ids, ends) & mask).any(-1).reshape(512, 2)
+  np.testing.assert_array_equal(found, expected)
 
 
 def test_reference_is_not_touched_where_its_coefficient_is_zero():
