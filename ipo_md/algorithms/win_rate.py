@@ -69,6 +69,7 @@ def win_rate_metrics(
       reference.tokens,
     ),
   )
+  judges.check_params(judge, frozen.judge)
   preference = objective.preference_of(judge(frozen.judge, pair), 'win_rate')
 
   def log_ratio(completions):
