@@ -34,6 +34,7 @@ def two_programs(
   model: models.Model,
   dataset: data.Dataset,
   state_sharding: Any,
+  example: Sequence[Any] | None = None,
   feedback: objective.Feedback,
   mixture_coefs: Sequence[float],
   sampler: sampling.Sampler,
@@ -49,6 +50,8 @@ def two_programs(
     model: Network of policy and reference.
     dataset: Data set of the prompts.
     state_sharding: Shardings of the state, which is donated.
+    example: Arguments of the result, or their shapes. Both programs are traced
+      with them at once, so that their errors come early.
     feedback: A judge on the host, and what is made of its answer.
     mixture_coefs: 2 weights of the reference.
     sampler: Settings of the sampler.
@@ -76,6 +79,8 @@ def two_programs(
     )
   )
   update = partitioning.jit_update(step, state_sharding)
+  if example is not None:
+    _trace(sample, update, *example)
 
   def sample_judge_update(state, frozen, prompts, rng):
     sample_rng, rng = jax.random.split(rng)
@@ -100,6 +105,20 @@ def two_programs(
     return state, updated | metrics | {'judge_seconds': seconds}
 
   return sample_judge_update
+
+
+def _trace(
+  sample: Any, update: Any, state: Any, frozen: Any, prompts: Any, rng: Any
+) -> None:
+  """Traces both programs, without a judge."""
+  completions, _ = jax.eval_shape(sample, state.params, frozen, prompts, rng)
+  rows, k, _ = completions.completions.ids.shape
+  labelled = types.Labelled(
+    completions=completions,
+    completion_mask=jax.eval_shape(lambda: jnp.ones((rows, k), bool)),
+    preference=jax.eval_shape(lambda: jnp.ones(rows, jnp.float32)),
+  )
+  update.trace(state, frozen, labelled, rng)
 
 
 def _sample(

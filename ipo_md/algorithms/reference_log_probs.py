@@ -45,6 +45,7 @@ def compute(
   path = paths.absolute(path, 'REFERENCE_LOG_PROBS')
   mesh = sharding.make_mesh(mesh_shape)
   examples = dataset()
+  progress.say(progress.counted(examples.counts))
   data.check_vocabulary(examples, model.config.vocab_size)
   with jax.set_mesh(mesh):
     params = checkpoints.load_params(

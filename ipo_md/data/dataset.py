@@ -123,7 +123,7 @@ class Dataset:
 @model_dir_lib.may_change('cache_dir')
 def load(
   *,
-  mixture_or_task_name: str,
+  mixture_or_task_name: str | None,
   task_feature_lengths: Mapping[str, int],
   split: str,
   prompt_format: prompt_format_lib.PromptFormat,

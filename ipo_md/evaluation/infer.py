@@ -158,7 +158,7 @@ def infer(
     return
   mesh = sharding.make_mesh(mesh_shape)
   dataset = prompts.load()
-  progress.say(', '.join(f'{k} {v:,}' for k, v in dataset.counts.items()))
+  progress.say(progress.counted(dataset.counts))
   data.check_vocabulary(dataset, model.config.vocab_size)
   output = epath.Path(model_dir) / completions_file.NAME
   bare = [e.prompts.row(i) for e in dataset.examples for i in range(len(e))]

@@ -11,6 +11,7 @@ from ipo_md.judges.chat_client import Endpoint
 from ipo_md.judges.comparison import comparator
 from ipo_md.judges.comparison import comparator_log_probs
 from ipo_md.judges.declaration import Declaration
+from ipo_md.judges.declaration import check_params
 from ipo_md.judges.declaration import declaration_of
 from ipo_md.judges.declaration import declare
 from ipo_md.judges.host import CachedJudge
@@ -47,6 +48,7 @@ __all__ = [
   'Template',
   'TextJudge',
   'best_of',
+  'check_params',
   'comparator',
   'comparator_log_probs',
   'declaration_of',

@@ -122,17 +122,38 @@ def declaration_of(judge: Callable[..., Any]) -> Declaration:
   Raises:
     ValueError: The judge declares nothing.
   """
-  inner = judge
-  while inner is not None:
-    found = getattr(inner, _ATTRIBUTE, None)
-    if found is not None:
-      return found
-    if isinstance(inner, functools.partial):
-      inner = inner.func
-    else:
-      inner = getattr(inner, '__wrapped__', None)
+  found = _find(judge)
+  if found is not None:
+    return found
   raise ValueError(
     f'{judge!r} does not declare what it is. Decorate the function or the '
     "class with @judges.declare(runs_on='device', gives=('preference',)), or "
     "with @judges.declare(runs_on='host') if it judges texts on the host."
   )
+
+
+def check_params(judge: Callable[..., Any], params: Any) -> None:
+  """Raises a ValueError if a judge reads parameters and there are none.
+
+  Args:
+    judge: A judge on the device.
+    params: Its parameters, or None.
+  """
+  found = _find(judge)
+  if params is None and found is not None and found.has_params:
+    raise ValueError(
+      'JUDGE_CHECKPOINT_PATH = None, but JUDGE reads parameters: set the path '
+      'of its checkpoint.'
+    )
+
+
+def _find(judge: Any) -> Declaration | None:
+  while judge is not None:
+    found = getattr(judge, _ATTRIBUTE, None)
+    if found is not None:
+      return found
+    if isinstance(judge, functools.partial):
+      judge = judge.func
+    else:
+      judge = getattr(judge, '__wrapped__', None)
+  return None

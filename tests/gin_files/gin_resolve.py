@@ -298,7 +298,7 @@ def trace(arguments: dict, *, evaluate: bool = False) -> None:
   )
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert shapes(after) == shapes(state)
-  assert metrics['loss'].shape == ()
+  assert metrics['loss'].total.shape == ()
   evaluation = arguments['evaluation']
   if not evaluate or evaluation is None:
     return
