@@ -205,6 +205,30 @@ class Sequence:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mixture:
+  """Pairs of a path and the rate at which its rows are mixed."""
+
+  is_text = False
+
+  def __str__(self) -> str:
+    return "a list of (path, rate), such as [('a.jsonl', 2.0)]"
+
+  def read(self, value: Any) -> Any:
+    if not isinstance(value, tuple | list) or not value:
+      raise ValueError(f'must be {self}')
+    path, rate = Text('a path'), Number(low=0, above=True)
+    out = []
+    for pair in value:
+      if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f'must be {self}')
+      try:
+        out.append((path.read(pair[0]), rate.read(pair[1])))
+      except ValueError:
+        raise ValueError(f'must be {self}') from None
+    return type(value)(out)
+
+
+@dataclasses.dataclass(frozen=True)
 class Dictionary:
   """A dictionary.
 

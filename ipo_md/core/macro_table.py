@@ -18,6 +18,7 @@ _FLAG = kinds.Flag()
 _TEXT = kinds.Text()
 _OF_PAIRS = kinds.Text(fields=('text', 'first', 'second'))
 _PATH = kinds.Text('a path')
+_ROWS = kinds.Either((kinds.Text('a path of files'), kinds.Mixture()))
 _SPLIT = kinds.Text('the name of a split')
 _TASK = kinds.Either(
   (
@@ -226,7 +227,18 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
       'Vocabulary of the model.',
       "the task's",
     ),
-    'TOKENIZER_PATH': Macro(_PATH, 'tokenizer.json of a chat template.'),
+    'TOKENIZER_PATH': Macro(_PATH, 'tokenizer.json of a model.'),
+    'CHAT_TEMPLATE': Macro(
+      _PATH,
+      'Folder or file of a tokenizer with a chat template, or the file of a '
+      'template.',
+      'prefix and suffix are the format',
+    ),
+    'CHAT_DATE': Macro(
+      kinds.Text("a date such as '2026-01-31'"),
+      "Date that a chat template sees as today's.",
+      'the real one',
+    ),
     'CACHE_DIR': Macro(_PATH, 'Folder of tokenised examples.', 'no cache'),
     'SPLIT': Macro(_SPLIT, 'Split that preview shows.'),
     'EVAL_SPLIT': Macro(_SPLIT, 'Split of evaluations during training.'),
@@ -237,11 +249,16 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
     ),
     'EXAMPLES': Macro(_NATURAL, 'Examples of each task that preview prints.'),
     'PROMPTS_ONLY': Macro(_FLAG, 'Whether preview reads prompts alone.'),
-    'TRAIN_FILE': Macro(_PATH, 'Your preference file for training.'),
-    'VALIDATION_FILE': Macro(_PATH, 'Your preference file for evaluation.'),
+    'TRAIN_FILE': Macro(_ROWS, 'Your preference files for training.'),
+    'VALIDATION_FILE': Macro(_ROWS, 'Your preference files for evaluation.'),
     'PREFERENCE_FILES': Macro(
-      kinds.Dictionary('split', _PATH, "{'train': 'a.jsonl'}"),
-      'Your preference file of each split.',
+      kinds.Dictionary('split', _ROWS, "{'train': 'a.jsonl'}"),
+      'Your preference files of each split.',
+    ),
+    'COLUMNS': Macro(
+      kinds.Dictionary('field', None, "{'prompt': 'question'}"),
+      'Names of fields in your files that differ from those that are read.',
+      'none differs',
     ),
     'MAX_BAD_ROWS': Macro(_NATURAL, 'Rows of a file that may be left out.'),
     'MAX_COMPLETIONS': Macro(

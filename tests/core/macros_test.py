@@ -19,7 +19,8 @@ _GIN = sorted((_ROOT / 'gin').rglob('*.gin'))
 # The macros that take each value; every other one refuses it.
 _TAKE = {
   None: """AGREEMENT API_KEY_VARIABLE BEST_OF BOS_ID CACHE_DIR
-    COMPARATOR_CHECKPOINT_PATH CONTEXT_LENGTH EMA_DECAY EOS_ID FIT
+    CHAT_DATE CHAT_TEMPLATE COLUMNS COMPARATOR_CHECKPOINT_PATH CONTEXT_LENGTH
+    EMA_DECAY EOS_ID FIT
     HF_SOURCE_PATH INITIAL_CHECKPOINT_PATH JUDGE
     JUDGE_CHECKPOINT_PATH JUDGE_CONFIG_PATH JUDGE_SHARDING JUDGE_STEP
     KEEP_CHECKPOINTS LABEL MEASURE MODEL_CONFIG_PATH
@@ -35,7 +36,8 @@ _TAKE = {
   -1: 'TRUNCATION_REWARD',
   1.5: """ALPHA BETA HANG_SECONDS LEARNING_RATE LORA_ALPHA SKIP_GRADIENT_NORM
     TAU TEMPERATURE TIMEOUT TRUNCATION_REWARD Z_LOSS""",
-  'word': """API_KEY_VARIABLE BASE_URL CACHE_DIR CHECKPOINT_PATH
+  'word': """API_KEY_VARIABLE BASE_URL CACHE_DIR CHAT_DATE CHAT_TEMPLATE
+    CHECKPOINT_PATH
     COMPARATOR_CHECKPOINT_PATH EVAL_SPLIT HELD_OUT_SPLIT HF_SOURCE_PATH
     INFER_SPLIT INITIAL_CHECKPOINT_PATH JUDGE_CHECKPOINT_PATH JUDGE_CONFIG_PATH
     MODEL_CONFIG_PATH
@@ -155,6 +157,11 @@ def test_binds_whole_numbers_inside_of_tuples_and_dictionaries():
     ('JUDGE_ANSWERS', ('1',)),
     ('LORA_TARGETS', 'query'),
     ('PRICES', (1, -1)),
+    ('TRAIN_FILE', [('a.jsonl', 0)]),
+    ('TRAIN_FILE', ['a.jsonl']),
+    ('TRAIN_FILE', [('a.jsonl', 1), ('b.jsonl',)]),
+    ('PREFERENCE_FILES', {'train': [(1, 2)]}),
+    ('COLUMNS', ('prompt', 'question')),
     ('DTYPE', 'bf16'),
     ('DROPOUT_RATE', 1.0),
     ('EOS_ID', (1, -1)),
@@ -169,6 +176,13 @@ def test_refuses_what_is_wrong_inside_of_a_value(name, value):
   bind(**{name: value})
   with pytest.raises(ValueError, match=f'^{name} = .*must be'):
     macros.check()
+
+
+def test_a_mixture_of_files_is_taken():
+  mixed = [('a.jsonl', 2.0), ('data/train-*.parquet', 1)]
+  bind(TRAIN_FILE=mixed, PREFERENCE_FILES={'train': mixed, 'test': 'a.jsonl'})
+  macros.check()
+  assert value_of('TRAIN_FILE') == mixed
 
 
 def test_the_largest_seeds_are_taken():
