@@ -212,6 +212,11 @@ def _deterministic(content: bytes) -> bytes:
   return json.dumps(tokenizer, ensure_ascii=False).encode()
 
 
+def hidden_name(id_: int) -> str:
+  """Returns the text of a special token where its own text is text."""
+  return f'\0special {id_}\0'
+
+
 @functools.cache
 def _without_special_tokens(
   content: bytes, special: tuple[tuple[int, str], ...]
@@ -227,7 +232,7 @@ def _without_special_tokens(
     special: Pairs of the id and the text of a token.
   """
   tokenizer = json.loads(_deterministic(content))
-  renamed = {text: f'\0special {i}\0' for i, text in special}
+  renamed = {text: hidden_name(i) for i, text in special}
   new = lambda text: renamed.get(text, text)
   for token in tokenizer.get('added_tokens') or ():
     token['content'] = new(token['content'])
