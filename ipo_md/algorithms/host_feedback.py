@@ -34,6 +34,7 @@ def two_programs(
   model: models.Model,
   dataset: data.Dataset,
   state_sharding: Any,
+  example: Sequence[Any] | None = None,
   feedback: objective.Feedback,
   mixture_coefs: Sequence[float],
   sampler: sampling.Sampler,
@@ -49,6 +50,8 @@ def two_programs(
     model: Network of policy and reference.
     dataset: Data set of the prompts.
     state_sharding: Shardings of the state, which is donated.
+    example: Arguments of the result, or their shapes. Both programs are traced
+      with them at once, so that their errors come early.
     feedback: A judge on the host, and what is made of its answer.
     mixture_coefs: K weights of the reference, 2 unless the judge gives rewards.
     sampler: Settings of the sampler.
@@ -78,6 +81,8 @@ def two_programs(
     )
   )
   update = partitioning.jit_update(step, state_sharding)
+  if example is not None:
+    _trace(sample, update, *example, scores=scores)
 
   def sample_judge_update(state, frozen, prompts, rng):
     sample_rng, rng = jax.random.split(rng)
@@ -110,6 +115,29 @@ def two_programs(
 
 def _float32(values: np.ndarray | None) -> jax.Array | None:
   return None if values is None else jnp.asarray(values, jnp.float32)
+
+
+def _trace(
+  sample: Any,
+  update: Any,
+  state: Any,
+  frozen: Any,
+  prompts: Any,
+  rng: Any,
+  *,
+  scores: bool,
+) -> None:
+  """Traces both programs, without a judge, which gives rewards if `scores`."""
+  completions, _ = jax.eval_shape(sample, state.params, frozen, prompts, rng)
+  rows, k, _ = completions.completions.ids.shape
+  of = lambda shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
+  labelled = types.Labelled(
+    completions=completions,
+    completion_mask=types.as_leaf(of((rows, k), jnp.bool_)),
+    preference=types.as_leaf(of((rows,))) if k == 2 else None,
+    rewards=types.as_leaf(of((rows, k))) if scores else None,
+  )
+  update.trace(state, frozen, labelled, rng)
 
 
 def _sample(

@@ -11,6 +11,7 @@ from ipo_md import models
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective as objective_lib
 from ipo_md.algorithms import step_kinds
+from ipo_md.core import averages
 from ipo_md.core import types
 
 
@@ -44,12 +45,12 @@ def reward_step(
   def objective(params):
     judged = judge(params, batch.completions, model=model, rng=rng)
     rewards = objective_lib.require(judged, 'rewards', 'reward_step')
-    preference = objective_lib.require(judged, 'preference', 'reward_step')
-    loss = jnp.mean(losses.bradley_terry(rewards, label))
-    return loss, {
-      'loss': loss,
-      'accuracy': jnp.mean(agreement(preference, label)),
-      'tokens': jnp.sum(batch.completions.completions.mask),
+    preference = objective_lib.preference_of(judged, 'accuracy')
+    of_pairs = losses.bradley_terry(rewards, label)
+    return jnp.mean(of_pairs), {
+      'loss': averages.mean(of_pairs),
+      'accuracy': averages.mean(agreement(preference, label)),
+      'tokens': _tokens(batch),
     }
 
   return objective_lib.update(state, frozen, objective, model, optimizer)
@@ -107,13 +108,13 @@ def comparator_step(
     )
     straight = jnp.stack([label, 1 - label], axis=-1)
     labels = jnp.stack([straight, straight[:, ::-1]], axis=1)
-    loss = -jnp.mean(jnp.sum(labels * log_probs, axis=-1))
+    of_orders = jnp.sum(labels * log_probs, axis=-1)
     p = jax.nn.sigmoid(log_probs[..., 0] - log_probs[..., 1])
     judged = (p[:, 0] + 1 - p[:, 1]) / 2
-    return loss, {
-      'loss': loss,
-      'accuracy': jnp.mean(agreement(judged, label)),
-      'tokens': jnp.sum(batch.completions.completions.mask),
+    return -jnp.mean(of_orders), {
+      'loss': averages.mean(-of_orders),
+      'accuracy': averages.mean(agreement(judged, label)),
+      'tokens': _tokens(batch),
     }
 
   return objective_lib.update(state, frozen, objective, model, optimizer)
@@ -131,11 +132,15 @@ def judge_metrics(
   """Measures how far the judge agrees with held-out preferences."""
   del rng
   policy = model.policy(state.params, frozen)
-  judged, label = (
-    objective_lib.require(labelled, 'preference', 'judge_metrics')
-    for labelled in (judge(policy, batch.completions, model=model), batch)
-  )
-  return {'accuracy': jnp.mean(agreement(judged, label))}
+  judged = judge(policy, batch.completions, model=model)
+  label = objective_lib.require(batch, 'preference', 'judge_metrics')
+  preference = objective_lib.preference_of(judged, 'accuracy')
+  return {'accuracy': averages.mean(agreement(preference, label))}
+
+
+def _tokens(batch: types.Labelled) -> averages.Sum:
+  """Counts the tokens of the completions."""
+  return averages.Sum(jnp.sum(batch.completions.completions.mask))
 
 
 def agreement(judged: jax.Array, label: jax.Array) -> jax.Array:

@@ -74,6 +74,7 @@ def online_step(
   sampling.validate(mixture_coefs)
   sampling.check_dtype(model.log_ratio_dtype)
   feedback.check(loss)
+  judges.check_params(feedback.judge, frozen.judge)
   needs.check_samples(loss, mixture_coefs)
   mixes_reference = ema_decay is None and any(mixture_coefs)
   reads_reference = objective_lib.check_reference(

@@ -33,6 +33,7 @@ _READ = (
   'generation_config.json',
   'tokenizer.json',
   'tokenizer_config.json',
+  'chat_template.jinja',
   'tokenizer.model',
   'spiece.model',
   *_GIN,
@@ -231,6 +232,26 @@ def prompt_suffix(*, path: str | None) -> tuple[int, ...]:
     path: MODEL_CONFIG_PATH; see `find`.
   """
   return _around(path)[1]
+
+
+@identity.reads(path=identify)
+def chat_template(*, path: str | None) -> str | None:
+  """Returns the folder if its tokenizer has a chat template, else None.
+
+    CHAT_TEMPLATE = @model_folder.chat_template()
+
+  Args:
+    path: MODEL_CONFIG_PATH; see `find`.
+  """
+  if path is None:
+    return None
+  folder = find(path)
+  if not (folder / 'tokenizer.json').exists():
+    return None
+  has = (folder / 'chat_template.jinja').exists() or (
+    _json(folder / 'tokenizer_config.json').get('chat_template') is not None
+  )
+  return str(folder) if has else None
 
 
 def _around(path: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -118,3 +118,14 @@ def exchange(text: str) -> list[str]:
 def process_id() -> int:
   """Returns the number of this process, without starting the devices."""
   return distributed.global_state.process_id or 0
+
+
+def is_called(value: Any) -> bool | None:
+  """Returns whether a reference is written with brackets, as @function().
+
+  None if the value is no reference. The class of gin's references is not
+  public.
+  """
+  if isinstance(value, gin_config.ConfigurableReference):
+    return value.evaluate
+  return None

@@ -94,6 +94,12 @@ class Tokens(flax.struct.PyTreeNode):
   mask: jax.Array  # [..., T] bool, True on real tokens, EOS included
 
 
+class Prompts(Tokens):
+  """Prompts that a chat template rendered, with their plain form."""
+
+  bare: Tokens  # [..., P]; what a judge reads
+
+
 class Completions(flax.struct.PyTreeNode):
   """K completions of each of B prompts."""
 

@@ -74,10 +74,16 @@ class Dataset:
 
   def prompts(self, indices: Sequence[tuple[int, int]]) -> types.Tokens:
     """Returns the prompts [B, P] of examples, as `rows` does."""
-    return self.prompt_format.tokens(
-      [self.examples[task].prompts.row(row) for task, row in indices],
-      self.lengths['inputs'],
-    )
+    length = self.lengths['inputs']
+    bare = [self.examples[task].prompts.row(row) for task, row in indices]
+    rendered = [
+      ragged.row(row)
+      for task, row in indices
+      if (ragged := self.examples[task].rendered) is not None
+    ]
+    if len(rendered) < len(bare):
+      return self.prompt_format.tokens(bare, length)
+    return self.prompt_format.rendered(rendered, bare, length)
 
   def labelled(self, indices: Sequence[tuple[int, int]]) -> types.Labelled:
     """Returns examples with their completions, as `rows` does."""
@@ -117,7 +123,7 @@ class Dataset:
 @model_dir_lib.may_change('cache_dir')
 def load(
   *,
-  mixture_or_task_name: str,
+  mixture_or_task_name: str | None,
   task_feature_lengths: Mapping[str, int],
   split: str,
   prompt_format: prompt_format_lib.PromptFormat,
@@ -148,7 +154,9 @@ def load(
   """
   task_or_mixture = registry.find(mixture_or_task_name, module=module)
   if isinstance(task_or_mixture, seqio.Mixture):
-    tasks = task_or_mixture.tasks
+    # As seqio does, a mixture leaves out the tasks that lack the split.
+    every = task_or_mixture.tasks
+    tasks = [task for task in every if split in task.splits] or every
     rates = tuple(float(task_or_mixture.get_rate(t)) for t in tasks)
   else:
     tasks, rates = [task_or_mixture], (1.0,)
@@ -159,6 +167,7 @@ def load(
     tasks = [vocabularies.with_vocabulary(task, vocabulary) for task in tasks]
   vocabulary = tasks[0].output_features['inputs'].vocabulary
   vocabularies.check_readable(vocabulary)
+  chat = prompt_format.chat(vocabulary, task_feature_lengths['inputs'])
   read = examples_lib.tokenise
   if cache_dir is not None:
     cache_dir = paths.absolute(cache_dir, 'CACHE_DIR')
@@ -166,7 +175,7 @@ def load(
       token_cache.load, cache_dir=cache_dir, module=module
     )
   examples = tuple(
-    read(task, split=split, feature_lengths=task_feature_lengths)
+    read(task, split=split, feature_lengths=task_feature_lengths, chat=chat)
     for task in tasks
   )
   kinds = {(e.k, tuple(e.scores)) for e in examples}
@@ -215,7 +224,12 @@ def count(
   """
   counts = {
     'examples': sum(len(e) for e in examples),
-    'prompts_cut': sum(int((e.prompts.lengths > room).sum()) for e in examples),
+    'prompts_cut': sum(
+      int((e.prompts.lengths > room).sum())
+      if e.rendered is None
+      else e.found['prompts_cut']
+      for e in examples
+    ),
   }
   read = [e.prompts for e in examples]
   if limit is not None:
@@ -230,6 +244,8 @@ def count(
     0 if unknown is None else sum(int((r.ids == unknown).sum()) for r in read)
   )
   for name in examples_lib.FOUND:
+    if name in counts:
+      continue
     if limit is None and not name.startswith(('prompts_', 'rows_dropped')):
       continue
     if any(name in e.found for e in examples):

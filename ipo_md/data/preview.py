@@ -29,9 +29,12 @@ def preview(
   loaded = dataset()
   for name, count in loaded.counts.items():
     print(f'{name:32}{count:12,}')
-  lengths = np.concatenate([e.prompts.lengths for e in loaded.examples])
   room = loaded.prompt_format.room(loaded.lengths['inputs'])
-  print(f'\nTokens of the bare prompts; {room} fit:')
+  rendered = [e.rendered for e in loaded.examples if e.rendered is not None]
+  rows = rendered or [e.prompts for e in loaded.examples]
+  kind = 'rendered prompts' if rendered else 'bare prompts'
+  lengths = np.concatenate([r.lengths for r in rows])
+  print(f'\nTokens of the {kind}; {room} fit:')
   print(histogram(lengths, room))
   if not loaded.prompts_only:
     lengths = np.concatenate([e.completions.lengths for e in loaded.examples])

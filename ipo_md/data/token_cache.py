@@ -37,6 +37,7 @@ import numpy as np
 
 from ipo_md.core import progress
 from ipo_md.core import types
+from ipo_md.data import chat as chat_lib
 from ipo_md.data import examples
 
 with epy.lazy_imports():
@@ -46,9 +47,16 @@ with epy.lazy_imports():
 # Modules of this package on which the tokens depend.
 _READERS = (
   'ipo_md.core.row_files',
+  'ipo_md.core.row_paths',
+  'ipo_md.core.row_tables',
+  'ipo_md.data.chat',
+  'ipo_md.data.chat_template',
+  'ipo_md.data.conversations',
   'ipo_md.data.encoding',
+  'ipo_md.data.example_checks',
   'ipo_md.data.examples',
   'ipo_md.data.hf_vocabulary',
+  'ipo_md.data.rendering',
 )
 
 
@@ -59,6 +67,7 @@ def load(
   feature_lengths: Mapping[str, int],
   cache_dir: str,
   module: str | Sequence[str] | None = None,
+  chat: chat_lib.Chat | None = None,
 ) -> examples.Examples:
   """Returns the examples of a task and makes their cache if there is none.
 
@@ -68,6 +77,7 @@ def load(
     feature_lengths: Lengths as for `data.tokenise`.
     cache_dir: CACHE_DIR, a local directory.
     module: MIXTURE_OR_TASK_MODULE, whose package is part of the fingerprint.
+    chat: The chat template, or None.
 
   Raises:
     ValueError: The directory is not local, or `data.tokenise` rejects a row.
@@ -77,7 +87,7 @@ def load(
       f'CACHE_DIR {cache_dir} is not a local directory. Its files are mapped '
       'into memory, so each host needs its own.'
     )
-  source = describe(task, split, feature_lengths, module)
+  source = describe(task, split, feature_lengths, module, chat)
   text = json.dumps(source, sort_keys=True)
   fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
   path = os.path.join(cache_dir, f'{task.name}-{split}-{fingerprint}')
@@ -85,7 +95,7 @@ def load(
   if columns is None:
     os.makedirs(cache_dir, exist_ok=True)
     with _unfinished(cache_dir) as folder:
-      _write(os.path.join(folder, 'cache'), task, split, source)
+      _write(os.path.join(folder, 'cache'), task, split, source, chat)
       _publish(os.path.join(folder, 'cache'), path)
     columns = _read(path)
     if columns is None:
@@ -127,6 +137,7 @@ def describe(
   split: str,
   feature_lengths: Mapping[str, int],
   module: str | Sequence[str] | None = None,
+  chat: chat_lib.Chat | None = None,
 ) -> dict[str, Any]:
   """Returns everything that the fingerprint of a task covers, as JSON.
 
@@ -142,6 +153,7 @@ def describe(
     split: Name of the split.
     feature_lengths: Lengths as for `data.tokenise`.
     module: MIXTURE_OR_TASK_MODULE.
+    chat: The chat template, or None.
   """
   return {
     'task': task.name,
@@ -157,6 +169,7 @@ def describe(
     # Rows that one run may leave out are an error in another.
     'MAX_BAD_ROWS': os.environ.get('MAX_BAD_ROWS', '0'),
     'code': _code(task, module),
+    'chat': None if chat is None else chat.digest,
   }
 
 
@@ -227,14 +240,18 @@ def _digest(content: bytes) -> str:
 
 
 def _write(
-  path: str, task: seqio.Task, split: str, source: Mapping[str, Any]
+  path: str,
+  task: seqio.Task,
+  split: str,
+  source: Mapping[str, Any],
+  chat: chat_lib.Chat | None,
 ) -> None:
   """Tokenises into the new directory `path`, a chunk at a time."""
   os.mkdir(path)
   columns, files = {}, {}
   with contextlib.ExitStack() as stack:
     chunks = progress.progress(
-      examples.chunks(task, split, source['feature_lengths']),
+      examples.chunks(task, split, source['feature_lengths'], chat),
       task.source.num_input_examples(split) or 0,
       f'tokenising {task.name}, {split}',
       size=lambda chunk: len(chunk['inputs_lengths']),

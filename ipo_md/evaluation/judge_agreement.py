@@ -10,6 +10,7 @@ import numpy as np
 
 from ipo_md import data
 from ipo_md import judges as judges_lib
+from ipo_md.core import progress
 from ipo_md.evaluation import drawn_samples
 from ipo_md.evaluation import judge_measures
 
@@ -135,7 +136,7 @@ def warning_lines(found: Mapping[str, Any]) -> list[str]:
 def labelled_pairs(
   dataset: data.Dataset, count: int
 ) -> tuple[judges_lib.Samples, np.ndarray]:
-  """Returns the first labelled pairs of a data set.
+  """Returns the first labelled pairs of a data set, and says its counts.
 
   Args:
     dataset: Data set of pairs with a preference.
@@ -155,6 +156,7 @@ def labelled_pairs(
       f'Task {dataset.examples[0].name} has no pairs with a preference with '
       'which judges could be compared (PREFERENCE_TASK).'
     )
+  progress.say(f'labelled pairs: {progress.counted(dataset.counts)}')
   samples = judges_lib.Samples.of(rows.completions, dataset)
   return samples, np.asarray(rows.preference)
 

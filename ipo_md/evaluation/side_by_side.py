@@ -144,6 +144,7 @@ def side_by_side(
   runs = rows_lib.model_dirs(paths, judges)
   judges = {n: _cached(n, judge, parts) for n, judge in judges.items()}
   dataset = prompts.load()
+  progress.say(progress.counted(dataset.counts))
   with (
     jax.set_mesh(sharding.make_mesh(mesh_shape)),
     model_dir_lib.claimed(model_dir, gin.config_str(), **claim),

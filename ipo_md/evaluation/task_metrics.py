@@ -55,6 +55,7 @@ def of_task(
   return measure
 
 
+@judges.declare(runs_on='host')
 @dataclasses.dataclass(frozen=True)
 class MetricJudge:
   """A judge that prefers the completion with the higher metric.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from ipo_md import judges
 from ipo_md import models
 from ipo_md.core import types
 from ipo_md.games import exact
@@ -85,6 +86,9 @@ def tree(*, seed: int, vocab_size: int) -> Game:
   )
 
 
+@judges.declare(
+  runs_on='device', gives=('preference', 'rewards'), has_params=True
+)
 def matrix_judge(
   params: types.Params, completions: types.Completions
 ) -> types.Labelled:

@@ -12,6 +12,7 @@ from ipo_md.judges.chat_client import Endpoint
 from ipo_md.judges.comparison import comparator
 from ipo_md.judges.comparison import comparator_log_probs
 from ipo_md.judges.declaration import Declaration
+from ipo_md.judges.declaration import check_params
 from ipo_md.judges.declaration import checkpoint_paths
 from ipo_md.judges.declaration import declaration_of
 from ipo_md.judges.declaration import declare
@@ -60,6 +61,7 @@ __all__ = [
   'TextRewardModel',
   'WeightedRewards',
   'best_of',
+  'check_params',
   'checkpoint_paths',
   'comparator',
   'comparator_log_probs',

@@ -165,6 +165,21 @@ def declaration_of(judge: Callable[..., Any]) -> Declaration:
   )
 
 
+def check_params(judge: Callable[..., Any], params: Any) -> None:
+  """Raises a ValueError if a judge reads parameters and there are none.
+
+  Args:
+    judge: A judge on the device.
+    params: Its parameters, or None.
+  """
+  declared = found(judge)
+  if params is None and declared is not None and declared.has_params:
+    raise ValueError(
+      'JUDGE_CHECKPOINT_PATH = None, but JUDGE reads parameters: set the path '
+      'of its checkpoint.'
+    )
+
+
 def found(judge: Any) -> Declaration | None:
   """Returns the declaration of a judge, or None if it declares nothing."""
   while judge is not None:

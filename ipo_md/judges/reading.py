@@ -18,7 +18,9 @@ from etils import epy
 import numpy as np
 
 from ipo_md import data
+from ipo_md.core import row_files
 from ipo_md.core import types
+from ipo_md.data import chat_template
 from ipo_md.data import encoding
 
 with epy.lazy_imports():
@@ -31,13 +33,16 @@ _FIELDS = ('text', 'first')
 class Reader:
   """Turns a prompt and its completions into the tokens of a judge.
 
-  Special tokens are read in the constants of `text` alone. Those that a prompt
-  or a completion writes out are text, so that a policy cannot write the special
-  tokens of its judge.
+  Special tokens are read where `text` or the chat template writes them. Those
+  that a prompt or a completion writes out are text, so that a policy cannot
+  write the special tokens of its judge.
 
   Attributes:
     vocabulary: The judge's own vocabulary.
     text: JUDGE_TEXT, the text of a prompt {text} with a completion {first}.
+      None if a chat template writes it.
+    template: The judge's chat template, which gets the prompt as the turn of a
+      user and the completion as that of the assistant, if `text` is None.
     prefix: Token ids before the text, such as BOS.
     suffix: Token ids after the text.
     max_length: JUDGE_MAX_LENGTH, the most tokens of a text. Of a longer one the
@@ -50,13 +55,16 @@ class Reader:
   """
 
   vocabulary: types.Vocabulary
-  text: str
+  text: str | None = None
+  template: chat_template.ChatTemplate | None = None
   prefix: tuple[int, ...] = ()
   suffix: tuple[int, ...] = ()
   max_length: int
   pad_id: int | None = None
 
   def __post_init__(self):
+    if self.text is None:
+      return
     names = re.findall(r'{(\w+)}', self.text)
     if tuple(names) != _FIELDS:
       raise ValueError(
@@ -92,29 +100,49 @@ class Reader:
     return [*self.prefix, *ids, *self.suffix]
 
   def _filled(self, prompt: str, completion: str) -> str:
-    """Returns the whole text, in which special tokens have other names."""
-    fields = {'{text}': prompt, '{first}': completion}
-    parts = re.split(r'({\w+})', self.text)
-    # The names of special tokens have NUL characters, and no text has.
-    parts[1::2] = [fields[part].replace('\0', '') for part in parts[1::2]]
-    parts[::2] = map(self._named, parts[::2])
+    """Returns the whole text, in which special tokens have hidden names."""
+    prompt, completion = self._marked(prompt), self._marked(completion)
+    if self.text is not None:
+      fields = {'{text}': prompt, '{first}': completion}
+      parts = re.split(r'({\w+})', self.text)
+      raw = ''.join(fields.get(part, part) for part in parts)
+    else:
+      assert self.template is not None
+      messages = [
+        {'role': 'user', 'content': prompt},
+        {'role': 'assistant', 'content': completion},
+      ]
+      try:
+        raw = self.template.render(messages, ask=False)
+      except row_files.BadRow as error:
+        raise ValueError(f'The prompt {prompt[:80]!r}: {error}.') from None
+    parts = self._special.split(raw)
+    parts[::2] = [part.replace('\0', '') for part in parts[::2]]
+    parts[1::2] = [self._names[token] for token in parts[1::2]]
     return ''.join(parts)
 
-  def _named(self, constant: str) -> str:
-    """Replaces the special tokens in a constant by their hidden names."""
-    for token, name in self._names:
-      constant = constant.replace(token, name)
-    return constant
+  def _marked(self, text: str) -> str:
+    """Puts a NUL into special tokens that a text writes out.
+
+    The text has no other, because hidden names have them.
+    """
+    text = text.replace('\0', '')
+    return self._special.sub(lambda m: m[0][0] + '\0' + m[0][1:], text)
 
   @functools.cached_property
-  def _names(self) -> list[tuple[str, str]]:
+  def _names(self) -> dict[str, str]:
+    """Text of each special token -> its hidden name, the longest text first."""
     if not isinstance(self.vocabulary, hf_vocabulary.TokenizerVocabulary):
-      return []
+      return {}
     special = encoding.special_tokens(self.vocabulary)
-    return [
-      (token, hf_vocabulary.hidden_name(i))
+    return {
+      token: hf_vocabulary.hidden_name(i)
       for i, token in sorted(special.items(), key=lambda x: -len(x[1]))
-    ]
+    }
+
+  @functools.cached_property
+  def _special(self) -> re.Pattern[str]:
+    return re.compile(f'({"|".join(map(re.escape, self._names)) or "(?!)"})')
 
   def _shortened(self, prompt: str, completion: str, length: int) -> list[int]:
     """Returns the tokens of a text whose prompt is cut until it fits."""

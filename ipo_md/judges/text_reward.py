@@ -24,6 +24,7 @@ from ipo_md.core import identity
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.core import types
+from ipo_md.data import chat_template
 from ipo_md.judges import declaration
 from ipo_md.judges import host
 from ipo_md.judges import reading
@@ -55,8 +56,10 @@ class TextRewardModel:
       decoder-only reward model.
     config_path: JUDGE_CONFIG_PATH, the folder with config.json and tokenizer.
       None stands for `checkpoint_path`.
-    text: JUDGE_TEXT, the text of a prompt {text} with a completion {first}.
-      Special tokens that it names are tokens.
+    text: JUDGE_TEXT, the text of a prompt {text} with a completion {first}, in
+      which special tokens are tokens. None is the judge's own chat template.
+    date: CHAT_DATE, the date that a chat template sees as today's, as
+      'YYYY-MM-DD'. None is the real one.
     max_length: JUDGE_MAX_LENGTH, the most tokens of a text. The prompt of a
       longer one is cut at its end.
     batch_size: JUDGE_BATCH_SIZE, the most prompts that are judged at a time.
@@ -74,10 +77,11 @@ class TextRewardModel:
     self,
     *,
     checkpoint_path: str,
-    text: str,
+    text: str | None,
     max_length: int,
     batch_size: int,
     config_path: str | None = None,
+    date: str | None = None,
     dtype: str = 'float32',
     scan: bool = False,
     label: str | None = 'judging',
@@ -101,7 +105,7 @@ class TextRewardModel:
         f'{_NAME} {folder} is a T5, but a judge with a tokenizer of its own '
         'must be a decoder-only model.'
       )
-    self._reader = _reader(path, text, max_length)
+    self._reader = _reader(path, text, max_length, date)
     _check_size(
       f'{_NAME} {folder}',
       self._reader.vocabulary.vocab_size,
@@ -165,7 +169,9 @@ class TextRewardModel:
       )
 
 
-def _reader(path: str, text: str, max_length: int) -> reading.Reader:
+def _reader(
+  path: str, text: str | None, max_length: int, date: str | None
+) -> reading.Reader:
   """Makes what turns texts into the tokens of the model of a folder."""
   vocabulary = model_folder.vocabulary(path=path)
   if vocabulary is None:
@@ -175,14 +181,27 @@ def _reader(path: str, text: str, max_length: int) -> reading.Reader:
       'folder, or set JUDGE_CONFIG_PATH to a folder with config.json and '
       'tokenizer.'
     )
-  return reading.Reader(
+  make = functools.partial(
+    reading.Reader,
     vocabulary=vocabulary,
-    text=text,
-    prefix=model_folder.prompt_prefix(path=path),
-    suffix=model_folder.prompt_suffix(path=path),
     max_length=max_length,
     pad_id=model_folder.pad_id(path=path),
   )
+  if text is not None:
+    return make(
+      text=text,
+      prefix=model_folder.prompt_prefix(path=path),
+      suffix=model_folder.prompt_suffix(path=path),
+    )
+  folder = model_folder.chat_template(path=path)
+  if folder is None:
+    raise ValueError(
+      f'{_NAME} {path} has no chat template (chat_template.jinja, or '
+      'chat_template in tokenizer_config.json), which would write a prompt and '
+      "its completion. Set JUDGE_TEXT, such as '{text}\\n{first}'."
+    )
+  # The template writes BOS itself.
+  return make(template=chat_template.read(folder, vocabulary, date=date))
 
 
 def _check_size(what: str, tokens: int, embeddings: int) -> None:

@@ -153,7 +153,7 @@ class Network(nnx.Module):
     if not self.config.reward_head:
       name = type(self).__name__
       raise ValueError(
-        f'This {name} has no reward head: set {name}.reward_head = 1 in the '
-        'gin file of the judge.'
+        f'This {name} has no reward head: set REWARD_HEAD '
+        f'({name}.reward_head) to the number of its outputs, such as 1.'
       )
     return layers.reward(self.decoder.reward_head.kernel[...], hidden, mask)

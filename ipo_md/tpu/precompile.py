@@ -221,6 +221,10 @@ def abstract_batch(
     ids=array(jnp.int32, *shape), mask=array(bool, *shape)
   )
   prompts = tokens(lengths['inputs'])
+  if load['prompt_format'].template is not None:
+    prompts = types.Prompts(
+      ids=prompts.ids, mask=prompts.mask, bare=tokens(lengths['inputs'])
+    )
   if load.get('prompts_only'):
     return prompts
   task = data.find(load['mixture_or_task_name'], module=load.get('module'))

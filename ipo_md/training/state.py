@@ -46,7 +46,7 @@ def data_inputs(examples: data.Dataset) -> dict[str, identity.Identity]:
   """Identifies the training examples, wherever their task reads them."""
   arrays = []
   for part in examples.examples:
-    for ragged in (part.prompts, part.targets):
+    for ragged in (part.prompts, part.targets, part.rendered):
       if ragged is not None:
         arrays += [ragged.ids, ragged.starts]
     arrays += [part.scores[name] for name in sorted(part.scores)]
@@ -144,15 +144,15 @@ def _make_state(params, *, optimizer, start) -> types.TrainState:
 
 def initial_state(
   mesh, model, optimizer, start, vocabulary, saved, rng
-) -> tuple[types.TrainState, Any]:
-  """Restores or initialises the state, and returns it with its shardings."""
+) -> types.TrainState:
+  """Restores or initialises the state."""
   make = functools.partial(_make_state, optimizer=optimizer, start=start)
   abstract = abstract_state(mesh, model, optimizer, start)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   if saved.latest_step() is not None:
     state = checkpoints.restore(saved, abstract)
     progress.say(f'Resumed from step {int(state.step):,}.')
-    return state, shardings
+    return state
   params = jax.jit(model.init, out_shardings=shardings.params)(rng)
   if start.initial_checkpoint_path is not None:
     loaded = checkpoints.load_params(
@@ -164,7 +164,7 @@ def initial_state(
       fresh=start.fresh,
     )
     params = _overlay(params, loaded)
-  return jax.jit(make, out_shardings=shardings)(params), shardings
+  return jax.jit(make, out_shardings=shardings)(params)
 
 
 def _overlay(params: types.Params, loaded: types.Params) -> types.Params:

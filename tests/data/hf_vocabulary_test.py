@@ -350,6 +350,50 @@ def test_llama_3_overlay_is_its_template(parse, tmp_path):
   assert tokenizer.id_to_token(prompt_format.vocabulary.eos_id) == '<|eot_id|>'
 
 
+def test_chatml_overlay_is_its_template(parse, tmp_path):
+  special = ['<|im_start|>', '<|im_end|>']
+  decoder = hf.decoders.Sequence(
+    [hf.decoders.ByteFallback(), hf.decoders.Fuse()]
+  )
+  tokenizer = _chat_tokenizer(special, decoder=decoder)
+  start, end = map(tokenizer.token_to_id, special)
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  prompt_format = parse(
+    'models/mistral_7b',
+    'chat/chatml',
+    TOKENIZER_PATH=str(tmp_path / 'tokenizer.json'),
+    BOS_ID=start,
+    EOS_ID=end,
+  )
+  assert prompt_format.opening[0] == start
+  template = 'user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{reply}'
+  _check_chat(tokenizer, prompt_format, start, template)
+
+
+def test_overlay_of_the_template_of_a_tokenizer(parse, tmp_path):
+  special = ['<|im_start|>', '<|im_end|>']
+  tokenizer = _chat_tokenizer(special)
+  start, end = map(tokenizer.token_to_id, special)
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  template = "{{ '<|im_start|>' + messages[0].content + '<|im_end|>' }}"
+  config = json.dumps({'chat_template': template})
+  (tmp_path / 'tokenizer_config.json').write_text(config)
+  prompt_format = parse(
+    'runs/data',
+    'models/mistral_7b',
+    'chat/from_tokenizer',
+    TOKENIZER_PATH=str(tmp_path / 'tokenizer.json'),
+    BOS_ID=start,
+    EOS_ID=end,
+  )
+  assert prompt_format.opening == prompt_format.ending == ()
+  vocabulary = gin.query_parameter('VOCABULARY/gin.macro.value')
+  chat = prompt_format.chat(vocabulary.scoped_configurable_fn(), 64)
+  [row] = chat.rows([[{'role': 'user', 'content': ' a'}]], [()])
+  text = '<|im_start|> a<|im_end|>'
+  assert row.prompt == tokenizer.encode(text, add_special_tokens=False).ids
+
+
 def test_factory_of_gin_files(vocabulary, path):
   made = vocabularies.tokenizer_vocabulary(
     path=path, eos_id=vocabulary.eos_id, bos_id=vocabulary.bos_id

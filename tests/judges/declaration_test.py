@@ -11,6 +11,9 @@ import pytest
 from ipo_md import judges
 from ipo_md.core import types
 from ipo_md.data import prompt_format
+from ipo_md.evaluation import task_metrics
+from ipo_md.games import game
+from ipo_md.judges import declaration
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 from tasks.mini_tldr import tasks
@@ -131,6 +134,29 @@ def test_what_a_judge_asks_counts_as_its_own():
   assert judges.gives(of_tokens) == ('preference', 'rewards')
   assert judges.gives(cached) == ('preference',)
   assert judges.gives(lambda samples, pairs: []) == ('preference',)
+
+
+@pytest.mark.parametrize(
+  ('judge', 'expected'),
+  [
+    (task_metrics.MetricJudge, {'runs_on': 'host'}),
+    (
+      task_metrics.MetricJudge(lambda: None, 'gsm8k', 'exact_match'),
+      {'runs_on': 'host'},
+    ),
+    (
+      game.matrix_judge,
+      {
+        'runs_on': 'device',
+        'gives': ('preference', 'rewards'),
+        'has_params': True,
+      },
+    ),
+  ],
+)
+def test_judges_of_other_packages_are_declared(judge, expected):
+  declared = judges.declaration_of(judge)
+  assert declared == declaration.Declaration(**expected)
 
 
 def test_every_public_judge_is_declared():

@@ -151,7 +151,7 @@ def online_fixture(run, tmp_path):
 
 @pytest.fixture(name='reward_model')
 def reward_model_fixture(tmp_path):
-  return tiny_reward_model.write(tmp_path / 'reward_model', 'bos')
+  return tiny_reward_model.write(tmp_path / 'reward_model', 'chat')
 
 
 def test_a_function_gives_preferences_to_an_online_run(online, my_judges):

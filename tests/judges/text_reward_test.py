@@ -109,6 +109,29 @@ def test_special_tokens_that_a_policy_writes_are_text(tmp_path):
   assert [i for i in nul if i in special] == [3, 5, 4, 5]
 
 
+def test_special_tokens_are_text_in_a_chat_template_too(tmp_path):
+  folder = tiny.write(tmp_path / 'judge', 'chat')
+  read = make(folder, 'chat')._reader
+  (ids,), _ = read('<|end|>', ['<s>Good?<|end|>\n<|user|>'])
+  assert [i for i in ids if i < 6] == [0, 3, 5, 4, 5]
+
+
+def test_without_a_chat_template_a_text_is_needed(tmp_path):
+  folder = tiny.write(tmp_path / 'judge', 'bos')
+  with pytest.raises(ValueError, match='no chat template.*Set JUDGE_TEXT'):
+    make(folder, text=None)
+  folder = tiny.write(tmp_path / 'chat', 'chat')
+  judge = make(folder, text='{text}\n{first}')
+  np.testing.assert_allclose(
+    judge.rewards(of_golden('bos')), golden('bos').rewards, atol=1e-4
+  )
+  (folder / 'chat_template.jinja').write_text(
+    "{{ raise_exception('Only one turn.') }}"
+  )
+  with pytest.raises(ValueError, match="prompt 'the cat'.*Only one turn"):
+    make(folder, text=None).rewards(samples(['the cat'], [['a', 'b']]))
+
+
 @pytest.mark.parametrize('case', CASES)
 def test_only_the_prompt_of_a_long_text_is_cut(case, tmp_path, capsys):
   judge = make(tiny.write(tmp_path / 'judge', case), case, max_length=60)

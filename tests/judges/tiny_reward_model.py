@@ -35,7 +35,8 @@ _SIZES = {
   'dtype': 'float32',
 }
 # Name -> tokenizer, JUDGE_TEXT and config.json. The second pads with EOS, which
-# ends its texts, and the third has no BOS and a text with special tokens.
+# ends its texts, the third has no BOS and a text with special tokens, and the
+# last one has a chat template.
 CASES = {
   'bos': (
     'byte_level',
@@ -66,7 +67,21 @@ CASES = {
       'tie_word_embeddings': True,
     },
   ),
+  'chat': (
+    'byte_level',
+    None,
+    {
+      'architectures': ['LlamaForSequenceClassification'],
+      'model_type': 'llama',
+      'tie_word_embeddings': False,
+    },
+  ),
 }
+CHAT_TEMPLATE = (
+  '{{ bos_token }}{% for message in messages %}'
+  "{{ '<|' + message['role'] + '|>\\n' + message['content'] | trim }}"
+  '<|end|>\n{% endfor %}'
+)
 
 
 def shapes(config):
@@ -104,7 +119,7 @@ def write(folder, case, seed=0, **changes):
     seed: Seed of the weights.
     **changes: Fields of config.json that differ; None removes one.
   """
-  tokenizer, _, config = CASES[case]
+  tokenizer, text, config = CASES[case]
   config = {
     k: v for k, v in (_SIZES | config | changes).items() if v is not None
   }
@@ -125,4 +140,6 @@ def write(folder, case, seed=0, **changes):
     json.dumps({'tokenizer_class': 'PreTrainedTokenizerFast', **SPECIAL})
   )
   shutil.copy(TESTDATA / f'{tokenizer}.json', folder / 'tokenizer.json')
+  if text is None:
+    (folder / 'chat_template.jinja').write_text(CHAT_TEMPLATE)
   return folder

@@ -104,8 +104,14 @@ def metaspace():
   return made
 
 
-def rewards(folder, written):
-  """Returns the rewards of texts by transformers, in padded batches."""
+def rewards(folder, text, pairs):
+  """Returns the rewards of pairs of texts by transformers, in padded batches.
+
+  Args:
+    folder: The reward model.
+    text: JUDGE_TEXT, or None for the chat template.
+    pairs: Prompts with a completion.
+  """
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   tokenizer.padding_side = 'right'
   model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -113,13 +119,24 @@ def rewards(folder, written):
   ).eval()
   # A config.json whose padding is EOS is that of its tokenizer too.
   tokenizer.pad_token_id = model.config.pad_token_id
+
+  def written(prompt, completion):
+    if text is not None:
+      return text.replace('{text}', prompt).replace('{first}', completion)
+    messages = [
+      {'role': 'user', 'content': prompt},
+      {'role': 'assistant', 'content': completion},
+    ]
+    return tokenizer.apply_chat_template(messages, tokenize=False)
+
   found = []
-  for start in range(0, len(written), 16):
+  for start in range(0, len(pairs), 16):
     batch = tokenizer(
-      written[start : start + 16],
+      [written(*pair) for pair in pairs[start : start + 16]],
       return_tensors='pt',
       padding=True,
       return_token_type_ids=False,
+      add_special_tokens=text is not None,
     )
     with torch.no_grad():
       found += model(**batch).logits[:, 0].tolist()
@@ -128,13 +145,12 @@ def rewards(folder, written):
 
 def golden(case, count):
   """Returns texts with their rewards and preferences."""
-  template = tiny_reward_model.CASES[case][1]
   rows = texts(count, seed=sum(map(ord, case)))
-  fill = lambda x, y: template.replace('{text}', x).replace('{first}', y)
-  written = [fill(x, y) for x, *pair in rows for y in pair]
+  pairs = [(x, y) for x, *pair in rows for y in pair]
   with tempfile.TemporaryDirectory() as folder:
     path = tiny_reward_model.write(pathlib.Path(folder, 'model'), case)
-    found = np.array(rewards(path, written)).reshape(-1, 2)
+    found = rewards(path, tiny_reward_model.CASES[case][1], pairs)
+  found = np.array(found).reshape(-1, 2)
   preference = 1 / (1 + np.exp(found[:, 1] - found[:, 0]))
   print(case, 'std', found.std(), 'margin', np.diff(found).std())
   return {
