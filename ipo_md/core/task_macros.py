@@ -159,6 +159,51 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
       kinds.Text(fields=('text', 'first')), 'Prompt of a reward model.'
     ),
     'COMPARATOR_PROMPT': Macro(_OF_PAIRS, 'Prompt of a comparator.'),
+    'JUDGE_TEXT': Macro(
+      kinds.Text(fields=('text', 'first')),
+      'Text of a prompt with a completion, for a judge that has its own '
+      'tokenizer.',
+      'its chat template',
+    ),
+    'JUDGE_MAX_LENGTH': Macro(
+      _COUNT, 'Longest text of a judge that has its own tokenizer, in tokens.'
+    ),
+    'JUDGE_BATCH_SIZE': Macro(
+      _COUNT, 'Prompts at a time of a judge that has its own tokenizer.'
+    ),
+    'JUDGE_DTYPE': Macro(
+      kinds.Text(choices=('bfloat16', 'float16', 'float32')),
+      'Type of the activations of such a judge.',
+    ),
+    'JUDGE_SCAN_LAYERS': Macro(
+      _FLAG, 'Whether the layers of such a judge are scanned.'
+    ),
+    'FUNCTION': Macro(
+      kinds.Reference('a function', '@my_judges.shorter'),
+      'Function of prompts and completions that judges.',
+    ),
+    'REWARD_JUDGES': Macro(
+      kinds.Dictionary(
+        'name',
+        kinds.Reference('a judge', '@judges.RewardFunction()', made=True),
+        "{'short': @judges.RewardFunction()}",
+      ),
+      'Judges whose rewards are added.',
+    ),
+    'REWARD_WEIGHTS': Macro(
+      kinds.Dictionary('name', kinds.Number(), "{'short': 0.5}"),
+      'Weight of each of them.',
+    ),
+    'REWARD_SCALES': Macro(
+      kinds.Dictionary(
+        'name',
+        kinds.Sequence(kinds.Number(), 2, 2, 'numbers'),
+        "{'short': (-20.0, 8.0)}",
+        empty=True,
+      ),
+      'Mean and standard deviation of their rewards.',
+      'rewards are added as they are',
+    ),
     'BASE_URL': Macro(kinds.Text('an address'), 'Address of an HTTP judge.'),
     'RATER': Macro(_TEXT, "The server's name of an HTTP judge."),
     'RATER_CACHE': Macro(_PATH, 'File that stores the answers.'),

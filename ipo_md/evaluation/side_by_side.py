@@ -263,10 +263,12 @@ def _cached(
   recipe: dict[str, Any] = {
     'bindings': model_dir_lib.bindings(gin.config_str())
   }
-  if isinstance(judge, judges_lib.LearnedJudge):
-    recipe['checkpoint'] = checkpoints.identity(
-      judge.checkpoint_path, f'the checkpoint path of JUDGES[{name!r}]'
-    )
+  read = [
+    checkpoints.identity(path, f'the checkpoint path of JUDGES[{name!r}]')
+    for path in judges_lib.checkpoint_paths(judge)
+  ]
+  if read:
+    recipe['checkpoint'] = read[0] if len(read) == 1 else read
   return judges_lib.CachedJudge(judge, name, parts, recipe)
 
 
