@@ -40,6 +40,7 @@ setuptools.setup(
     'gin-config',
     'grain',
     'jax',
+    'jinja2>=3.1.6',  # earlier sandboxes can be left
     'matplotlib',
     'numpy',
     'optax',
@@ -60,6 +61,7 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]'],
     'gpu': ['jax[cuda13]'],
+    'parquet': ['pyarrow'],
     'docs': [
       'ipykernel',
       'mkdocs-material',
@@ -71,6 +73,7 @@ setuptools.setup(
       'dill',
       'hypothesis',
       'importlib_resources',
+      'pyright[nodejs]==1.1.414',
       'pytest',
       'pytest-xdist',
       'ruff',

@@ -47,6 +47,9 @@ _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where an error of the configuration was raised.'
 )
 
+# What gin adds to the error of a call in which arguments are missing.
+_LACKING = 'No values supplied by Gin or caller for arguments'
+
 _USAGE = """\
 usage: python -m ipo_md --gin_file=FILE ... [--gin.NAME=VALUE ...]
 
@@ -185,7 +188,8 @@ def main(argv: list[str]) -> None:
   except Exception as error:
     expected = (ValueError, OSError, RuntimeError, FloatingPointError)
     try:
-      if _TRACEBACK.value or not isinstance(error, expected):
+      known = isinstance(error, expected) or _lacks_arguments(error)
+      if _TRACEBACK.value or not known:
         traceback.print_exc()
       else:
         message = error_text(error)
@@ -203,7 +207,17 @@ def error_text(error: BaseException) -> str:
     if 'JAX has removed its internal frames' not in note
   ]
   text = re.sub(r'\n *In call to configurable .*', '', str(error))
+  if _lacks_arguments(error):
+    text = (
+      f'{text.splitlines()[0]}. Bind them, or leave out the brackets of the '
+      '@reference if the function itself is meant.'
+    )
   return '\n'.join([text, *notes])
+
+
+def _lacks_arguments(error: BaseException) -> bool:
+  """Returns whether gin called a function whose arguments are not all bound."""
+  return isinstance(error, TypeError) and _LACKING in str(error)
 
 
 def leave() -> None:

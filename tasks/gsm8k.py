@@ -16,6 +16,7 @@ import os
 import re
 from typing import Any
 
+from ipo_md.core import paths
 from tasks.lib import json_lines
 from tasks.lib import metrics
 from tasks.lib import text_tasks
@@ -60,7 +61,8 @@ def _files(split: str) -> list[str]:
       f'GSM8K_DIR is not set. It names the directory of {file}, rows of '
       'question and answer.'
     )
-  return [os.path.join(os.environ['GSM8K_DIR'], file)]
+  folder = paths.absolute(os.environ['GSM8K_DIR'], 'GSM8K_DIR')
+  return [os.path.join(folder, file)]
 
 
 def _rows(split: str) -> text_tasks.Rows:

@@ -21,6 +21,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from ipo_md.core import paths
 from tasks.builders import base
 from tasks.lib import json_lines
 from tasks.lib import metrics
@@ -41,7 +42,8 @@ def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _files(split: str) -> list[str]:
   if 'XSUM_DIR' in os.environ:
-    return [os.path.join(os.environ['XSUM_DIR'], f'{split}.jsonl')]
+    folder = paths.absolute(os.environ['XSUM_DIR'], 'XSUM_DIR')
+    return [os.path.join(folder, f'{split}.jsonl')]
   builder = tfds.builder('xsum')
   if split not in builder.info.splits:
     raise ValueError(

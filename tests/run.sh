@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests, after installing what they need.
 #
-#   bash tests/run.sh                       all of them
+#   bash tests/run.sh                       all of them, and the types
 #   bash tests/run.sh fast                  without those that compile for long
 #   bash tests/run.sh tests/core -k gin     other arguments are pytest's
 set -euo pipefail
@@ -16,6 +16,10 @@ if [ "${1:-}" = fast ]; then
   echo "Running the fast tests (about three minutes on two cores) ..."
   set -- -m 'not slow and not proof' "$@"
 else
+  if [ $# -eq 0 ]; then
+    echo "Checking types with pyright (about one minute) ..."
+    pyright
+  fi
   echo "Running the tests (about twelve minutes on two cores) ..."
 fi
 python -m pytest --numprocesses 2 "$@"

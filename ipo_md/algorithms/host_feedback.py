@@ -34,6 +34,7 @@ def two_programs(
   model: models.Model,
   dataset: data.Dataset,
   state_sharding: Any,
+  example: Sequence[Any] | None = None,
   feedback: objective.Feedback,
   mixture_coefs: Sequence[float],
   sampler: sampling.Sampler,
@@ -49,8 +50,10 @@ def two_programs(
     model: Network of policy and reference.
     dataset: Data set of the prompts.
     state_sharding: Shardings of the state, which is donated.
+    example: Arguments of the result, or their shapes. Both programs are traced
+      with them at once, so that their errors come early.
     feedback: A judge on the host, and what is made of its answer.
-    mixture_coefs: 2 weights of the reference.
+    mixture_coefs: K weights of the reference, 2 unless the judge gives rewards.
     sampler: Settings of the sampler.
 
   Returns:
@@ -58,16 +61,18 @@ def two_programs(
     those of `step`, those of `objective.sample_metrics`, and judge_seconds.
 
   Raises:
-    ValueError: There are not 2 completions, or the judge is asked for rewards.
+    ValueError: There are not 2 completions or TRUNCATION_REWARD is set, but the
+      judge gives no rewards.
   """
-  if len(mixture_coefs) != 2:
+  scores = 'rewards' in judges.gives(feedback.judge)
+  if len(mixture_coefs) != 2 and not scores:
     raise ValueError(
       f'MIXTURE_COEFS = {tuple(mixture_coefs)}: the judge compares 2 '
       'completions of a prompt.'
     )
-  if feedback.truncation_reward is not None:
+  if feedback.truncation_reward is not None and not scores:
     raise ValueError(
-      'TRUNCATION_REWARD is a reward, but judges on the host give preferences.'
+      'TRUNCATION_REWARD is a reward, but JUDGE gives preferences alone.'
     )
   placed = sharding.batch(jax.sharding.get_mesh())
   sample = jax.jit(
@@ -76,6 +81,8 @@ def two_programs(
     )
   )
   update = partitioning.jit_update(step, state_sharding)
+  if example is not None:
+    _trace(sample, update, *example, scores=scores)
 
   def sample_judge_update(state, frozen, prompts, rng):
     sample_rng, rng = jax.random.split(rng)
@@ -84,22 +91,53 @@ def two_programs(
     on_host = multihost_utils.process_allgather(completions, tiled=True)
     begin = time.monotonic()
     samples = judges.Samples.of(on_host, dataset)
-    preference = judges.preference(feedback.judge, samples, [(0, 1)])[:, 0]
+    preference, rewards = judges.feedback(feedback.judge, samples)
     seconds = time.monotonic() - begin
-    preference = jnp.asarray(preference, jnp.float32)
-    if feedback.label is not None:
-      preference = feedback.label(preference, rng=label_rng)
-    labelled = types.Labelled(
+    ended = sampling.ended(on_host.completions, sampler.eos_id)
+    judged = types.Labelled(
       completions=completions,
-      completion_mask=jax.device_put(
-        np.ones((len(preference), 2), bool), placed
-      ),
-      preference=jax.device_put(preference, placed),
+      completion_mask=jnp.ones(ended.shape, bool),
+      preference=_float32(preference),
+      rewards=_float32(rewards),
+    )
+    judged = feedback.apply(judged, ended, label_rng)
+    on_device = lambda x: None if x is None else jax.device_put(x, placed)
+    labelled = judged.replace(
+      completion_mask=on_device(judged.completion_mask),
+      preference=on_device(judged.preference),
+      rewards=on_device(judged.rewards),
     )
     state, updated = update(state, frozen, labelled, update_rng)
     return state, updated | metrics | {'judge_seconds': seconds}
 
   return sample_judge_update
+
+
+def _float32(values: np.ndarray | None) -> jax.Array | None:
+  return None if values is None else jnp.asarray(values, jnp.float32)
+
+
+def _trace(
+  sample: Any,
+  update: Any,
+  state: Any,
+  frozen: Any,
+  prompts: Any,
+  rng: Any,
+  *,
+  scores: bool,
+) -> None:
+  """Traces both programs, without a judge, which gives rewards if `scores`."""
+  completions, _ = jax.eval_shape(sample, state.params, frozen, prompts, rng)
+  rows, k, _ = completions.completions.ids.shape
+  of = lambda shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
+  labelled = types.Labelled(
+    completions=completions,
+    completion_mask=types.as_leaf(of((rows, k), jnp.bool_)),
+    preference=types.as_leaf(of((rows,))) if k == 2 else None,
+    rewards=types.as_leaf(of((rows, k))) if scores else None,
+  )
+  update.trace(state, frozen, labelled, rng)
 
 
 def _sample(
@@ -112,7 +150,7 @@ def _sample(
   mixture_coefs: Sequence[float],
   sampler: sampling.Sampler,
 ) -> tuple[types.Completions, objective.Metrics]:
-  """Samples two completions of each prompt, and measures them."""
+  """Samples K completions of each prompt, and measures them."""
   tokens = sampling.complete(
     model,
     model.policy(params, frozen),

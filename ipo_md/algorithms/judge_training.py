@@ -11,6 +11,7 @@ from ipo_md import models
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective as objective_lib
 from ipo_md.algorithms import step_kinds
+from ipo_md.core import averages
 from ipo_md.core import types
 
 
@@ -39,16 +40,17 @@ def reward_step(
   Returns:
     The next state, and metrics: loss, accuracy, tokens.
   """
-  objective_lib.require(batch, 'preference', 'reward_step')
+  label = objective_lib.require(batch, 'preference', 'reward_step')
 
   def objective(params):
     judged = judge(params, batch.completions, model=model, rng=rng)
-    objective_lib.require(judged, 'rewards', 'reward_step')
-    loss = jnp.mean(losses.bradley_terry(judged.rewards, batch.preference))
-    return loss, {
-      'loss': loss,
-      'accuracy': jnp.mean(agreement(judged.preference, batch.preference)),
-      'tokens': jnp.sum(batch.completions.completions.mask),
+    rewards = objective_lib.require(judged, 'rewards', 'reward_step')
+    preference = objective_lib.preference_of(judged, 'accuracy')
+    of_pairs = losses.bradley_terry(rewards, label)
+    return jnp.mean(of_pairs), {
+      'loss': averages.mean(of_pairs),
+      'accuracy': averages.mean(agreement(preference, label)),
+      'tokens': _tokens(batch),
     }
 
   return objective_lib.update(state, frozen, objective, model, optimizer)
@@ -93,7 +95,7 @@ def comparator_step(
   Returns:
     The next state, and metrics: loss, accuracy (both orders averaged), tokens.
   """
-  objective_lib.require(batch, 'preference', 'comparator_step')
+  label = objective_lib.require(batch, 'preference', 'comparator_step')
 
   def objective(params):
     log_probs = judges.comparator_log_probs(
@@ -104,15 +106,15 @@ def comparator_step(
       answers=answers,
       rng=rng,
     )
-    straight = jnp.stack([batch.preference, 1 - batch.preference], axis=-1)
+    straight = jnp.stack([label, 1 - label], axis=-1)
     labels = jnp.stack([straight, straight[:, ::-1]], axis=1)
-    loss = -jnp.mean(jnp.sum(labels * log_probs, axis=-1))
+    of_orders = jnp.sum(labels * log_probs, axis=-1)
     p = jax.nn.sigmoid(log_probs[..., 0] - log_probs[..., 1])
     judged = (p[:, 0] + 1 - p[:, 1]) / 2
-    return loss, {
-      'loss': loss,
-      'accuracy': jnp.mean(agreement(judged, batch.preference)),
-      'tokens': jnp.sum(batch.completions.completions.mask),
+    return -jnp.mean(of_orders), {
+      'loss': averages.mean(-of_orders),
+      'accuracy': averages.mean(agreement(judged, label)),
+      'tokens': _tokens(batch),
     }
 
   return objective_lib.update(state, frozen, objective, model, optimizer)
@@ -131,7 +133,14 @@ def judge_metrics(
   del rng
   policy = model.policy(state.params, frozen)
   judged = judge(policy, batch.completions, model=model)
-  return {'accuracy': jnp.mean(agreement(judged.preference, batch.preference))}
+  label = objective_lib.require(batch, 'preference', 'judge_metrics')
+  preference = objective_lib.preference_of(judged, 'accuracy')
+  return {'accuracy': averages.mean(agreement(preference, label))}
+
+
+def _tokens(batch: types.Labelled) -> averages.Sum:
+  """Counts the tokens of the completions."""
+  return averages.Sum(jnp.sum(batch.completions.completions.mask))
 
 
 def agreement(judged: jax.Array, label: jax.Array) -> jax.Array:

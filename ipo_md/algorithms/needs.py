@@ -49,7 +49,7 @@ def declare(**fields: Any) -> Callable[[_Loss], _Loss]:
   """Attaches `Needs` to an objective; its keywords are those of `Needs`."""
 
   def attach(loss: _Loss) -> _Loss:
-    loss.needs = Needs(**fields)  # pyright: ignore[reportFunctionMemberAccess]
+    loss.needs = Needs(**fields)  # pyright: ignore[reportFunctionMemberAccess]  # typeshed's functions lack it
     return loss
 
   return attach

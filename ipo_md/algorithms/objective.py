@@ -14,6 +14,7 @@ from ipo_md import optim
 from ipo_md import sampling
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import needs
+from ipo_md.core import averages
 from ipo_md.core import types
 
 Metrics = Mapping[str, Any]
@@ -62,12 +63,12 @@ class Feedback:
       rng: Random key for labels that are drawn, consumed.
     """
     if self.label is not None:
-      require(labelled, 'preference', 'LABEL')
-      preference = self.label(labelled.preference, rng=rng)
+      preference = require(labelled, 'preference', 'LABEL')
+      preference = self.label(preference, rng=rng)
       labelled = labelled.replace(preference=preference)
     if self.truncation_reward is not None:
-      require(labelled, 'rewards', 'TRUNCATION_REWARD')
-      rewards = jnp.where(ended, labelled.rewards, self.truncation_reward)
+      rewards = require(labelled, 'rewards', 'TRUNCATION_REWARD')
+      rewards = jnp.where(ended, rewards, self.truncation_reward)
       labelled = labelled.replace(rewards=rewards)
     return labelled
 
@@ -86,13 +87,13 @@ def sample_metrics(tokens: types.Tokens, eos_id: types.EosId) -> Metrics:
   """
   ended = sampling.ended(tokens, eos_id)
   found = {
-    'length': jnp.mean(jnp.sum(tokens.mask, axis=-1) - ended),
-    'eos_rate': jnp.mean(ended),
+    'length': averages.mean(jnp.sum(tokens.mask, axis=-1) - ended),
+    'eos_rate': averages.mean(ended),
   }
   if tokens.ids.shape[1] > 1:
     ids = jnp.where(tokens.mask, tokens.ids, -1)
     same = jnp.all(ids[:, 0] == ids[:, 1], axis=-1)
-    found['identical_pairs'] = jnp.mean(same)
+    found['identical_pairs'] = averages.mean(same)
   return found
 
 
@@ -157,14 +158,14 @@ def policy_loss(
     rng: Random key for dropout, consumed; None for no dropout.
 
   Returns:
-    The loss with the model's auxiliary loss, and metrics: loss, tokens,
+    The loss with the model's auxiliary loss, and metrics (means over prompts,
+    real completions or tokens, as `averages` keeps them): loss, tokens,
     log_ratio (log_prob if the objective is reference-free), preference or
     rewards, chosen_log_prob and rejected_log_prob, sampling_error.
   """
   needed = needs.of(loss)
-  require(labelled, needed.feedback, f'LOSS = {needs.name(loss)}')
+  feedback = require(labelled, needed.feedback, f'LOSS = {needs.name(loss)}')
   check_per_token(loss, per_token)
-  feedback = getattr(labelled, needed.feedback)
   mask = labelled.completions.completions.mask
   needs.check_completions(loss, mask.shape[1], 'MIXTURE_COEFS or the data set')
   log_probs, aux = sampling.log_probs(
@@ -172,23 +173,28 @@ def policy_loss(
   )
   compared = {}
   if sampled is not None:
-    error = jnp.mean(jnp.abs(log_probs - sampled), where=mask)
-    compared = {'sampling_error': jax.lax.stop_gradient(error)}
+    error = jax.lax.stop_gradient(jnp.abs(log_probs - sampled))
+    compared = {'sampling_error': averages.mean(error, where=mask)}
   found = sampling.sum_or_mean(log_probs, mask, per_token=per_token)
   log_prob = found if log_prob is None else sampling.with_value(found, log_prob)
   log_ratios = log_prob
   if needed.anchors:
+    if labelled.reference_log_prob is None:
+      raise ValueError(
+        f'LOSS = {needs.name(loss)} needs the log-probabilities of a reference.'
+      )
     log_ratios = log_prob - labelled.reference_log_prob
   real = labelled.completion_mask
   extra = {'completion_mask': real} if needed.reads_mask else {}
-  value = jnp.mean(loss(log_ratios, feedback, **extra))
+  of_prompts = loss(log_ratios, feedback, **extra)
+  value = jnp.mean(of_prompts)
   return value + aux, {
-    'loss': value,
-    'tokens': jnp.sum(mask),
-    'log_ratio' if needed.anchors else 'log_prob': jnp.mean(
+    'loss': averages.mean(of_prompts),
+    'tokens': averages.Sum(jnp.sum(mask)),
+    'log_ratio' if needed.anchors else 'log_prob': averages.mean(
       log_ratios, where=real
     ),
-    needed.feedback: jnp.mean(
+    needed.feedback: averages.mean(
       feedback, where=real if feedback.ndim == 2 else None
     ),
     **_chosen_and_rejected(log_prob, feedback, real),
@@ -226,8 +232,8 @@ def _chosen_and_rejected(
       jax.nn.one_hot(k, log_prob.shape[-1]) for k in (best, worst)
     )
   return {
-    'chosen_log_prob': jnp.mean(jnp.sum(chosen * log_prob, axis=-1)),
-    'rejected_log_prob': jnp.mean(jnp.sum(rejected * log_prob, axis=-1)),
+    'chosen_log_prob': averages.mean(jnp.sum(chosen * log_prob, axis=-1)),
+    'rejected_log_prob': averages.mean(jnp.sum(rejected * log_prob, axis=-1)),
   }
 
 
@@ -261,15 +267,35 @@ def update(
     return state, {**metrics, **applied}
 
 
-def require(labelled: types.Labelled, field: str, who: str) -> None:
-  """Raises a ValueError if feedback is missing.
+def preference_of(judged: types.Labelled, who: str) -> jax.Array:
+  """Returns the [B] preference of a judge of pairs.
+
+  Args:
+    judged: What the judge answered.
+    who: What needs the preference, for the message.
+
+  Raises:
+    ValueError: The judge gives rewards alone.
+  """
+  if judged.preference is None:
+    raise ValueError(
+      f'{who} needs P(y_1 > y_2 | x), but JUDGE fills no `preference` of '
+      'Labelled. Change JUDGE, or let it return one for 2 completions; from '
+      'rewards, sigmoid(r_1 - r_2) is usual.'
+    )
+  return judged.preference
+
+
+def require(labelled: types.Labelled, field: str, who: str) -> jax.Array:
+  """Returns feedback, or raises a ValueError if it is missing.
 
   Args:
     labelled: Labelled completions.
     field: 'preference' or 'rewards'.
     who: What needs it, for the message.
   """
-  if getattr(labelled, field) is None:
+  feedback = getattr(labelled, field)
+  if feedback is None:
     other = {'preference': 'rewards', 'rewards': 'preference'}[field]
     hint = ''
     if field == 'preference':
@@ -278,3 +304,4 @@ def require(labelled: types.Labelled, field: str, who: str) -> None:
       f'{who} needs {field}, but judge or data set give only {other}: change '
       f'LOSS, JUDGE or MIXTURE_OR_TASK_NAME.{hint}'
     )
+  return feedback

@@ -23,7 +23,6 @@ def offline_step(
   loss: objective_lib.Loss,
   optimizer: optax.GradientTransformation,
   per_token: bool = False,
-  log_ratio_dtype: str = 'float32',
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
   """Makes one update on labelled completions.
 
@@ -33,13 +32,12 @@ def offline_step(
       or the objective is reference-free.
     batch: Labelled completions.
     rng: Random key for dropout, consumed.
-    model: Network of policy and reference.
+    model: Network of policy and reference. They are compared in its
+      `log_ratio_dtype` if there is no dropout. Log-probabilities of the
+      reference in the batch are float32.
     loss: An objective of `losses` that does not need samples of the policy.
     optimizer: Optimizer of the policy.
     per_token: Whether log-ratios are means over tokens rather than sums.
-    log_ratio_dtype: Type in which policy and reference are compared if the
-      activations of the network are narrower than float32 and there is no
-      dropout. Log-probabilities of the reference in the batch are float32.
 
   Returns:
     The next state, and metrics: loss, log_ratio, preference or rewards,
@@ -49,7 +47,7 @@ def offline_step(
     ValueError: The objective needs samples of the policy, or a reference that
       is not loaded.
   """
-  sampling.check_dtype(log_ratio_dtype)
+  sampling.check_dtype(model.log_ratio_dtype)
   if needs.of(loss).on_policy != 'none':
     raise ValueError(
       f'LOSS = {needs.name(loss)} needs samples of the policy, which an '
@@ -59,9 +57,7 @@ def offline_step(
     loss, frozen.reference
   ):
     batch = batch.replace(
-      reference_log_prob=_reference_log_prob(
-        frozen, batch, model, per_token, log_ratio_dtype
-      )
+      reference_log_prob=_reference_log_prob(frozen, batch, model, per_token)
     )
 
   def objective(policy):
@@ -72,7 +68,7 @@ def offline_step(
         policy,
         batch.completions,
         per_token=per_token,
-        dtype=log_ratio_dtype,
+        dtype=model.log_ratio_dtype,
       )
     return objective_lib.policy_loss(
       policy,
@@ -104,7 +100,6 @@ def _reference_log_prob(
   batch: types.Labelled,
   model: models.Model,
   per_token: bool,
-  dtype: str,
 ) -> jax.Array:
   """Returns [B, K] log pi_ref(y | x), from the batch where it has them."""
   found = batch.reference_log_prob
@@ -115,7 +110,7 @@ def _reference_log_prob(
         frozen.reference,
         batch.completions,
         per_token=per_token,
-        dtype=dtype,
+        dtype=model.log_ratio_dtype,
       )
   if per_token:
     mask = batch.completions.completions.mask

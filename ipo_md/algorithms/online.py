@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import optax
 
+from ipo_md import judges
 from ipo_md import models
 from ipo_md import sampling
 from ipo_md.algorithms import needs
@@ -34,7 +35,6 @@ def online_step(
   sampler: sampling.Sampler,
   per_token: bool = False,
   ema_decay: float | None = None,
-  log_ratio_dtype: str = 'float32',
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
   """Samples, judges and updates.
 
@@ -59,8 +59,6 @@ def online_step(
     per_token: Whether log-ratios are means over tokens rather than sums.
     ema_decay: Decay of a moving average of the policy that takes the place of
       the reference in the mixture (Nash-EMA); None mixes with the reference.
-    log_ratio_dtype: Type in which policy and reference are compared if the
-      activations of the network are narrower than float32.
 
   Returns:
     The next state, and metrics: loss, log_ratio (a sum over tokens; the KL
@@ -74,17 +72,20 @@ def online_step(
     ValueError: The settings do not go together.
   """
   sampling.validate(mixture_coefs)
-  sampling.check_dtype(log_ratio_dtype)
+  sampling.check_dtype(model.log_ratio_dtype)
   feedback.check(loss)
+  judges.check_params(feedback.judge, frozen.judge)
   needs.check_samples(loss, mixture_coefs)
   mixes_reference = ema_decay is None and any(mixture_coefs)
   reads_reference = objective_lib.check_reference(
     loss, frozen.reference, mixed=mixes_reference
   )
   rng, label_rng = jax.random.split(rng)
-  player = frozen.reference
+  player, ema = frozen.reference, state.ema
   if ema_decay is not None:
-    player = model.policy(state.ema, frozen)
+    if ema is None:
+      raise ValueError('ema_decay needs training.Start.ema = True.')
+    player = model.policy(ema, frozen)
 
   def objective(policy):
     # Each model reads the prompts once, for samples and loss alike.
@@ -119,7 +120,6 @@ def online_step(
       judge=feedback.judge,
       per_token=per_token,
       reads_reference=reads_reference,
-      log_ratio_dtype=log_ratio_dtype,
     )
     ended = sampling.ended(sampled.tokens, sampler.eos_id)
     labelled = feedback.apply(labelled, ended, label_rng)
@@ -134,14 +134,14 @@ def online_step(
       log_prob=log_prob,
     )
     measured = objective_lib.sample_metrics(sampled.tokens, sampler.eos_id)
-    return value, metrics | measured
+    return value, {**metrics, **measured}
 
   state, metrics = objective_lib.update(
     state, frozen, objective, model, optimizer
   )
-  if ema_decay is not None:
+  if ema_decay is not None and ema is not None:
     state = state.replace(
-      ema=optax.incremental_update(state.params, state.ema, 1 - ema_decay)
+      ema=optax.incremental_update(state.params, ema, 1 - ema_decay)
     )
   return state, metrics
 
@@ -154,10 +154,9 @@ def _judged(
   sampled: sampling.Sampled | None,
   *,
   model: models.Model,
-  judge: objective_lib.Loss,
+  judge: judges.DeviceJudge,
   per_token: bool,
   reads_reference: bool,
-  log_ratio_dtype: str,
 ) -> tuple[types.Labelled, jax.Array | None]:
   """Adds the judge's feedback and the log-probabilities of the log-ratios.
 
@@ -176,7 +175,6 @@ def _judged(
       sum.
     reads_reference: Whether the objective needs log-probabilities by the
       reference.
-    log_ratio_dtype: Type of the passes of a network that rounds.
 
   Returns:
     The labelled completions, and the policy's log-probabilities [B, K], without
@@ -201,7 +199,7 @@ def _judged(
           params,
           completions,
           per_token=per_token,
-          dtype=log_ratio_dtype,
+          dtype=model.log_ratio_dtype,
         )
         for params in (policy, frozen.reference)
       )

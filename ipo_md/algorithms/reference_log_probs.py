@@ -45,6 +45,7 @@ def compute(
   path = paths.absolute(path, 'REFERENCE_LOG_PROBS')
   mesh = sharding.make_mesh(mesh_shape)
   examples = dataset()
+  progress.say(progress.counted(examples.counts))
   data.check_vocabulary(examples, model.config.vocab_size)
   with jax.set_mesh(mesh):
     params = checkpoints.load_params(
@@ -141,7 +142,9 @@ def _fingerprint(dataset: data.Dataset) -> str:
     ).encode()
   )
   for examples in dataset.examples:
-    for ragged in (examples.prompts, examples.targets):
-      digest.update(np.ascontiguousarray(ragged.ids))
-      digest.update(np.ascontiguousarray(ragged.starts))
+    for ragged in (examples.prompts, examples.completions, examples.rendered):
+      if ragged is None:
+        continue
+      digest.update(np.ascontiguousarray(ragged.ids).data)
+      digest.update(np.ascontiguousarray(ragged.starts).data)
   return digest.hexdigest()

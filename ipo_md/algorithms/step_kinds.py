@@ -34,7 +34,7 @@ def declare(**fields: Any) -> Callable[[_Step], _Step]:
   """Attaches a `StepKind` to a step; its keywords are those of `StepKind`."""
 
   def attach(step: _Step) -> _Step:
-    step.kind = StepKind(**fields)  # pyright: ignore[reportFunctionMemberAccess]
+    step.kind = StepKind(**fields)  # pyright: ignore[reportFunctionMemberAccess]  # typeshed's functions lack it
     return step
 
   return attach

@@ -9,6 +9,7 @@ from ipo_md import sampling
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective as objective_lib
 from ipo_md.algorithms import step_kinds
+from ipo_md.core import averages
 from ipo_md.core import types
 
 
@@ -37,7 +38,8 @@ def supervised_step(
     z_loss: Weight of T5X's penalty (`losses.cross_entropy`).
 
   Returns:
-    The next state, and metrics: loss, perplexity, tokens, grad_norm.
+    The next state, and metrics: loss, perplexity (exp of the mean negative
+    log-probability of a token), tokens, grad_norm.
   """
 
   def objective(params):
@@ -82,10 +84,10 @@ def _likelihood(
   )
   log_probs, log_z = sampling.token_log_probs(model, params, hidden, tokens.ids)
   count = jnp.sum(tokens.mask)
-  mean = lambda x: jnp.sum(jnp.where(tokens.mask, x, 0)) / count
-  loss = mean(losses.cross_entropy(log_probs, log_z, z_loss=z_loss))
-  return loss + aux, {
-    'loss': loss,
-    'perplexity': jnp.exp(-mean(log_probs)),
-    'tokens': count,
+  total = lambda x: jnp.sum(jnp.where(tokens.mask, x, 0))
+  loss = total(losses.cross_entropy(log_probs, log_z, z_loss=z_loss))
+  return loss / count + aux, {
+    'loss': averages.Mean(loss, count),
+    'perplexity': averages.Mean(-total(log_probs), count, exponential=True),
+    'tokens': averages.Sum(count),
   }

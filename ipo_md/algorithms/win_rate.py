@@ -8,6 +8,7 @@ from ipo_md import models
 from ipo_md import sampling
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective
+from ipo_md.core import averages
 from ipo_md.core import types
 
 
@@ -41,6 +42,9 @@ def win_rate_metrics(
     pi_ref) in nats per completion, a Monte Carlo estimate with
     `sampling.log_prob` on both sides), length, eos_rate; and samples, the
     policy's own `types.Completions`, to be read.
+
+  Raises:
+    ValueError: The judge gives no preference.
   """
   policy_params = model.policy(state.params, frozen)
   draw = lambda player, params: sampling.complete(
@@ -50,8 +54,8 @@ def win_rate_metrics(
   own = types.Completions(prompts=prompts, completions=policy.tokens)
   ended = sampling.ended(policy.tokens, sampler.eos_id)
   metrics = {
-    'length': jnp.mean(jnp.sum(policy.tokens.mask, axis=-1) - ended),
-    'eos_rate': jnp.mean(ended),
+    'length': averages.mean(jnp.sum(policy.tokens.mask, axis=-1) - ended),
+    'eos_rate': averages.mean(ended),
     'samples': own,
   }
   if frozen.reference is None:
@@ -65,7 +69,8 @@ def win_rate_metrics(
       reference.tokens,
     ),
   )
-  preference = judge(frozen.judge, pair).preference
+  judges.check_params(judge, frozen.judge)
+  preference = objective.preference_of(judge(frozen.judge, pair), 'win_rate')
 
   def log_ratio(completions):
     ours, theirs = (
@@ -75,7 +80,7 @@ def win_rate_metrics(
     return ours - theirs
 
   return metrics | {
-    'win_rate': jnp.mean(losses.hard_label(preference)),
-    'mean_preference': jnp.mean(preference),
-    'kl': jnp.mean(sampling.at_real_length(log_ratio, own)),
+    'win_rate': averages.mean(losses.hard_label(preference)),
+    'mean_preference': averages.mean(preference),
+    'kl': averages.mean(sampling.at_real_length(log_ratio, own)),
   }

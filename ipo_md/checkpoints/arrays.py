@@ -183,7 +183,11 @@ class Checkpoint:
       jax.devices()[0]
     )
     indices = sharding.addressable_devices_indices_map(leaf.shape)
-    places = {d: _bounds(index, leaf.shape) for d, index in indices.items()}
+    places = {
+      d: _bounds(index, leaf.shape)
+      for d, index in indices.items()
+      if index is not None
+    }
     shards = {
       bounds: np.empty([stop - start for start, stop in bounds], leaf.dtype)
       for bounds in set(places.values())

@@ -8,6 +8,7 @@ from etils import epath
 import numpy as np
 
 from ipo_md import models
+from ipo_md.checkpoints import hf_classifier
 
 
 def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -26,7 +27,7 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         f'the weights are quantised ({quantised.get("quant_method")}), which '
         'is not read. Use or save a copy that is not.'
       )
-    return config, model_fields(config)
+    return config, model_fields(config) | hf_classifier.fields(config)
   except KeyError as error:
     raise ValueError(f'{path} has no field {error}.') from error
   except (ValueError, TypeError, AttributeError, ArithmeticError) as error:

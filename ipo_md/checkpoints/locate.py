@@ -109,7 +109,7 @@ def _best(path: str, name: str) -> str:
       f'{name} {path}:best: no win rate was measured at the steps '
       f'{steps} of its checkpoints (EVAL_PERIOD).'
     )
-  return str(folder / str(max(rates, key=rates.get)))
+  return str(folder / str(max(rates, key=lambda step: rates[step])))
 
 
 def _numbered(directory: epath.Path) -> list[epath.Path]:

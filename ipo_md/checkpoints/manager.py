@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 from typing import Any
+from typing import cast
 
 from etils import epath
 import jax
@@ -61,7 +62,9 @@ class Keep:
   def policy(self) -> ocp.checkpoint_managers.PreservationPolicy:
     """Returns Orbax's form of these rules."""
     managers = ocp.checkpoint_managers
-    policies = [managers.LatestN(self.last)]
+    policies: list[ocp.checkpoint_managers.PreservationPolicy] = [
+      managers.LatestN(self.last)
+    ]
     if self.period:
       policies.append(managers.EveryNSteps(self.period))
     if self.best:
@@ -223,6 +226,7 @@ def restore(
     checkpoints: Manager, from `open_manager`.
     abstract: State of `jax.ShapeDtypeStruct`, with shardings.
   """
-  return checkpoints.restore(
+  restored = checkpoints.restore(
     checkpoints.latest_step(), args=ocp.args.StandardRestore(abstract)
   )
+  return cast(types.TrainState, restored)  # Orbax returns what it is given

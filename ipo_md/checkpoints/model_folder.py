@@ -18,6 +18,7 @@ from flax import nnx
 from ipo_md import data
 from ipo_md import models
 from ipo_md.checkpoints import gin_advice
+from ipo_md.checkpoints import hf_classifier
 from ipo_md.checkpoints import hf_config
 from ipo_md.checkpoints import hf_source
 from ipo_md.checkpoints import locate
@@ -32,6 +33,7 @@ _READ = (
   'generation_config.json',
   'tokenizer.json',
   'tokenizer_config.json',
+  'chat_template.jinja',
   'tokenizer.model',
   'spiece.model',
   *_GIN,
@@ -80,7 +82,7 @@ def find(path: str | None, name: str = _NAME) -> epath.Path:
   )
 
 
-def _identify(path: str, name: str) -> identity.Identity | None:
+def identify(path: str, name: str) -> identity.Identity | None:
   try:
     folder = find(path, name)
   except ValueError:  # whatever reads it will say why
@@ -89,7 +91,7 @@ def _identify(path: str, name: str) -> identity.Identity | None:
   return identity.Identity(path=str(folder), digest=digest)
 
 
-@identity.reads(path=_identify)
+@identity.reads(path=identify)
 def network(
   rngs: nnx.Rngs,
   *,
@@ -112,9 +114,12 @@ def network(
   Raises:
     ValueError: There is no description, or its model is not supported.
   """
-  fields = _fields(str(find(default_path if path is None else path)))
+  folder = find(default_path if path is None else path)
+  fields = _fields(str(folder))
+  if 'reward_head' not in options:
+    hf_classifier.check_policy(_json(folder / 'config.json'), str(folder))
   kind = models.DecoderOnly if 'num_layers' in fields else models.T5
-  return kind(rngs, **fields, **options)
+  return kind(rngs, **{**fields, **options})
 
 
 @functools.cache
@@ -128,7 +133,7 @@ def _fields(folder: str) -> Mapping[str, Any]:
   raise ValueError(f'{folder} has no config.json any more.')
 
 
-@identity.reads(path=_identify)
+@identity.reads(path=identify)
 def eos_id(*, path: str | None) -> types.EosId:
   """Returns EOS_ID: the token that ends a text, and others that end one too.
 
@@ -157,7 +162,7 @@ def eos_id(*, path: str | None) -> types.EosId:
   return ids[0] if len(ids) == 1 else ids
 
 
-@identity.reads(path=_identify)
+@identity.reads(path=identify)
 def bos_id(*, path: str | None) -> int | None:
   """Returns BOS_ID, or None if the model has no BOS token.
 
@@ -171,7 +176,7 @@ def bos_id(*, path: str | None) -> int | None:
   return found
 
 
-@identity.reads(path=_identify)
+@identity.reads(path=identify)
 def vocabulary(*, path: str | None) -> types.Vocabulary | None:
   """Returns the vocabulary of the folder's tokenizer.
 
@@ -199,7 +204,17 @@ def vocabulary(*, path: str | None) -> types.Vocabulary | None:
   return None
 
 
-@identity.reads(path=_identify)
+@identity.reads(path=identify)
+def pad_id(*, path: str | None) -> int | None:
+  """Returns the id of padding in config.json, or None if it states none.
+
+  Args:
+    path: JUDGE_CONFIG_PATH; see `find`.
+  """
+  return _json(find(path) / 'config.json').get('pad_token_id')
+
+
+@identity.reads(path=identify)
 def prompt_prefix(*, path: str | None) -> tuple[int, ...]:
   """Returns the ids that the model's tokenizer puts before a text, as BOS.
 
@@ -209,7 +224,7 @@ def prompt_prefix(*, path: str | None) -> tuple[int, ...]:
   return _around(path)[0]
 
 
-@identity.reads(path=_identify)
+@identity.reads(path=identify)
 def prompt_suffix(*, path: str | None) -> tuple[int, ...]:
   """Returns the ids that the model's tokenizer puts after a text, as T5's EOS.
 
@@ -217,6 +232,26 @@ def prompt_suffix(*, path: str | None) -> tuple[int, ...]:
     path: MODEL_CONFIG_PATH; see `find`.
   """
   return _around(path)[1]
+
+
+@identity.reads(path=identify)
+def chat_template(*, path: str | None) -> str | None:
+  """Returns the folder if its tokenizer has a chat template, else None.
+
+    CHAT_TEMPLATE = @model_folder.chat_template()
+
+  Args:
+    path: MODEL_CONFIG_PATH; see `find`.
+  """
+  if path is None:
+    return None
+  folder = find(path)
+  if not (folder / 'tokenizer.json').exists():
+    return None
+  has = (folder / 'chat_template.jinja').exists() or (
+    _json(folder / 'tokenizer_config.json').get('chat_template') is not None
+  )
+  return str(folder) if has else None
 
 
 def _around(path: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import json
 import math
 import tempfile
+from typing import Any
 
 from etils import epath
 import ml_dtypes
@@ -159,7 +160,8 @@ def write(
 
 def _write_file(path, shapes, array) -> None:
   codes = {dtype: code for code, dtype in _DTYPES.items()}
-  header, end = {'__metadata__': {'format': 'pt'}}, 0
+  header: dict[str, dict[str, Any]] = {'__metadata__': {'format': 'pt'}}
+  end = 0
   for name, (shape, dtype) in shapes.items():
     start, end = end, end + math.prod(shape) * dtype.itemsize
     header[name] = {

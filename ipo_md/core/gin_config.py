@@ -1,11 +1,12 @@
 """Reads gin files and bindings, and refuses what gin would ignore."""
 
+import ast
 from collections.abc import Sequence
 import difflib
-import functools
 import pathlib
 import re
 import sys
+import tokenize
 
 import gin
 
@@ -19,7 +20,12 @@ _AXES = ('models', 'tasks', 'judges', 'algorithms')
 _PATH = re.compile(
   r'(?:~|/|\.{1,2}/|[A-Za-z_][\w.+-]*/|[a-z][a-z0-9]*://)[\w./+:=,~-]*'
 )
-_WORD = re.compile(r'[A-Za-z_][\w.+-]*')
+
+_EXPRESSION = re.compile(r'[\w)\]] *[*/+-]')
+_SYNTAX = (
+  'A value is a literal (a text in quotes), an @reference or a %MACRO, not an '
+  'expression: write (0.0, 0.0) for (0.0,) * 2.'
+)
 
 
 def root() -> pathlib.Path:
@@ -43,9 +49,9 @@ def add_root() -> None:
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:
   """Turns --gin.NAME=VALUE into --gin_bindings=NAME = VALUE, as T5X does.
 
-  A path needs no quotes: VALUE is read as a text if it looks like a path (/a,
-  ./a, ~/a, a/b, gs://a). A single word is read as a text if the gin files set
-  NAME to a text, so a misspelt number stays an error.
+  A text needs no quotes if NAME is a macro that takes a text (see
+  `macro_table`) or VALUE looks like a path (/a, ./a, ~/a, a/b, gs://a). What
+  starts as another value, or is one, is left to gin.
 
     rewrite_gin_args(['--gin.MODEL_DIR=/tmp/x'])
     == ['--gin_bindings=MODEL_DIR = "/tmp/x"']
@@ -61,12 +67,10 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
     for prefix in ('--gin.', '-gin.'):
       if arg.startswith(prefix):
         name, equals, value = arg[len(prefix) :].partition('=')
-        if not equals:
+        if not equals or not value.strip():
           raise SystemExit(f'ipo_md: {arg}: write --gin.{name}=VALUE.')
         if _PATH.fullmatch(value) or (
-          _WORD.fullmatch(value)
-          and value not in ('None', 'True', 'False')
-          and name in _texts()
+          macros.takes_text(name) and not _is_value(value)
         ):
           value = repr(value)
         arg = f'--gin_bindings={name} = {value}'
@@ -75,16 +79,15 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
   return out
 
 
-@functools.cache
-def _texts() -> frozenset[str]:
-  """Returns the macros that a gin file sets to a text."""
-  return frozenset(
-    name
-    for path in (root() / 'gin').rglob('*.gin')
-    for name in re.findall(
-      r"""^([A-Z_0-9]+) = ['"]""", path.read_text(), re.MULTILINE
-    )
-  )
+def _is_value(text: str) -> bool:
+  """Returns whether a text is a value for gin, or starts like one."""
+  if text.lstrip()[0] in '\'"([{@%':
+    return True
+  try:
+    ast.literal_eval(text.strip())
+  except (ValueError, SyntaxError):
+    return False
+  return True
 
 
 def find(path: str) -> str:
@@ -126,18 +129,39 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
       [find(file) for file in files], list(bindings), finalize_config=False
     )
   except SyntaxError as error:
-    place = f'{error.filename or "bindings"}, line {error.lineno}'
+    raise ValueError(_unreadable(error)) from error
+  except tokenize.TokenError as error:
+    last = bindings[-1] if bindings else files[-1]
     raise ValueError(
-      f'{place}: {error.msg} {(error.text or "").strip()}\n(A value is a '
-      'Python literal, @reference or %MACRO, not an expression: write '
-      '(0.0, 0.0) for (0.0,) * 2. A text needs quotes unless it is a path: '
-      '--gin.MODEL_DIR=/tmp/x.)'
+      f'A bracket is left open in {last}, or before it.'
     ) from error
-  except (AttributeError, ImportError, NameError) as error:
-    raise ValueError(str(error)) from error
+  except (AttributeError, ImportError, NameError, ValueError) as error:
+    raise ValueError(_on_one_line(str(error))) from error
   check_macros(bindings)
   macros.check()
   gin.finalize()
+
+
+def _unreadable(error: SyntaxError) -> str:
+  """Returns what gin cannot read, and what to write instead, as one line."""
+  line = (error.text or '').strip()
+  place = f'{error.filename}, line {error.lineno}: ' if error.filename else ''
+  reason = (error.msg or '').splitlines()[0].removesuffix('.')
+  name, equals, value = line.partition('=')
+  name = name.strip()
+  if not equals:
+    return f'{place}{reason}: {line}'
+  if name not in macros.TABLE:
+    return f'{place}{line} cannot be read. {_SYNTAX}'
+  hint = f' {_SYNTAX}' if _EXPRESSION.search(value) else ''
+  return f'{place}{line}: {name} must be {macros.TABLE[name]}.{hint}'
+
+
+def _on_one_line(text: str) -> str:
+  """Joins the lines that gin writes about a place in a file or binding."""
+  text = re.sub(r'\n *\^ *$', '', text)
+  text = re.sub(r'\n *(In [^\n]* line \d+)\n *', r' \1: ', text)
+  return re.sub(r'\n *', ' ', text)
 
 
 def check_macros(bindings: Sequence[str]) -> None:

@@ -67,7 +67,7 @@ def reads(**parameters: Identify) -> Callable[[_Target], _Target]:
   """
 
   def attach(target: _Target) -> _Target:
-    target.reads = parameters  # pyright: ignore
+    target.reads = parameters  # pyright: ignore[reportFunctionMemberAccess]  # typeshed's functions lack it
     return target
 
   return attach

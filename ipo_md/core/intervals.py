@@ -1,6 +1,7 @@
 """The score interval of a win rate or of any other share."""
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -8,7 +9,7 @@ Z = stats.norm.ppf((1 + CONFIDENCE) / 2)  # 1.96
 
 
 def score_interval(
-  wins: np.ndarray, ties: np.ndarray, count: np.ndarray
+  wins: npt.ArrayLike, ties: npt.ArrayLike, count: npt.ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
   """Computes the 95 % score interval of a win rate in which a tie counts 1/2.
 

@@ -116,10 +116,10 @@ def read_metrics(path: str) -> dict[int, dict[str, float]]:
   Raises:
     ValueError: A line is not JSON, other than a last one that is cut short.
   """
-  path = epath.Path(path)
-  if path.is_dir():
-    path /= METRICS_FILE
-  *lines, _ = path.read_text().split('\n')
+  file = epath.Path(path)
+  if file.is_dir():
+    file /= METRICS_FILE
+  *lines, _ = file.read_text().split('\n')
   metrics = {}
   for number, line in enumerate(lines, 1):
     try:
@@ -127,7 +127,7 @@ def read_metrics(path: str) -> dict[int, dict[str, float]]:
       step = values.pop('step')
     except (ValueError, KeyError, AttributeError) as error:
       raise ValueError(
-        f'{path}, line {number}: not the metrics of a step: {line[:80]!r}.'
+        f'{file}, line {number}: not the metrics of a step: {line[:80]!r}.'
       ) from error
     metrics.setdefault(step, {}).update(values)
   return dict(sorted(metrics.items()))

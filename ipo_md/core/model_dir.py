@@ -56,7 +56,7 @@ def may_change(*parameters: str) -> Callable[[_Target], _Target]:
   """
 
   def attach(target: _Target) -> _Target:
-    target.may_change = frozenset(parameters)  # pyright: ignore
+    target.may_change = frozenset(parameters)  # pyright: ignore[reportFunctionMemberAccess]  # typeshed's functions lack it
     return target
 
   return attach

@@ -35,7 +35,7 @@ Record = dict[str, Any]
 
 
 @contextlib.contextmanager
-def owned(folder: str) -> Iterator[None]:
+def owned(folder: str, setting: str = 'MODEL_DIR') -> Iterator[None]:
   """Owns a folder for as long as the block runs.
 
     with ownership.owned('/runs/ipo'):
@@ -43,11 +43,12 @@ def owned(folder: str) -> Iterator[None]:
 
   Args:
     folder: Absolute path of a folder that exists, on a disk or in a bucket.
+    setting: Name of the setting that holds it, for messages.
 
   Raises:
     ValueError: A run that lives owns it, or the folder cannot be written.
   """
-  record = _ours()
+  record = _ours(setting)
   _acquire(epath.Path(folder), record)
   stop = threading.Event()
   beats = threading.Thread(
@@ -78,8 +79,9 @@ def check(folder: str) -> None:
     raise ValueError(_taken(folder, record))
 
 
-def _ours() -> Record:
+def _ours(setting: str = 'MODEL_DIR') -> Record:
   return {
+    'setting': setting,
     'run': uuid.uuid4().hex,
     'host': socket.gethostname(),
     'system': _system(),
@@ -146,7 +148,7 @@ def _acquire(folder: epath.Path, record: Record) -> None:
       return
   except _errors() as error:
     raise ValueError(
-      f'MODEL_DIR {folder} cannot be written: {error}.'
+      f'{_setting(record)} {folder} cannot be written: {error}.'
     ) from error
 
 
@@ -157,7 +159,7 @@ def _dead(record: Record) -> bool:
 def _watch(folder: epath.Path, record: Record) -> None:
   """Waits until an owner elsewhere is known to be dead, or raises."""
   print(
-    f'MODEL_DIR {folder} belongs to {_name(record)}. Watching for '
+    f'{_setting(record)} {folder} belongs to {_name(record)}. Watching for '
     f'{WATCH_SECONDS} s whether that run lives.',
     flush=True,
   )
@@ -231,7 +233,7 @@ def _read(path: epath.Path) -> Record | None:
 
 
 def _run_of(record: Record | None) -> str | None:
-  return record and record.get('run')
+  return record.get('run') if record else None
 
 
 def _write(path: epath.Path, record: Record) -> None:
@@ -240,12 +242,17 @@ def _write(path: epath.Path, record: Record) -> None:
   partial.replace(path)
 
 
+def _setting(record: Record) -> str:
+  return record.get('setting', 'MODEL_DIR')
+
+
 def _name(record: Record) -> str:
   return f'process {record["pid"]} on {record["host"]}'
 
 
 def _taken(folder: str, record: Record) -> str:
   return (
-    f'MODEL_DIR {folder} belongs to a run that lives, {_name(record)}. Stop it '
-    'or wait for its end, or choose another MODEL_DIR.'
+    f'{_setting(record)} {folder} belongs to a run that lives, '
+    f'{_name(record)}. Stop it or wait for its end, or choose another '
+    f'{_setting(record)}.'
   )

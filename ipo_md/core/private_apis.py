@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import itertools
 from typing import Any
 
-import gin
+from gin import config as gin_config
 from jax._src import distributed
 
 _EXCHANGE_SECONDS = 1200  # for the slowest process to read its configuration
@@ -20,7 +20,7 @@ def bound_macros() -> set[str]:
 
   gin's public functions query one parameter by its name and list none.
   """
-  config = gin.config._CONFIG  # pyright: ignore[reportAttributeAccessIssue]
+  config = gin_config._CONFIG
   return {scope for scope, selector in config if selector == 'gin.macro'}
 
 
@@ -30,8 +30,8 @@ def references() -> Iterator[Any]:
   Each has a `selector` and `scopes`; that of a macro is named by its scopes.
   gin has no public way to walk its configuration.
   """
-  config = gin.config._CONFIG  # pyright: ignore[reportAttributeAccessIssue]
-  return gin.config.iterate_references(config)  # pyright: ignore
+  config = gin_config._CONFIG
+  return gin_config.iterate_references(config)
 
 
 def process_count() -> int:
@@ -50,18 +50,20 @@ def used_bindings() -> Iterator[tuple[Any, str, str, Any]]:
   has no public way to walk its configuration, nor to ask what a reference
   refers to.
   """
-  config = gin.config._CONFIG  # pyright: ignore[reportAttributeAccessIssue]
+  config = gin_config._CONFIG
   todo = [(config.get(('RUN', 'gin.macro'), {}).get('value'), ())]
   seen = set()
   while todo:
     value, active = todo.pop()
-    for reference in gin.config.iterate_references(value):  # pyright: ignore
+    for reference in gin_config.iterate_references(value):
       if reference.selector == 'gin.macro':
         key = ('/'.join(reference.scopes), 'gin.macro')
         todo.append((config.get(key, {}).get('value'), active))
         continue
       scopes = tuple(reference.scopes) or active
-      selector = reference.configurable.selector
+      target = reference.configurable
+      assert target is not None  # gin refuses references to unknown names
+      selector = target.selector
       if (scopes, selector) in seen:
         continue
       seen.add((scopes, selector))
@@ -71,7 +73,7 @@ def used_bindings() -> Iterator[tuple[Any, str, str, Any]]:
         bound |= config.get(key, {})
       for parameter, bound_value in bound.items():
         name = '/'.join([*scopes, reference.selector])
-        yield reference.configurable.wrapped, name, parameter, bound_value
+        yield target.wrapped, name, parameter, bound_value
         todo.append((bound_value, scopes))
 
 
@@ -80,14 +82,14 @@ def macro_of(value: Any) -> str | None:
 
   The class of gin's references is not public.
   """
-  if isinstance(value, gin.config.ConfigurableReference):  # pyright: ignore
+  if isinstance(value, gin_config.ConfigurableReference):
     return '/'.join(value.scopes) if value.selector == 'gin.macro' else None
   return None
 
 
 def value_of(macro: str) -> Any:
   """Returns what a macro is bound to, references left as they are."""
-  config = gin.config._CONFIG  # pyright: ignore[reportAttributeAccessIssue]
+  config = gin_config._CONFIG
   return config.get((macro, 'gin.macro'), {}).get('value')
 
 
@@ -105,6 +107,7 @@ def exchange(text: str) -> list[str]:
     return [text]
   prefix = f'ipo_md/exchange/{next(_exchanges)}'
   client = state.client
+  assert client is not None  # two or more processes have joined
   client.key_value_set(f'{prefix}/{state.process_id}', text)
   return [
     client.blocking_key_value_get(f'{prefix}/{n}', _EXCHANGE_SECONDS * 1000)
@@ -115,3 +118,14 @@ def exchange(text: str) -> list[str]:
 def process_id() -> int:
   """Returns the number of this process, without starting the devices."""
   return distributed.global_state.process_id or 0
+
+
+def is_called(value: Any) -> bool | None:
+  """Returns whether a reference is written with brackets, as @function().
+
+  None if the value is no reference. The class of gin's references is not
+  public.
+  """
+  if isinstance(value, gin_config.ConfigurableReference):
+    return value.evaluate
+  return None

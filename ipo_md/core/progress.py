@@ -79,6 +79,15 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def counted(counts: Mapping[str, int]) -> str:
+  """Returns the counts of a data set as text.
+
+  progress.counted({'examples': 4096, 'prompts_cut': 3})
+  # 'examples 4,096, prompts_cut 3'
+  """
+  return ', '.join(f'{name} {count:,}' for name, count in counts.items())
+
+
 def progress(
   items: Iterable[_Item],
   total: int,

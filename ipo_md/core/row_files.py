@@ -1,8 +1,11 @@
-"""Reads files of texts and of JSON rows, and names what is wrong in them.
+"""Reads files of texts and of rows, and names what is wrong in them.
 
-Every file of prompts, preferences or completions is read here. A line ends at
-'\\n', or at the '\\r\\n' of Windows, and nowhere else. Files are UTF-8 with or
-without a byte order mark, and gzipped files are known by their content.
+Every file of prompts, preferences or completions is read here. Rows are JSON
+lines, Parquet, or the Arrow files of a folder that `datasets` saved; a folder
+or a pattern such as data/train-*.parquet stands for all of its files. A line
+ends at '\\n', or at the '\\r\\n' of Windows, and nowhere else. Texts are UTF-8
+with or without a byte order mark. Parquet, Arrow and gzip are known by their
+content, not by a name.
 """
 
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -21,6 +25,9 @@ import zlib
 
 from etils import epath
 import numpy as np
+
+from ipo_md.core import row_paths
+from ipo_md.core import row_tables
 
 T = TypeVar('T')
 
@@ -122,10 +129,10 @@ def read(
   max_bad_rows: int = 0,
   bad: list[str] | None = None,
 ) -> Iterator[tuple[str, T]]:
-  """Parses each row of JSON-lines files, gzipped or not.
+  """Parses each row of files.
 
   Args:
-    paths: Paths of the files.
+    paths: Paths of files, of folders of rows, or patterns; see `row_paths`.
     parse: A function of a row. It returns None to leave the row out and raises
       BadRow if the row is wrong.
     max_bad_rows: MAX_BAD_ROWS, the number of bad rows that are left out and
@@ -139,60 +146,108 @@ def read(
     ValueError: There are more bad rows, or a file is absent or unreadable.
   """
   bad = [] if bad is None else bad
-  for path in paths:
+  for path in itertools.chain.from_iterable(map(row_paths.files, paths)):
     name = os.path.basename(path)
-    for number_, line in enumerate(_lines(path), 1):
-      if not line.strip():
-        continue
+    for number_, row in _rows(path):
       try:
-        parsed = parse(parse_row(decode_line(line, number_)))
+        if isinstance(row, BadRow):
+          raise row
+        parsed = parse(row)
       except BadRow as error:
         bad.append(f'{path}, row {number_}: {error}')
         if len(bad) > max_bad_rows:
-          raise ValueError(_refusal(bad, max_bad_rows)) from None
+          raise ValueError(refusal(bad, max_bad_rows)) from None
       else:
         if parsed is not None:
           yield f'{name}:{number_}', parsed
+  report(bad)
+
+
+def report(bad: Sequence[str]) -> None:
+  """Lists bad rows that were left out."""
   if bad:
     listed = '\n  '.join(bad[:_LISTED])
     print(f'Bad rows left out: {len(bad)}\n  {listed}', file=sys.stderr)
 
 
-def _refusal(bad: Sequence[str], allowed: int) -> str:
+def refusal(bad: Sequence[str], allowed: int) -> str:
+  """Returns the message about more bad rows than are allowed."""
   listed = '\n  '.join(bad[-_LISTED:])
   return f'Bad rows: {len(bad)}, allowed: {allowed} (MAX_BAD_ROWS).\n  {listed}'
 
 
-def prompts(path: str, macro: str) -> Iterator[str]:
+def prompts(
+  path: str, macro: str, parse: Callable[[dict[str, Any]], T]
+) -> Iterator[tuple[str, str | T]]:
   """Yields the prompts of a file.
 
-  A file whose name ends in .jsonl or .jsonl.gz has rows with a field "prompt",
-  and empty lines are skipped. Any other file has a prompt on each line.
+  A file whose name ends in .jsonl or .jsonl.gz has rows, and so has a file of
+  Parquet or Arrow. Any other file has a prompt on each line.
 
   Args:
-    path: Path of the file.
+    path: Path of the file, of a folder of rows, or a pattern; see `row_paths`.
     macro: Name of the gin macro of the path, for messages.
+    parse: A function from a row to its prompt.
+
+  Yields:
+    The place of a prompt, for messages, and the prompt: a text, or what
+    `parse` returned.
 
   Raises:
     ValueError: The file is absent, empty or unreadable, or a row has no prompt.
   """
-  rows = path.removesuffix('.gz').endswith('.jsonl')
   found = False
-  for number_, line in enumerate(_lines(path, macro), 1):
-    if rows and not line.strip():
-      continue
-    try:
-      text = decode_line(line, number_)
-      prompt = field(parse_row(text), 'prompt', str) if rows else text
-      check_text(prompt, 'the prompt')
-      if not prompt.strip():
-        raise BadRow('the prompt is empty')
-    except BadRow as error:
-      raise ValueError(f'{macro} {path}, row {number_}: {error}.') from None
-    found = True
-    yield prompt
+  for file in row_paths.files(path, macro):
+    named = file.removesuffix('.gz').endswith('.jsonl')
+    is_rows = named or row_tables.is_table(file)
+    read_ = _rows(file, macro) if is_rows else _texts(file, macro)
+    for number_, row in read_:
+      place = f'{macro} {file}, row {number_}'
+      try:
+        if isinstance(row, BadRow):
+          raise row
+        prompt = row if isinstance(row, str) else parse(row)
+      except BadRow as error:
+        raise ValueError(f'{place}: {error}.') from None
+      found = True
+      yield place, prompt
   if not found:
     raise ValueError(f'{macro} {path} is empty.')
+
+
+def _rows(
+  path: str, name: str = ''
+) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+  """Yields the number and the content of each row of a file.
+
+  Yields:
+    The number of the row in its file, from 1, and the row, or the reason why it
+    is none.
+  """
+  if row_tables.is_table(path):
+    for number_, row in enumerate(row_tables.rows(path), 1):
+      yield number_, BadRow(row) if isinstance(row, str) else row
+    return
+  for number_, line in enumerate(_lines(path, name), 1):
+    if not line.strip():
+      continue
+    try:
+      yield number_, parse_row(decode_line(line, number_))
+    except BadRow as error:
+      yield number_, error
+
+
+def _texts(path: str, name: str) -> Iterator[tuple[int, str | BadRow]]:
+  """Yields the number and the text of each line of a file."""
+  for number_, line in enumerate(_lines(path, name), 1):
+    try:
+      text = decode_line(line, number_)
+      check_text(text, 'the prompt')
+      if not text.strip():
+        raise BadRow('the prompt is empty')
+      yield number_, text
+    except BadRow as error:
+      yield number_, error
 
 
 def lines(path: str, name: str = '') -> Iterator[str]:
@@ -284,5 +339,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-  text = json.dumps(value)
+  text = json.dumps(value, default=repr)
   return text if len(text) < 60 else f'{text[:60]}...'

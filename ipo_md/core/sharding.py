@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import math
 from typing import Any
+from typing import TypeAlias
 
 import jax
 from jax.experimental import mesh_utils
@@ -19,6 +20,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
 from ipo_md.core import types
+
+Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
 
 MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
 BATCH_AXES = ('data', 'fsdp')
@@ -36,7 +39,8 @@ RULES = {
 
 
 def make_mesh(
-  mesh_shape: Sequence[int], devices: Sequence[jax.Device] | None = None
+  mesh_shape: Sequence[int],
+  devices: Sequence[Device] | None = None,
 ) -> jax.sharding.Mesh:
   """Makes a mesh of all devices.
 

@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 from typing import Protocol
+from typing import cast
 
 import flax.struct
 import jax
+import numpy as np
 
 Params = Any  # a tree of arrays, as `Model.init` makes it
 OptState = Any
@@ -36,6 +38,15 @@ def eos_ids(eos_id: EosId) -> tuple[int, ...]:
       f'EOS_ID is {eos_id!r}: it has to be a token id, or several.'
     )
   return tuple(dict.fromkeys(ids))
+
+
+def as_leaf(array: np.ndarray | jax.ShapeDtypeStruct) -> jax.Array:
+  """Returns its argument, typed as a leaf of the classes below.
+
+  On the host their leaves are NumPy arrays, and `jax.ShapeDtypeStruct`s where
+  only shapes count. JAX takes them for arrays, but their types differ.
+  """
+  return cast(jax.Array, array)
 
 
 class Vocabulary(Protocol):
@@ -72,8 +83,7 @@ class Vocabulary(Protocol):
     ...
 
 
-@flax.struct.dataclass
-class Tokens:
+class Tokens(flax.struct.PyTreeNode):
   """Right-padded token sequences.
 
   ids   17 42  5  1  0  0      EOS is a token like any other:
@@ -84,16 +94,20 @@ class Tokens:
   mask: jax.Array  # [..., T] bool, True on real tokens, EOS included
 
 
-@flax.struct.dataclass
-class Completions:
+class Prompts(Tokens):
+  """Prompts that a chat template rendered, with their plain form."""
+
+  bare: Tokens  # [..., P]; what a judge reads
+
+
+class Completions(flax.struct.PyTreeNode):
   """K completions of each of B prompts."""
 
   prompts: Tokens  # [B, P]
   completions: Tokens  # [B, K, T]
 
 
-@flax.struct.dataclass
-class Labelled:
+class Labelled(flax.struct.PyTreeNode):
   """Completions with what is known about them.
 
   A data set holds it, and a judge makes it of `Completions`. What is unknown
@@ -109,8 +123,7 @@ class Labelled:
   matrix: jax.Array | None = None
 
 
-@flax.struct.dataclass
-class Context:
+class Context(flax.struct.PyTreeNode):
   """What a model keeps of a prompt, read once and used by K completions."""
 
   start: jax.Array  # [B] int32, the first input of `decode`
@@ -119,8 +132,7 @@ class Context:
   keys_values: Any  # the model's own tree
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """All that a step changes, hence all that a checkpoint holds. Donated."""
 
   step: jax.Array  # [] int32, updates made
@@ -129,8 +141,7 @@ class TrainState:
   ema: Params | None = None  # moving average of params, for nash_ema
 
 
-@flax.struct.dataclass
-class FrozenParams:
+class FrozenParams(flax.struct.PyTreeNode):
   """Read-only, restored from their own paths, never saved, never donated."""
 
   reference: Params | None = None

@@ -8,6 +8,7 @@ from ipo_md.data.batches import Batches
 from ipo_md.data.batches import check_size
 from ipo_md.data.batches import in_order
 from ipo_md.data.batches import prefetch
+from ipo_md.data.conversations import prompts_of
 from ipo_md.data.dataset import Dataset
 from ipo_md.data.dataset import check_vocabulary
 from ipo_md.data.dataset import count
@@ -46,6 +47,7 @@ __all__ = [
   'load',
   'of_prompts',
   'prefetch',
+  'prompts_of',
   'sentencepiece_vocabulary',
   'tokenise',
   'tokenizer_vocabulary',

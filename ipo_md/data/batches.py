@@ -105,8 +105,7 @@ def in_order(
     batch. These rows repeat the first row of the batch.
   """
   local = _local_rows(batch_size, sharding)
-  rows = [(t, r) for t, e in enumerate(dataset.examples) for r in range(len(e))]
-  rows = rows[:limit]
+  rows = dataset_lib.first_rows(dataset, limit)
   for first in range(0, len(rows), batch_size):
     batch = rows[first : first + batch_size]
     mask = np.arange(batch_size) < len(batch)

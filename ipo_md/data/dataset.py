@@ -68,16 +68,30 @@ class Dataset:
     Returns:
       Tokens [B, P] if `prompts_only`, otherwise Labelled with B rows.
     """
-    prompts = self.prompt_format.tokens(
-      [self.examples[task].prompts.row(row) for task, row in indices],
-      self.lengths['inputs'],
+    return (
+      self.prompts(indices) if self.prompts_only else self.labelled(indices)
     )
-    if self.prompts_only:
-      return prompts
+
+  def prompts(self, indices: Sequence[tuple[int, int]]) -> types.Tokens:
+    """Returns the prompts [B, P] of examples, as `rows` does."""
+    length = self.lengths['inputs']
+    bare = [self.examples[task].prompts.row(row) for task, row in indices]
+    rendered = [
+      ragged.row(row)
+      for task, row in indices
+      if (ragged := self.examples[task].rendered) is not None
+    ]
+    if len(rendered) < len(bare):
+      return self.prompt_format.tokens(bare, length)
+    return self.prompt_format.rendered(rendered, bare, length)
+
+  def labelled(self, indices: Sequence[tuple[int, int]]) -> types.Labelled:
+    """Returns examples with their completions, as `rows` does."""
+    prompts = self.prompts(indices)
     k = self.examples[0].k
     completions = []
     for task, row in indices:
-      targets = self.examples[task].targets
+      targets = self.examples[task].completions
       completions += [targets.row(row * k + i) for i in range(k)]
     length = self.lengths['targets']
     if k == 1:
@@ -89,12 +103,14 @@ class Dataset:
     tokens = jax.tree.map(lambda x: x.reshape(-1, k, length), tokens)
     mask = tokens.mask.any(axis=-1)
 
-    def score(name: str) -> np.ndarray | None:
+    def score(name: str) -> jax.Array | None:
       if name not in self.examples[0].scores:
         return None
       values = [self.examples[task].scores[name][row] for task, row in indices]
       values = np.stack(values)
-      return values if values.ndim == 1 else np.where(mask, values, 0.0)
+      return types.as_leaf(
+        values if values.ndim == 1 else np.where(mask, values, 0.0)
+      )
 
     return types.Labelled(
       completions=types.Completions(prompts=prompts, completions=tokens),
@@ -107,7 +123,7 @@ class Dataset:
 @model_dir_lib.may_change('cache_dir')
 def load(
   *,
-  mixture_or_task_name: str,
+  mixture_or_task_name: str | None,
   task_feature_lengths: Mapping[str, int],
   split: str,
   prompt_format: prompt_format_lib.PromptFormat,
@@ -138,7 +154,9 @@ def load(
   """
   task_or_mixture = registry.find(mixture_or_task_name, module=module)
   if isinstance(task_or_mixture, seqio.Mixture):
-    tasks = task_or_mixture.tasks
+    # As seqio does, a mixture leaves out the tasks that lack the split.
+    every = task_or_mixture.tasks
+    tasks = [task for task in every if split in task.splits] or every
     rates = tuple(float(task_or_mixture.get_rate(t)) for t in tasks)
   else:
     tasks, rates = [task_or_mixture], (1.0,)
@@ -149,6 +167,7 @@ def load(
     tasks = [vocabularies.with_vocabulary(task, vocabulary) for task in tasks]
   vocabulary = tasks[0].output_features['inputs'].vocabulary
   vocabularies.check_readable(vocabulary)
+  chat = prompt_format.chat(vocabulary, task_feature_lengths['inputs'])
   read = examples_lib.tokenise
   if cache_dir is not None:
     cache_dir = paths.absolute(cache_dir, 'CACHE_DIR')
@@ -156,7 +175,7 @@ def load(
       token_cache.load, cache_dir=cache_dir, module=module
     )
   examples = tuple(
-    read(task, split=split, feature_lengths=task_feature_lengths)
+    read(task, split=split, feature_lengths=task_feature_lengths, chat=chat)
     for task in tasks
   )
   kinds = {(e.k, tuple(e.scores)) for e in examples}
@@ -205,12 +224,17 @@ def count(
   """
   counts = {
     'examples': sum(len(e) for e in examples),
-    'prompts_cut': sum(int((e.prompts.lengths > room).sum()) for e in examples),
+    'prompts_cut': sum(
+      int((e.prompts.lengths > room).sum())
+      if e.rendered is None
+      else e.found['prompts_cut']
+      for e in examples
+    ),
   }
   read = [e.prompts for e in examples]
   if limit is not None:
-    read += [e.targets for e in examples]
-    lengths = np.concatenate([e.targets.lengths for e in examples])
+    read += [e.completions for e in examples]
+    lengths = np.concatenate([e.completions.lengths for e in examples])
     counts['targets_cut'] = int((lengths > limit).sum())
     counts['completions_missing'] = int((lengths == 0).sum())
     same = [_identical(e, limit) for e in examples]
@@ -220,6 +244,8 @@ def count(
     0 if unknown is None else sum(int((r.ids == unknown).sum()) for r in read)
   )
   for name in examples_lib.FOUND:
+    if name in counts:
+      continue
     if limit is None and not name.startswith(('prompts_', 'rows_dropped')):
       continue
     if any(name in e.found for e in examples):
@@ -229,13 +255,13 @@ def count(
 
 def _identical(examples: examples_lib.Examples, limit: int) -> int:
   """Counts the examples two of whose completions are the same when cut."""
-  targets, k = examples.targets, examples.k
+  targets, k = examples.completions, examples.k
   lengths = np.minimum(targets.lengths, limit).reshape(-1, k)
   # Only completions of one length can be the same.
   ordered = np.sort(lengths, axis=1)
   equal = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
   found = 0
-  for row in np.flatnonzero(equal.any(axis=1)):
+  for row in np.flatnonzero(equal.any(axis=1)).tolist():
     cut = [targets.row(row * k + i)[:limit].tobytes() for i in range(k)]
     present = [content for content in cut if content]
     found += len(set(present)) < len(present)
@@ -298,7 +324,12 @@ def check_vocabulary(dataset: Dataset, vocab_size: int) -> None:
     )
 
 
-def first_rows(dataset: Dataset, count: int) -> list[tuple[int, int]]:
-  """Returns the first `count` pairs of (task index, row), in task order."""
+def first_rows(dataset: Dataset, count: int | None) -> list[tuple[int, int]]:
+  """Returns the first pairs of (task index, row), in task order.
+
+  Args:
+    dataset: Data set of the rows.
+    count: Number of pairs. None returns all of them.
+  """
   rows = [(t, r) for t, e in enumerate(dataset.examples) for r in range(len(e))]
   return rows[:count]

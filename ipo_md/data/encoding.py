@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 import functools
 import re
+from typing import Any
 
 from etils import epy
 
@@ -109,10 +110,16 @@ def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
   return re.compile('|'.join(map(re.escape, tokens))) if tokens else None
 
 
+def _parsed(model: bytes) -> Any:
+  """Parses a SentencePiece model; its classes are made at run time."""
+  messages: Any = sentencepiece_model_pb2
+  return messages.ModelProto.FromString(model)
+
+
 @functools.cache
 def _special_pieces(model: bytes) -> dict[int, str]:
   """Returns BOS, EOS, control pieces and seqio's extra ids."""
-  proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+  proto = _parsed(model)
   ends = {proto.trainer_spec.bos_id, proto.trainer_spec.eos_id}
   extra = re.compile('\u2581<extra_id_[0-9]+>')
   return {
@@ -127,7 +134,7 @@ def _special_pieces(model: bytes) -> dict[int, str]:
 @functools.cache
 def _text_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
   """Returns a processor that never reads a special piece out of a text."""
-  proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+  proto = _parsed(model)
   for id_ in _special_pieces(model):
     proto.pieces[id_].type = proto.pieces[id_].CONTROL
   processor = sentencepiece.SentencePieceProcessor()

@@ -11,9 +11,10 @@ A task yields bare token segments under fixed names:
   rewards             [K] optional
   reference_log_prob  [K] optional
 
-Features of `FOUND` are optional numbers, whose sums a run shows. Other features
-are ignored. Rows are stored as the task yields them: `Dataset` adds the prompt
-format and truncates.
+Features of `FOUND` are optional numbers, whose sums a run shows. Features of
+`rendering` are texts, which a chat template reads. Other features are ignored.
+Rows are stored as the task yields them: `Dataset` adds the prompt format and
+truncates. Only what a chat template makes of a row has its final length.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ from etils import epy
 import numpy as np
 
 from ipo_md.core import types
+from ipo_md.data import chat as chat_lib
+from ipo_md.data import conversations
 from ipo_md.data import encoding
+from ipo_md.data import example_checks
+from ipo_md.data import rendering
 
 with epy.lazy_imports():
   import seqio
   import tensorflow as tf
 
-SCORES = ('preference', 'rewards', 'reference_log_prob')
+SCORES = example_checks.SCORES
 
 # What a task found or changed in the texts of an example, as numbers.
 FOUND = (
@@ -44,6 +49,8 @@ FOUND = (
   'rows_empty',  # 1 if all completions are empty
   'prompts_with_special_tokens',  # written out, which are encoded as text
   'prompts_trimmed',
+  'prompts_cut',  # by a chat template, whose prompts have their final length
+  'prompts_turns_dropped',  # prompts whose oldest turns do not fit
   'completions_with_special_tokens',
   'completions_trimmed',
   'completions_empty',  # of spaces alone, or of nothing
@@ -89,6 +96,8 @@ class Examples:
     scores: The `SCORES` that the task has, float32. `preference` is [N], the
       others are [N, K].
     found: The sums over the examples of the `FOUND` that the task has.
+    rendered: N rows of tokens that a chat template made of the prompts, in
+      their final length. None if there is no template.
   """
 
   name: str
@@ -97,13 +106,25 @@ class Examples:
   k: int
   scores: Mapping[str, np.ndarray]
   found: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  rendered: Ragged | None = None
 
   def __len__(self) -> int:
     return len(self.prompts)
 
+  @property
+  def completions(self) -> Ragged:
+    """The targets; raises a ValueError if the task has bare prompts."""
+    if self.targets is None:
+      raise ValueError(f'Task {self.name} has bare prompts and no `targets`.')
+    return self.targets
+
 
 def tokenise(
-  task: seqio.Task, *, split: str, feature_lengths: Mapping[str, int]
+  task: seqio.Task,
+  *,
+  split: str,
+  feature_lengths: Mapping[str, int],
+  chat: chat_lib.Chat | None = None,
 ) -> Examples:
   """Reads a whole split into memory.
 
@@ -112,12 +133,13 @@ def tokenise(
     split: Name of the split.
     feature_lengths: Lengths that are passed to the task's preprocessors.
       Nothing is truncated here.
+    chat: The chat template, or None.
 
   Raises:
     ValueError: The task has no such split, or a row is empty or has scores
       that are not numbers. The message names the row.
   """
-  return join(task.name, list(chunks(task, split, feature_lengths)))
+  return join(task.name, list(chunks(task, split, feature_lengths, chat)))
 
 
 def join(name: str, parts: Sequence[Mapping[str, Any]]) -> Examples:
@@ -143,22 +165,30 @@ def from_columns(name: str, columns: Mapping[str, np.ndarray]) -> Examples:
     k=len(targets) // len(prompts) if targets else 0,
     scores={s: columns[s] for s in SCORES if s in columns},
     found={f: int(columns[f].sum()) for f in FOUND if f in columns},
+    rendered=ragged('rendered') if 'rendered' in columns else None,
   )
 
 
 def of_prompts(
-  name: str, texts: Sequence[str], vocabulary: types.Vocabulary
+  name: str,
+  prompts: Sequence[tuple[str, chat_lib.Conversation]],
+  vocabulary: types.Vocabulary,
+  chat: chat_lib.Chat | None = None,
 ) -> Examples:
   """Tokenises bare prompts that are no task.
 
   Args:
     name: Name of their source, for messages.
-    texts: N prompts.
+    prompts: N pairs of the place of a prompt, for messages, and its turns.
     vocabulary: Vocabulary of the model.
+    chat: The chat template, or None.
 
   Raises:
-    ValueError: There are none, or one of them has no tokens.
+    ValueError: There are none, one of them has no tokens, or the template
+      refuses one.
   """
+  places, turns = zip(*prompts, strict=True) if prompts else ((), ())
+  texts = [conversations.plain(messages) for messages in turns]
   rows = encoding.encode(vocabulary, texts)
   for number, row in enumerate(rows):
     if not len(row):
@@ -171,11 +201,15 @@ def of_prompts(
     'prompts_with_special_tokens': np.array(special, np.int64),
     'prompts_trimmed': np.array(trimmed, np.int64),
   }
+  columns |= rendering.of_conversations(turns, places, chat)
   return from_columns(name, columns)
 
 
 def chunks(
-  task: seqio.Task, split: str, feature_lengths: Mapping[str, int]
+  task: seqio.Task,
+  split: str,
+  feature_lengths: Mapping[str, int],
+  chat: chat_lib.Chat | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Tokenises a split in chunks, in the order of the task.
 
@@ -183,11 +217,12 @@ def chunks(
     task: A task with the features that this module describes.
     split: Name of the split.
     feature_lengths: Lengths that are passed to the task's preprocessors.
+    chat: The chat template, or None.
 
   Yields:
     Columns of n examples: inputs and targets [tokens] int32, inputs_lengths [n]
-    and targets_lengths [n * K] int64, and the `SCORES` and the `FOUND` that the
-    task has.
+    and targets_lengths [n * K] int64, the same of `rendered` if there is a chat
+    template, and the `SCORES` and the `FOUND` that the task has.
 
   Raises:
     ValueError: As for `tokenise`.
@@ -206,27 +241,37 @@ def chunks(
     trim_output_features=False,
   )
   eos_id = task.output_features['inputs'].vocabulary.eos_id
+  if chat is not None:
+    rendering.check(dataset.element_spec, task.name)
   dataset = dataset.map(
-    functools.partial(_flatten, zero_is_padding=eos_id != 0),
+    functools.partial(
+      _flatten, zero_is_padding=eos_id != 0, texts=rendering.names(chat)
+    ),
     num_parallel_calls=tf.data.AUTOTUNE,
   )
   dataset = dataset.ragged_batch(_CHUNK).prefetch(2)
   options = tf.data.Options()
   # Fusing maps saves a call per example and map.
   options.experimental_optimization.map_fusion = True
-  first, k = 0, None
+  first, found, k = 0, 0, None
   place = f'task {task.name}, split {split}'
+  render = rendering.Renderer(
+    chat, place, getattr(task.source, 'max_bad_rows', 0)
+  )
   batches = iter(dataset.with_options(options))
   while (batch := _next(batches, place)) is not None:
     chunk = _columns(batch)
-    k = _check_k(batch, k, place, first)
-    _check_rows(chunk, k, place, first)
+    k = example_checks.number(batch, k, place, first)
+    example_checks.check_rows(chunk, k, place, first)
     if eos_id == 0 and k > 1:
-      _check_padding(chunk, k, place, first)
+      example_checks.check_padding(chunk, k, place, first)
+    kept = render(chunk, batch, k, first)
     first += len(chunk['inputs_lengths'])
-    yield chunk
-  if not first:
+    found += len(kept['inputs_lengths'])
+    yield kept
+  if not found:
     raise ValueError(f'Task {task.name}, split {split} has no examples.')
+  render.report()
 
 
 def _next(batches: Iterator[Any], place: str) -> Any:
@@ -240,7 +285,10 @@ def _next(batches: Iterator[Any], place: str) -> Any:
 
 
 def _flatten(
-  example: Mapping[str, tf.Tensor], *, zero_is_padding: bool
+  example: Mapping[str, tf.Tensor],
+  *,
+  zero_is_padding: bool,
+  texts: Sequence[str],
 ) -> dict[str, tf.Tensor]:
   """Removes the padding of [K, *] targets and adds their lengths."""
   out = {'inputs': tf.cast(example['inputs'], tf.int32)}
@@ -259,7 +307,7 @@ def _flatten(
   for name in FOUND:
     if name in example:
       out[name] = tf.cast(example[name], tf.int64)
-  return out
+  return out | {name: example[name] for name in texts if name in example}
 
 
 def _columns(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -283,88 +331,3 @@ def _values(batched: tf.Tensor | tf.RaggedTensor) -> np.ndarray:
   if isinstance(batched, tf.RaggedTensor):
     return batched.flat_values.numpy()
   return batched.numpy().reshape(-1)
-
-
-def _check_k(
-  batch: Mapping[str, Any], k: int | None, place: str, first: int
-) -> int:
-  """Returns K and raises a ValueError if a row has another number."""
-  if 'targets' not in batch:
-    return 0
-  if 'targets_lengths' not in batch:
-    return 1
-  lengths = batch['targets_lengths']
-  if isinstance(lengths, tf.RaggedTensor):
-    sizes = lengths.row_lengths().numpy()
-  else:
-    sizes = np.full(lengths.shape[0], lengths.shape[1])
-  k = int(sizes[0]) if k is None else k
-  for row in np.flatnonzero(sizes != k)[:1]:
-    raise ValueError(
-      f'Row {first + row} of {place} has {sizes[row]} targets where others '
-      f'have {k}. Pad with rows of -1.'
-    )
-  return k
-
-
-def _check_padding(
-  chunk: Mapping[str, np.ndarray], k: int, place: str, first: int
-) -> None:
-  """Raises a ValueError if targets are padded with EOS, whose id is 0.
-
-  A text has no EOS, so two of them at its end can only be padding.
-  """
-  ends = np.cumsum(chunk['targets_lengths'])[chunk['targets_lengths'] > 1]
-  rows = np.flatnonzero(chunk['targets_lengths'] > 1)
-  ids = chunk['targets']
-  for row in rows[(ids[ends - 1] == 0) & (ids[ends - 2] == 0)][:1]:
-    raise ValueError(
-      f'Row {first + row // k} of {place} has `targets` padded with 0, which '
-      'is EOS of VOCABULARY. Pad with -1.'
-    )
-
-
-def _check_rows(
-  chunk: Mapping[str, np.ndarray], k: int, place: str, first: int
-) -> None:
-  """Raises a ValueError at the first row that no run can use."""
-
-  def refuse(bad: np.ndarray, problem: str) -> None:
-    for row in np.flatnonzero(bad)[:1]:
-      raise ValueError(f'Row {first + row} of {place} {problem}')
-
-  rows = len(chunk['inputs_lengths'])
-  refuse(chunk['inputs_lengths'] == 0, 'has an empty prompt (`inputs`).')
-  if 'targets' not in chunk:
-    return
-  present = chunk['targets_lengths'].reshape(rows, k) > 0
-  refuse(~present.any(axis=1), 'has no completion (`targets`).')
-  for score in SCORES:
-    if score not in chunk:
-      continue
-    values = chunk[score]
-    if score == 'preference':
-      refuse(
-        ~((values >= 0) & (values <= 1)),
-        'has a `preference` outside of 0 to 1.',
-      )
-      refuse(
-        ~present.all(axis=1),
-        'has a `preference` but not all of its completions (`targets`).',
-      )
-    elif score == 'rewards' and (present.sum(axis=1) < 2).any():
-      refuse(
-        present.sum(axis=1) < 2,
-        'has `rewards` and one completion (`targets`), so no other score to '
-        'compare with. Leave the row out.',
-      )
-    elif values.shape != present.shape:
-      raise ValueError(
-        f'`{score}` of {place} has {values.shape[1]} values a row for {k} '
-        'completions.'
-      )
-    else:
-      refuse(
-        (~np.isfinite(values) & present).any(axis=1),
-        f'has a `{score}` that is not a number.',
-      )

@@ -62,8 +62,18 @@ class TokenizerVocabulary(seqio.Vocabulary):
   def special_tokens(self) -> dict[int, str]:
     """The special tokens of the file, EOS and BOS, id -> text."""
     ids = {i for i in (self.eos_id, self.bos_id) if i is not None}
-    ends = {i: self._tokenizer.id_to_token(i) for i in sorted(ids)}
+    ends = {
+      i: token
+      for i in sorted(ids)
+      if (token := self._tokenizer.id_to_token(i)) is not None
+    }
     return dict(self._loaded.special) | ends
+
+  @property
+  def added_special_tokens(self) -> dict[int, str]:
+    """The special tokens that the tokenizer finds in a text, id -> text."""
+    added = self._tokenizer.get_added_tokens_decoder()
+    return {i: t for i, t in self.special_tokens.items() if i in added}
 
   @functools.cached_property
   def _text_tokenizer(self) -> tokenizers.Tokenizer:
@@ -107,6 +117,35 @@ class TokenizerVocabulary(seqio.Vocabulary):
   def encode_template(self, text: str) -> Sequence[int]:
     """Encodes a text of a gin file, in which special tokens are tokens."""
     return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def encode_rendered(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+    """Encodes texts of a chat template, each as one text.
+
+    Special tokens are tokens. In a text with one of their `hidden_name`s, these
+    are tokens and the special tokens themselves are text.
+    """
+    out: list[Any] = [None] * len(texts)
+    for hidden, tokenizer in (
+      (False, lambda: self._tokenizer),
+      (True, lambda: self._text_tokenizer),
+    ):
+      rows = [i for i, text in enumerate(texts) if ('\0' in text) == hidden]
+      if rows:
+        encoded = tokenizer().encode_batch(
+          [texts[i] for i in rows], add_special_tokens=False
+        )
+        for i, encoding in zip(rows, encoded, strict=True):
+          out[i] = encoding
+    return out
+
+  def encode_continuation(self, text: str) -> list[int]:
+    """Encodes a text of a chat template that follows another one."""
+    loaded = _load(self.path, self._stamp, False)
+    tokenizer = loaded.tokenizer
+    if '\0' in text:
+      special = tuple(sorted(self.special_tokens.items()))
+      tokenizer = _without_special_tokens(loaded.content, special)
+    return tokenizer.encode(text, add_special_tokens=False).ids
 
   def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the ids that the file puts before and after a text.
@@ -208,6 +247,11 @@ def _deterministic(content: bytes) -> bytes:
   return json.dumps(tokenizer, ensure_ascii=False).encode()
 
 
+def hidden_name(id_: int) -> str:
+  """Returns the text of a special token where its own text is text."""
+  return f'\0special {id_}\0'
+
+
 @functools.cache
 def _without_special_tokens(
   content: bytes, special: tuple[tuple[int, str], ...]
@@ -223,7 +267,7 @@ def _without_special_tokens(
     special: Pairs of the id and the text of a token.
   """
   tokenizer = json.loads(_deterministic(content))
-  renamed = {text: f'\0special {i}\0' for i, text in special}
+  renamed = {text: hidden_name(i) for i, text in special}
   new = lambda text: renamed.get(text, text)
   for token in tokenizer.get('added_tokens') or ():
     token['content'] = new(token['content'])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Sequence
 import itertools
 
+import jax
 import numpy as np
 
 from ipo_md.core import types
@@ -29,12 +29,15 @@ def preview(
   loaded = dataset()
   for name, count in loaded.counts.items():
     print(f'{name:32}{count:12,}')
-  lengths = np.concatenate([e.prompts.lengths for e in loaded.examples])
   room = loaded.prompt_format.room(loaded.lengths['inputs'])
-  print(f'\nTokens of the bare prompts; {room} fit:')
+  rendered = [e.rendered for e in loaded.examples if e.rendered is not None]
+  rows = rendered or [e.prompts for e in loaded.examples]
+  kind = 'rendered prompts' if rendered else 'bare prompts'
+  lengths = np.concatenate([r.lengths for r in rows])
+  print(f'\nTokens of the {kind}; {room} fit:')
   print(histogram(lengths, room))
   if not loaded.prompts_only:
-    lengths = np.concatenate([e.targets.lengths for e in loaded.examples])
+    lengths = np.concatenate([e.completions.lengths for e in loaded.examples])
     limit = loaded.lengths['targets']
     print(f'\nTokens of the completions with EOS; {limit} fit:')
     print(histogram(lengths[lengths > 0], limit))
@@ -97,9 +100,8 @@ def example(
   return '\n'.join(parts)
 
 
-def _segment(
-  name: str, ids: Sequence[int], vocabulary: types.Vocabulary
-) -> str:
-  ids = [int(i) for i in ids]
-  text = encoding.show(vocabulary, ids)
-  return f'{name}, {len(ids)} tokens: {text}\n  {" ".join(map(str, ids))}'
+def _segment(name: str, ids: jax.Array, vocabulary: types.Vocabulary) -> str:
+  numbers = [int(i) for i in ids]
+  text = encoding.show(vocabulary, numbers)
+  listed = ' '.join(map(str, numbers))
+  return f'{name}, {len(numbers)} tokens: {text}\n  {listed}'

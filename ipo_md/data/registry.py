@@ -15,7 +15,7 @@ _SHOWN = 12  # names of tasks in an error
 
 
 def find(
-  mixture_or_task_name: str, *, module: str | Sequence[str] | None = None
+  mixture_or_task_name: str | None, *, module: str | Sequence[str] | None = None
 ) -> seqio.Task | seqio.Mixture:
   """Returns the task or mixture of a name.
 
@@ -23,6 +23,7 @@ def find(
 
   Args:
     mixture_or_task_name: MIXTURE_OR_TASK_NAME, a name registered with seqio.
+      None is an error.
     module: MIXTURE_OR_TASK_MODULE, the module or modules that register the
       task. They are imported first. None imports nothing.
 
@@ -30,6 +31,11 @@ def find(
     ValueError: A module cannot be imported, or there is no such task. The
       message lists the nearest names.
   """
+  if mixture_or_task_name is None:
+    raise ValueError(
+      'This run reads a task, but MIXTURE_OR_TASK_NAME is None. Set '
+      'PROMPT_TASK, or PROMPTS_FILE and VOCABULARY for prompts of a file.'
+    )
   for name in (module,) if isinstance(module, str) else module or ():
     _import_tasks(name)
   names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})

@@ -23,6 +23,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -30,12 +31,14 @@ import shutil
 import sys
 import tempfile
 from typing import Any
+from typing import cast
 
 from etils import epy
 import numpy as np
 
 from ipo_md.core import progress
 from ipo_md.core import types
+from ipo_md.data import chat as chat_lib
 from ipo_md.data import examples
 
 with epy.lazy_imports():
@@ -45,9 +48,16 @@ with epy.lazy_imports():
 # Modules of this package on which the tokens depend.
 _READERS = (
   'ipo_md.core.row_files',
+  'ipo_md.core.row_paths',
+  'ipo_md.core.row_tables',
+  'ipo_md.data.chat',
+  'ipo_md.data.chat_template',
+  'ipo_md.data.conversations',
   'ipo_md.data.encoding',
+  'ipo_md.data.example_checks',
   'ipo_md.data.examples',
   'ipo_md.data.hf_vocabulary',
+  'ipo_md.data.rendering',
 )
 
 
@@ -58,6 +68,7 @@ def load(
   feature_lengths: Mapping[str, int],
   cache_dir: str,
   module: str | Sequence[str] | None = None,
+  chat: chat_lib.Chat | None = None,
 ) -> examples.Examples:
   """Returns the examples of a task and makes their cache if there is none.
 
@@ -67,6 +78,7 @@ def load(
     feature_lengths: Lengths as for `data.tokenise`.
     cache_dir: CACHE_DIR, a local directory.
     module: MIXTURE_OR_TASK_MODULE, whose package is part of the fingerprint.
+    chat: The chat template, or None.
 
   Raises:
     ValueError: The directory is not local, or `data.tokenise` rejects a row.
@@ -76,7 +88,7 @@ def load(
       f'CACHE_DIR {cache_dir} is not a local directory. Its files are mapped '
       'into memory, so each host needs its own.'
     )
-  source = describe(task, split, feature_lengths, module)
+  source = describe(task, split, feature_lengths, module, chat)
   text = json.dumps(source, sort_keys=True)
   fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
   path = os.path.join(cache_dir, f'{task.name}-{split}-{fingerprint}')
@@ -84,7 +96,7 @@ def load(
   if columns is None:
     os.makedirs(cache_dir, exist_ok=True)
     with _unfinished(cache_dir) as folder:
-      _write(os.path.join(folder, 'cache'), task, split, source)
+      _write(os.path.join(folder, 'cache'), task, split, source, chat)
       _publish(os.path.join(folder, 'cache'), path)
     columns = _read(path)
     if columns is None:
@@ -126,6 +138,7 @@ def describe(
   split: str,
   feature_lengths: Mapping[str, int],
   module: str | Sequence[str] | None = None,
+  chat: chat_lib.Chat | None = None,
 ) -> dict[str, Any]:
   """Returns everything that the fingerprint of a task covers, as JSON.
 
@@ -141,6 +154,7 @@ def describe(
     split: Name of the split.
     feature_lengths: Lengths as for `data.tokenise`.
     module: MIXTURE_OR_TASK_MODULE.
+    chat: The chat template, or None.
   """
   return {
     'task': task.name,
@@ -156,6 +170,7 @@ def describe(
     # Rows that one run may leave out are an error in another.
     'MAX_BAD_ROWS': os.environ.get('MAX_BAD_ROWS', '0'),
     'code': _code(task, module),
+    'chat': None if chat is None else chat.digest,
   }
 
 
@@ -171,12 +186,15 @@ def _code(
   packages -= {'', 'seqio', 'tensorflow'}
   loaded = {
     name: getattr(found, '__file__', None)
-    for name, found in sorted(sys.modules.items())
-    if name.partition('.')[0] in packages or name in _READERS
+    for name, found in sys.modules.items()
+    if name.partition('.')[0] in packages
   }
+  for name in _READERS:  # whether they have been imported yet or not
+    spec = importlib.util.find_spec(name)
+    loaded[name] = spec and spec.origin
   return {
     name: _digest(pathlib.Path(path).read_bytes())
-    for name, path in loaded.items()
+    for name, path in sorted(loaded.items())
     if path is not None
   }
 
@@ -207,7 +225,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _vocabulary(vocabulary: types.Vocabulary) -> list[Any]:
   kind = type(vocabulary).__name__
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-    return [kind, vocabulary.vocab_size, _digest(vocabulary.sp_model)]
+    model = cast(bytes, vocabulary.sp_model)  # seqio loads it on access
+    return [kind, vocabulary.vocab_size, _digest(model)]
   return [kind, vocabulary.vocab_size, repr(_plain(vars(vocabulary)))]
 
 
@@ -225,14 +244,18 @@ def _digest(content: bytes) -> str:
 
 
 def _write(
-  path: str, task: seqio.Task, split: str, source: Mapping[str, Any]
+  path: str,
+  task: seqio.Task,
+  split: str,
+  source: Mapping[str, Any],
+  chat: chat_lib.Chat | None,
 ) -> None:
   """Tokenises into the new directory `path`, a chunk at a time."""
   os.mkdir(path)
   columns, files = {}, {}
   with contextlib.ExitStack() as stack:
     chunks = progress.progress(
-      examples.chunks(task, split, source['feature_lengths']),
+      examples.chunks(task, split, source['feature_lengths'], chat),
       task.source.num_input_examples(split) or 0,
       f'tokenising {task.name}, {split}',
       size=lambda chunk: len(chunk['inputs_lengths']),

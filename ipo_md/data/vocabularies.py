@@ -21,7 +21,7 @@ with epy.lazy_imports():
 
 def vocabulary(
   *,
-  mixture_or_task_name: str,
+  mixture_or_task_name: str | None,
   vocabulary: types.Vocabulary | None = None,
   module: str | Sequence[str] | None = None,
 ) -> types.Vocabulary:

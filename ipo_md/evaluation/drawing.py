@@ -113,7 +113,7 @@ def drawer(
     draw(name, checkpoint_path, sampler, *, k) -> Drawn.
   """
   mesh = jax.sharding.get_mesh()
-  tokens = dataset.rows(data.first_rows(dataset, prompts.examples))
+  tokens = dataset.prompts(data.first_rows(dataset, prompts.examples))
   reference_name = 'REFERENCE_CHECKPOINT_PATH'
 
   @functools.cache
@@ -168,10 +168,12 @@ def drawer(
           params, reference(), batch, key, model=model, sampler=sampler, k=k
         )
         found.append(multihost_utils.process_allgather(out, tiled=True))
-      found = jax.tree.map(
+      whole, log_prob, log_ratio = jax.tree.map(
         lambda *x: np.concatenate(x)[: prompts.examples], *found
       )
-      rows = drawn_samples.to_rows(*found, dataset, sampler.eos_id)
+      rows = drawn_samples.to_rows(
+        whole, log_prob, log_ratio, dataset, sampler.eos_id
+      )
       parts.put('samples', name, recipe, rows)
     return drawn_samples.from_rows(
       rows, tokens, dataset, sampler.max_new_tokens

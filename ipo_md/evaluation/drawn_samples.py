@@ -112,7 +112,10 @@ def from_rows(
   for n, row in enumerate(completions):
     for k, completion in enumerate(row):
       ids[n, k, : sizes[n, k]] = completion['ids']
-  tokens = types.Tokens(ids=ids, mask=np.arange(length) < sizes[..., None])
+  tokens = types.Tokens(
+    ids=types.as_leaf(ids),
+    mask=types.as_leaf(np.arange(length) < sizes[..., None]),
+  )
   ended = column('ended')
   return Drawn(
     samples=judges.Samples(

@@ -22,6 +22,7 @@ import gin
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
+import numpy as np
 
 from ipo_md import checkpoints
 from ipo_md import data
@@ -31,7 +32,7 @@ from ipo_md.core import identity
 from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import paths
 from ipo_md.core import progress
-from ipo_md.core import row_files
+from ipo_md.core import row_paths
 from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.evaluation import completions_file
@@ -42,9 +43,9 @@ class Prompts:
   """The source of the prompts: a file, or else a task.
 
   Attributes:
-    prompts_file: PROMPTS_FILE, with a prompt on each line, or JSON lines with a
-      field "prompt" if its name ends in .jsonl or .jsonl.gz. None for the
-      prompts of a task.
+    prompts_file: PROMPTS_FILE, with a prompt on each line; or rows with a field
+      "prompt", a text or a list of messages, if its name ends in .jsonl or
+      .jsonl.gz or if it is of Parquet or Arrow. None for the prompts of a task.
     task: Function that loads a task of prompts without targets (`data.load`).
     vocabulary: Function that returns the vocabulary for the prompts of a file
       (`data.vocabulary`).
@@ -62,7 +63,7 @@ class Prompts:
     """Identifies the file of the prompts, if there is one."""
     if self.prompts_file is None:
       return {}
-    found = identity.of_file(self.prompts_file, 'PROMPTS_FILE')
+    found = row_paths.identify(self.prompts_file, 'PROMPTS_FILE')
     return {} if found is None else {'PROMPTS_FILE': found}
 
   def load(self) -> data.Dataset:
@@ -75,9 +76,11 @@ class Prompts:
       return self.task()
     vocabulary = self.vocabulary()
     file = paths.absolute(self.prompts_file, 'PROMPTS_FILE')
-    texts = list(row_files.prompts(file, 'PROMPTS_FILE'))
-    found = data.of_prompts(self.prompts_file, texts, vocabulary)
-    room = self.prompt_format.room(self.task_feature_lengths['inputs'])
+    length = self.task_feature_lengths['inputs']
+    room = self.prompt_format.room(length)
+    chat = self.prompt_format.chat(vocabulary, length)
+    prompts = list(data.prompts_of(file, 'PROMPTS_FILE'))
+    found = data.of_prompts(self.prompts_file, prompts, vocabulary, chat)
     return data.Dataset(
       examples=(found,),
       rates=(1.0,),
@@ -155,13 +158,15 @@ def infer(
     return
   mesh = sharding.make_mesh(mesh_shape)
   dataset = prompts.load()
-  progress.say(', '.join(f'{k} {v:,}' for k, v in dataset.counts.items()))
+  progress.say(progress.counted(dataset.counts))
   data.check_vocabulary(dataset, model.config.vocab_size)
   output = epath.Path(model_dir) / completions_file.NAME
   bare = [e.prompts.row(i) for e in dataset.examples for i in range(len(e))]
   inputs['prompts'] = identity.Identity(
     path=prompts.prompts_file or dataset.examples[0].name,
-    digest=hashlib.sha256(b'|'.join(map(bytes, bare))).hexdigest()[:16],
+    digest=hashlib.sha256(
+      b'|'.join(map(bytes, bare + _rendered(dataset)))
+    ).hexdigest()[:16],
   )
   with (
     jax.set_mesh(mesh),
@@ -206,6 +211,12 @@ def infer(
         with output.open('a') as file:
           file.writelines(lines[max(done - i * batch_size, 0) :])
     model_dir_lib.complete(model_dir, 0)
+
+
+def _rendered(dataset: data.Dataset) -> list[np.ndarray]:
+  """Returns the prompts that a chat template made, if there is one."""
+  found = [e.rendered for e in dataset.examples if e.rendered is not None]
+  return [ragged.row(i) for ragged in found for i in range(len(ragged))]
 
 
 def _draw(

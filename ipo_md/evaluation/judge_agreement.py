@@ -10,6 +10,7 @@ import numpy as np
 
 from ipo_md import data
 from ipo_md import judges as judges_lib
+from ipo_md.core import progress
 from ipo_md.evaluation import drawn_samples
 from ipo_md.evaluation import judge_measures
 
@@ -135,7 +136,7 @@ def warning_lines(found: Mapping[str, Any]) -> list[str]:
 def labelled_pairs(
   dataset: data.Dataset, count: int
 ) -> tuple[judges_lib.Samples, np.ndarray]:
-  """Returns the first labelled pairs of a data set.
+  """Returns the first labelled pairs of a data set, and says its counts.
 
   Args:
     dataset: Data set of pairs with a preference.
@@ -147,17 +148,17 @@ def labelled_pairs(
   Raises:
     ValueError: The data set has no preferences.
   """
-  indices = [
-    (t, r) for t, e in enumerate(dataset.examples) for r in range(len(e))
-  ]
-  rows = dataset.rows(indices[:count])
-  if dataset.prompts_only or rows.preference is None:
+  rows = None
+  if not dataset.prompts_only:
+    rows = dataset.labelled(data.first_rows(dataset, count))
+  if rows is None or rows.preference is None:
     raise ValueError(
       f'Task {dataset.examples[0].name} has no pairs with a preference with '
       'which judges could be compared (PREFERENCE_TASK).'
     )
+  progress.say(f'labelled pairs: {progress.counted(dataset.counts)}')
   samples = judges_lib.Samples.of(rows.completions, dataset)
-  return samples, rows.preference
+  return samples, np.asarray(rows.preference)
 
 
 def _both_orders(
@@ -170,7 +171,7 @@ def _both_orders(
 
 def _longer(samples: judges_lib.Samples) -> np.ndarray:
   """Returns [N] tokens of y_1 minus tokens of y_2."""
-  lengths = samples.tokens.completions.mask.sum(axis=-1)
+  lengths = np.asarray(samples.tokens.completions.mask.sum(axis=-1))
   return lengths[:, 0] - lengths[:, 1]
 
 

@@ -167,8 +167,10 @@ def _matrix(
   estimates: Mapping[tuple[int, int], statistics.Estimate | None], count: int
 ) -> tuple[list, list]:
   """Fills matrices of values and of intervals from the estimates of pairs."""
-  values = [[None] * count for _ in range(count)]
-  intervals = [[[None, None]] * count for _ in range(count)]
+  values: list[list[float | None]] = [[None] * count for _ in range(count)]
+  intervals: list[list[list[float | None]]] = [
+    [[None, None]] * count for _ in range(count)
+  ]
   for i in range(count):
     values[i][i], intervals[i][i] = 0.5, [0.5, 0.5]
   for (i, k), estimate in estimates.items():

@@ -52,9 +52,7 @@ def given_as_text(
   """
   texts = [name for name, path in paths.items() if text_policies.is_texts(path)]
   of_tokens = [
-    name
-    for name, judge in judges.items()
-    if isinstance(judge, judges_lib.LearnedJudge)
+    name for name, judge in judges.items() if judges_lib.reads_tokens(judge)
   ]
   if texts and of_tokens:
     raise ValueError(
@@ -111,11 +109,17 @@ def judge_inputs(
   """
   return checkpoints.identify_all(
     {
-      f'JUDGES[{name!r}]': judge.checkpoint_path
+      key: path
       for name, judge in judges.items()
-      if isinstance(judge, judges_lib.LearnedJudge)
+      for key, path in _checkpoints(f'JUDGES[{name!r}]', judge).items()
     }
   )
+
+
+def _checkpoints(name: str, judge: judges_lib.HostJudge) -> dict[str, str]:
+  """Returns the paths of a judge's checkpoints, each with a name."""
+  paths = judges_lib.checkpoint_paths(judge)
+  return {f'{name}[{i}]' if i else name: p for i, p in enumerate(paths)}
 
 
 def model_dirs(
@@ -134,8 +138,7 @@ def model_dirs(
   """
   paths = dict(paths)
   for name, judge in judges.items():
-    if isinstance(judge, judges_lib.LearnedJudge):
-      paths[name] = judge.checkpoint_path
+    paths |= _checkpoints(name, judge)
   found = {}
   for name, path in paths.items():
     path = paths_lib.absolute(path.removesuffix(':best'), name)

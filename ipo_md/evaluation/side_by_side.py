@@ -142,8 +142,9 @@ def side_by_side(
     return
   parts = part_store.Folder(model_dir)
   runs = rows_lib.model_dirs(paths, judges)
-  judges = {n: _kept(n, judge, parts) for n, judge in judges.items()}
+  judges = {n: _cached(n, judge, parts) for n, judge in judges.items()}
   dataset = prompts.load()
+  progress.say(progress.counted(dataset.counts))
   with (
     jax.set_mesh(sharding.make_mesh(mesh_shape)),
     model_dir_lib.claimed(model_dir, gin.config_str(), **claim),
@@ -255,15 +256,19 @@ def _check(groups, judges, compared, best_of, agreement) -> None:
     )
 
 
-def _kept(
+def _cached(
   name: str, judge: judges_lib.HostJudge, parts: part_store.Folder
 ) -> judges_lib.CachedJudge:
   """Wraps a judge so that an interrupted run finds its judgements again."""
-  recipe = {'bindings': model_dir_lib.bindings(gin.config_str())}
-  if isinstance(judge, judges_lib.LearnedJudge):
-    recipe['checkpoint'] = checkpoints.identity(
-      judge.checkpoint_path, f'the checkpoint path of JUDGES[{name!r}]'
-    )
+  recipe: dict[str, Any] = {
+    'bindings': model_dir_lib.bindings(gin.config_str())
+  }
+  read = [
+    checkpoints.identity(path, f'the checkpoint path of JUDGES[{name!r}]')
+    for path in judges_lib.checkpoint_paths(judge)
+  ]
+  if read:
+    recipe['checkpoint'] = read[0] if len(read) == 1 else read
   return judges_lib.CachedJudge(judge, name, parts, recipe)
 
 

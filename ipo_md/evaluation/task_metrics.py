@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 import numpy as np
 import seqio
@@ -41,7 +43,9 @@ def of_task(
   def of(target: str, completion: str) -> dict[str, float]:
     target = task.postprocess_fn(target, example=None, is_target=True)
     said = task.postprocess_fn(completion, example=None, is_target=False)
-    found = [metric([target], [said]) for metric in task.predict_metric_fns]
+    found: list[Mapping[str, Any]] = [
+      metric([target], [said]) for metric in task.predict_metric_fns
+    ]
     return {name: float(v) for values in found for name, v in values.items()}
 
   def measure(prompts, completions):
@@ -51,6 +55,7 @@ def of_task(
   return measure
 
 
+@judges.declare(runs_on='host')
 @dataclasses.dataclass(frozen=True)
 class MetricJudge:
   """A judge that prefers the completion with the higher metric.
@@ -76,8 +81,8 @@ class MetricJudge:
         task has no such metric.
     """
     dataset, count = self.dataset(), len(samples.prompts)
-    rows = dataset.rows(data.first_rows(dataset, count))
-    if judges.decode_prompts(rows, dataset) != list(samples.prompts):
+    prompts = dataset.prompts(data.first_rows(dataset, count))
+    if judges.decode_prompts(prompts, dataset) != list(samples.prompts):
       raise ValueError(
         f'MetricJudge knows the targets of the first {count} prompts of '
         f'{self.mixture_or_task_name} alone, but is asked about others.'
@@ -102,5 +107,5 @@ class MetricJudge:
 
 def _without_eos(dataset: data.Dataset, task: int, row: int) -> list[int]:
   """Returns the target of a row without EOS."""
-  ids = dataset.examples[task].targets.row(row)
+  ids = dataset.examples[task].completions.row(row)
   return ids[ids != dataset.vocabulary.eos_id].tolist()

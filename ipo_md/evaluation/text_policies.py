@@ -95,7 +95,7 @@ def read(
         'split (INFER_SPLIT, HELD_OUT_SPLIT).'
       )
     rows.append({'prompt': ours, 'completions': [completion], 'length': length})
-  prompts = dataset.rows(data.first_rows(dataset, count))
+  prompts = dataset.prompts(data.first_rows(dataset, count))
   drawn = drawn_samples.from_rows(rows, prompts, dataset, width)
   lengths = np.array([[row['length']] for row in rows])
   return dataclasses.replace(drawn, length=lengths)

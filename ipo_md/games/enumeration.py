@@ -16,7 +16,7 @@ Array = Any  # A numpy or a JAX array.
 def expected_loss(
   loss: Callable[[Array, Array], Array],
   log_ratio: Array,
-  feedback: np.ndarray,
+  feedback: Array,
   samplers: Sequence[Array],
 ) -> Array:
   """Averages a loss over all y_1, ..., y_K, each drawn from its own sampler.

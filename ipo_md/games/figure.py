@@ -143,7 +143,7 @@ def _place_label(
   outwards = point - _CORNERS.mean(axis=0)
   place = point + away * outwards / np.linalg.norm(outwards)
   style = {'ha': 'center', 'va': 'center', 'rotation_mode': 'anchor'} | style
-  axes.text(*place, text, **style)
+  axes.text(place[0], place[1], text, **style)
 
 
 def _color(start: int) -> str:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from ipo_md import judges
 from ipo_md import models
 from ipo_md.core import types
 from ipo_md.games import exact
@@ -85,6 +86,9 @@ def tree(*, seed: int, vocab_size: int) -> Game:
   )
 
 
+@judges.declare(
+  runs_on='device', gives=('preference', 'rewards'), has_params=True
+)
 def matrix_judge(
   params: types.Params, completions: types.Completions
 ) -> types.Labelled:
@@ -188,7 +192,8 @@ def measure(
     gain = exact.exploitability(policy, game.preference, reference, tau=tau)
     return gain, exact.kl(nash, policy)
 
-  found = dict(zip(('exploitability', 'kl'), against(policy, tau), strict=True))
+  gain, kl = against(policy, tau)
+  found = {'exploitability': gain, 'kl': kl}
   if 0 < mixture_coef < 1:
     mixed = token_mixture(logits, game.reference, mixture_coef)
     gain, kl = against(mixed, tau / (1 - mixture_coef))

@@ -90,6 +90,9 @@ def _all_sequences(game: game_lib.Game) -> types.Completions:
   """Returns all N sequences as completions [1, N, depth] of one prompt."""
   tokens = tabular.sequences(game.vocab_size, game.depth)
   return types.Completions(
-    prompts=types.Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool)),
+    prompts=types.Tokens(
+      types.as_leaf(np.zeros((1, 1), np.int32)),
+      types.as_leaf(np.ones((1, 1), bool)),
+    ),
     completions=types.Tokens(tokens.ids[None], tokens.mask[None]),
   )

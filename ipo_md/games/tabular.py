@@ -160,7 +160,7 @@ def sequences(
   for i, row in enumerate(rows):
     ids[i, : len(row)] = row
     mask[i, : len(row)] = True
-  return types.Tokens(ids, mask)
+  return types.Tokens(types.as_leaf(ids), types.as_leaf(mask))
 
 
 def sequence_log_probs(logits: np.ndarray) -> np.ndarray:

@@ -7,6 +7,11 @@ and with y_i shown second. A judge that does not depend on the order yields the
 same number twice. NaN stands for an answer that names no winner and counts as a
 tie. A judge yields pair by pair, so that each result can be stored as soon as
 it is known.
+
+  judge.rewards(samples) returns [N, K], or None
+
+A judge that declares rewards has this method too. P(y_i > y_k | x) is then
+sigmoid(r_i - r_k) (Bradley-Terry), which `of_rewards` yields.
 """
 
 from collections.abc import Callable
@@ -61,7 +66,12 @@ class TextJudge:
 
 
 @identity.reads(checkpoint_path=checkpoints.identify)
-@declaration.declare(runs_on='host')
+@declaration.declare(
+  runs_on='host',
+  gives=('preference', 'rewards'),
+  reads='tokens',
+  checkpoint=lambda judge: judge.checkpoint_path,
+)
 class LearnedJudge:
   """Runs a `DeviceJudge` with the parameters of a checkpoint.
 
@@ -73,7 +83,8 @@ class LearnedJudge:
     model: The network of the judge.
     checkpoint_path: Path of the judge's parameters.
     batch_size: Number of prompts that are judged at a time.
-    label: Text shown by the progress bar.
+    label: Text shown by the progress bar. None shows none, for a judge that is
+      called at every update.
   """
 
   def __init__(
@@ -83,8 +94,9 @@ class LearnedJudge:
     model: models.Model,
     checkpoint_path: str,
     batch_size: int,
-    label: str = 'judging',
+    label: str | None = 'judging',
   ):
+    self._gives = declaration.found(judge)
     self._judge = jax.jit(judge)
     self._model = model
     self.checkpoint_path = checkpoint_path
@@ -95,29 +107,47 @@ class LearnedJudge:
   def __call__(
     self, samples: samples_lib.Samples, pairs: samples_lib.Pairs
   ) -> Iterator[np.ndarray]:
-    params = self._load(samples.vocabulary)
-    two = jax.eval_shape(self._judge, params, _columns(samples.tokens, (0, 1)))
+    params, tokens = self._load(samples), self._tokens(samples)
+    two = jax.eval_shape(self._judge, params, _columns(tokens, (0, 1)))
     if two.matrix is not None:
-      for found in self._run(params, samples.tokens, pairs, 'matrix'):
+      for found in self._run(params, tokens, pairs, 'matrix'):
         yield np.stack([found[:, 0, 1], 1 - found[:, 1, 0]], axis=-1)
     elif two.rewards is not None:
       every = range(len(samples.texts[0]))
-      (rewards,) = self._run(params, samples.tokens, [every], 'rewards')
-      for i, k in pairs:
-        margin = rewards[:, i].astype(np.float64) - rewards[:, k]
-        yield np.stack([special.expit(margin)] * 2, axis=-1)
+      (rewards,) = self._run(params, tokens, [every], 'rewards')
+      yield from of_rewards(rewards, pairs)
     else:
-      for found in self._run(params, samples.tokens, pairs, 'preference'):
+      for found in self._run(params, tokens, pairs, 'preference'):
         yield np.stack([found] * 2, axis=-1)
 
-  def _load(self, vocabulary: types.Vocabulary) -> types.Params:
+  def rewards(self, samples: samples_lib.Samples) -> np.ndarray | None:
+    """Returns rewards [N, K] in nats, or None if the judge gives none."""
+    if self._gives is not None and 'rewards' not in self._gives.gives:
+      return None
+    params, tokens = self._load(samples), self._tokens(samples)
+    every = range(len(samples.texts[0]))
+    judged = jax.eval_shape(self._judge, params, _columns(tokens, every))
+    if judged.rewards is None:
+      return None
+    (rewards,) = self._run(params, tokens, [every], 'rewards')
+    return rewards
+
+  def _tokens(self, samples: samples_lib.Samples) -> types.Completions:
+    """Returns the prompts [N, P] and completions [N, K, T] that are read."""
+    return samples.tokens
+
+  def _vocabulary(self, samples: samples_lib.Samples) -> types.Vocabulary:
+    """Returns the vocabulary of `_tokens`."""
+    return samples.vocabulary
+
+  def _load(self, samples: samples_lib.Samples) -> types.Params:
     if self._params is None:
       self._params = checkpoints.load_params(
         self.checkpoint_path,
         self._model,
         jax.sharding.get_mesh(),
         name='the checkpoint path of a judge',
-        vocabulary=vocabulary,
+        vocabulary=self._vocabulary(samples),
       )
     return self._params
 
@@ -144,7 +174,10 @@ class LearnedJudge:
     starts = range(0, count, self._batch_size)
     work = [(columns, start) for columns in groups for start in starts]
     found = []
-    for columns, start in progress.progress(work, len(work), self._label):
+    shown = work
+    if self._label is not None:
+      shown = progress.progress(work, len(work), self._label)
+    for columns, start in shown:
       rows = np.arange(start, start + self._batch_size) % count
       batch = jax.tree.map(lambda x, r=rows: x[r], _columns(tokens, columns))
       judged = self._judge(params, jax.device_put(batch, placed))
@@ -155,7 +188,7 @@ class LearnedJudge:
         found = []
 
 
-@declaration.declare(runs_on='host')
+@declaration.declare(runs_on='host', parts=lambda judge: [judge.judge])
 class CachedJudge:
   """Stores the judgements of another judge, and asks it about new pairs only.
 
@@ -173,7 +206,7 @@ class CachedJudge:
     parts: part_store.Folder,
     recipe: part_store.Recipe,
   ):
-    self._judge, self._name, self._parts = judge, name, parts
+    self.judge, self._name, self._parts = judge, name, parts
     self._recipe = {'judge': name, **recipe}
 
   def __call__(
@@ -193,12 +226,12 @@ class CachedJudge:
     recipes = [
       {**self._recipe, 'pair': [columns[i], columns[k]]} for i, k in pairs
     ]
-    found = [
+    found: list[list | np.ndarray | None] = [
       self._parts.get('judgements', self._name, recipe) for recipe in recipes
     ]
     missing = [j for j, rows in enumerate(found) if rows is None]
     if missing:
-      judged = self._judge(samples, [pairs[j] for j in missing])
+      judged = self.judge(samples, [pairs[j] for j in missing])
       for j, rows in zip(missing, judged, strict=True):
         found[j] = rows
         self._parts.put('judgements', self._name, recipes[j], rows.tolist())
@@ -243,6 +276,56 @@ def preference(
     [N, J] P(y_i > y_k | x).
   """
   return samples_lib.mean_over_orders(in_both_orders(judge, samples, pairs))
+
+
+def feedback(
+  judge: samples_lib.HostJudge, samples: samples_lib.Samples
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """Returns what a judge says about the K completions of each prompt.
+
+    preference, rewards = feedback(judge, samples)
+
+  Args:
+    judge: The judge.
+    samples: K completions of each of N prompts.
+
+  Returns:
+    [N] preference, None unless K = 2; and [N, K] rewards, None if the judge
+    gives none.
+
+  Raises:
+    ValueError: The judge only compares, and K is not 2.
+  """
+  k = len(samples.texts[0])
+  rewards = None
+  if 'rewards' in declaration.gives(judge):
+    rewards = judge.rewards(samples)  # pyright: ignore[reportFunctionMemberAccess]  # as it declares
+  if rewards is not None:
+    (judged,) = of_rewards(rewards, [(0, 1)]) if k == 2 else (None,)
+    return None if judged is None else judged[:, 0], rewards
+  if k != 2:
+    raise ValueError(
+      f'MIXTURE_COEFS has {k} entries, but JUDGE gives no rewards: it compares '
+      '2 completions of a prompt.'
+    )
+  return preference(judge, samples, [(0, 1)])[:, 0], None
+
+
+def of_rewards(
+  rewards: np.ndarray, pairs: samples_lib.Pairs
+) -> Iterator[np.ndarray]:
+  """Yields the preferences of a judge that gives rewards.
+
+  Args:
+    rewards: [N, K] rewards in nats.
+    pairs: Pairs of indices into the completions.
+
+  Yields:
+    [N, 2] sigmoid(r_i - r_k) of each pair, the same in both orders.
+  """
+  for i, k in pairs:
+    margin = rewards[:, i].astype(np.float64) - rewards[:, k]
+    yield np.stack([special.expit(margin)] * 2, axis=-1)
 
 
 def best_of(

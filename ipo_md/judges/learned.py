@@ -21,7 +21,7 @@ from ipo_md.core import types
 from ipo_md.judges import declaration
 from ipo_md.judges import template as template_lib
 
-DeviceJudge = Callable[[types.Params, types.Completions], types.Labelled]
+DeviceJudge = Callable[..., types.Labelled]
 
 
 @declaration.declare(

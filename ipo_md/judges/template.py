@@ -26,7 +26,8 @@ class Template:
     prompt: Constants around {text}, {first} and, for a comparator, {second}.
     length: JUDGE_LENGTH, the tokens of the joined prompt, including EOS.
     prompt_format: The policy's prompt format. What it adds to a prompt is
-      removed again.
+      removed again. Of a conversation that a chat template rendered, {text} is
+      the plain form.
 
   Raises:
     ValueError: The prompt has other fields.
@@ -58,6 +59,8 @@ class Template:
       ValueError: The prompt may exceed `length` even without the text.
     """
     eos = self.vocabulary.eos_id
+    if eos is None:
+      raise ValueError(f'{self.vocabulary} has no EOS, which ends the prompt.')
     segments = []
     for part in re.split(r'({\w+})', self.prompt):
       if part.startswith('{'):
@@ -89,4 +92,6 @@ class Template:
 
 def _constant(ids: Sequence[int]) -> types.Tokens:
   array = np.array([ids], np.int32)
-  return types.Tokens(ids=array, mask=np.ones(array.shape, bool))
+  return types.Tokens(
+    ids=types.as_leaf(array), mask=types.as_leaf(np.ones(array.shape, bool))
+  )

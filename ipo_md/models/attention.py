@@ -209,7 +209,7 @@ def _in_blocks(
   f: Callable[..., jax.Array],
   block: int,
   arrays: Sequence[jax.Array],
-  axes: Sequence[int | None],
+  axes: tuple[int, *tuple[int | None, ...]],
 ) -> jax.Array:
   """Computes f(*arrays) one block of queries at a time.
 

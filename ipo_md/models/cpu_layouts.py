@@ -43,8 +43,7 @@ def enabled() -> bool:
   return partitioning.on_one_cpu()
 
 
-@flax.struct.dataclass
-class Panels(sampling_kernels.Kernel):
+class Panels(sampling_kernels.Kernel, flax.struct.PyTreeNode):
   """A kernel in panels of 64 columns.
 
   For a product with few rows, XLA packs the kernel from short pieces that lie
@@ -78,8 +77,7 @@ def in_panels(kernel: jax.Array) -> Panels:
   return Panels(tuple(parts), outputs)
 
 
-@flax.struct.dataclass
-class Strips:
+class Strips(flax.struct.PyTreeNode):
   """Keys [N, H, D, S] in strips of 64 columns."""
 
   array: jax.Array  # [N, H, C, D, 64]; zeros pad the last of C strips

@@ -73,7 +73,7 @@ class DecoderLayer(nnx.Module):
     index: jax.Array | int,
     mask: jax.Array | None,
     rng: jax.Array | None,
-  ) -> tuple[jax.Array, Any, jax.Array]:
+  ) -> tuple[jax.Array, Any, jax.Array | float]:
     """Applies one layer to completions.
 
     Args:
@@ -103,7 +103,7 @@ class DecoderLayer(nnx.Module):
   def _mlp(self, x, mask, rng):
     dtype, loss = self.config.dtype, 0.0
     y = self.pre_mlp_layer_norm(x, dtype)
-    if self.config.num_experts > 1:
+    if isinstance(self.mlp, experts_lib.Experts):
       y, loss = self.mlp(y, dtype, mask)
     else:
       y = self.mlp(y, dtype)

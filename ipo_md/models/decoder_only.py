@@ -32,6 +32,9 @@ class DecoderOnly(network.Network):
       DecoderOnly.emb_dim and so on.
   """
 
+  config: decoder_config.DecoderOnlyConfig
+  decoder: '_Decoder'
+
   def __init__(self, rngs: nnx.Rngs, **config: Any):
     self.config = cfg = decoder_config.DecoderOnlyConfig(**config)
     self.token_embedder = layers.Embed(rngs, cfg.vocab_size, cfg.emb_dim, 0.02)
@@ -67,6 +70,8 @@ class DecoderOnly(network.Network):
 
 class _Decoder(network.Decoder):
   """The layers, the final norm and the heads."""
+
+  config: decoder_config.DecoderOnlyConfig
 
   def __init__(self, rngs: nnx.Rngs, cfg: decoder_config.DecoderOnlyConfig):
     self.config = cfg

@@ -21,8 +21,7 @@ REMAT_POLICIES = {
 }
 
 
-@flax.struct.dataclass
-class PerLayer:
+class PerLayer(flax.struct.PyTreeNode):
   """A stacked parameter [L, ...] that was separated into its layers.
 
   This happens before the sampling loop. Inside it, every token would copy the

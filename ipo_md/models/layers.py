@@ -8,6 +8,7 @@ product with more axes is twice as slow.
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
+from typing import Literal
 
 from flax import nnx
 import jax
@@ -18,7 +19,10 @@ from ipo_md.models import cpu_layouts
 from ipo_md.models import sampling_kernels
 
 
-def kernel_init(distribution: str, divisor: float = 1.0) -> Callable:
+def kernel_init(
+  distribution: Literal['normal', 'truncated_normal', 'uniform'],
+  divisor: float = 1.0,
+) -> Callable:
   """Makes a variance-scaling initialiser over the fan-in of the last two axes.
 
   Args:
@@ -212,10 +216,11 @@ class Mlp(nnx.Module):
       [..., E] activations.
     """
     product = product or (lambda dense, x: dense(x, dtype))
-    hidden = 1
+    hidden: jax.Array | int = 1
     for name, activation in zip(self.names, self.activations, strict=True):
       y = product(getattr(self, name), x)
       hidden = ACTIVATIONS[activation](y) * hidden
+    assert not isinstance(hidden, int)  # there is an activation
     return product(self.wo, dropout(hidden))
 
 
@@ -237,7 +242,9 @@ def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def split(rng: jax.Array | None, n: int) -> Sequence[jax.Array | None]:
+def split(
+  rng: jax.Array | None, n: int
+) -> Sequence[jax.Array | None] | jax.Array:
   """Splits a key into n keys; None gives n times None."""
   return (None,) * n if rng is None else jax.random.split(rng, n)
 

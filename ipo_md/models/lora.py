@@ -25,8 +25,7 @@ from ipo_md.models import sampling_weights
 RANK_AXIS = 'lora_rank'  # logical axis of size r in every adapter
 
 
-@flax.struct.dataclass
-class AdaptedKernel:
+class AdaptedKernel(flax.struct.PyTreeNode):
   """The kernel W + scale A B in factored form, for `layers.Dense`."""
 
   kernel: jax.Array  # [..., in, out]
@@ -77,9 +76,12 @@ class Lora(model_lib.Model):
     if rank < 1:
       raise ValueError(f'LORA_RANK = {rank} is below 1.')
     self._base = base
+    self.log_ratio_dtype = base.log_ratio_dtype
     self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
-    self._axes = flax.traverse_util.flatten_dict(base.logical_axes, sep='/')
-    self._kernels = {
+    self._axes: dict[str, Any] = flax.traverse_util.flatten_dict(
+      base.logical_axes, sep='/'
+    )
+    self._kernels: dict[str, Any] = {
       path: leaf
       for path, leaf in flax.traverse_util.flatten_dict(
         base.abstract_params, sep='/'
@@ -169,8 +171,10 @@ class Lora(model_lib.Model):
       raise ValueError(
         'LoRA adapts the reference: set REFERENCE_CHECKPOINT_PATH.'
       )
-    flat = flax.traverse_util.flatten_dict(frozen.reference, sep='/')
-    adapters = flax.traverse_util.flatten_dict(params, sep='/')
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(
+      frozen.reference, sep='/'
+    )
+    adapters: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
     for path in self._kernels:
       flat[path] = AdaptedKernel(
         kernel=flat[path],

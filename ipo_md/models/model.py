@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ipo_md.core import types
 from ipo_md.models import kv_cache
 from ipo_md.models import layer_stack
+from ipo_md.models import network as network_lib
 from ipo_md.models import sampling_weights
 
 
@@ -30,13 +31,21 @@ class Model:
   there is no dropout.
 
   Args:
-    network: Function that makes the module from its random keys. The module
-      has the methods `encode`, `decode`, `init_cache`, `logits` and `reward` of
-      this class, without the argument `params`.
+    network: Function that makes the module, an `nnx.Module`, from its random
+      keys. The module has the methods `encode`, `decode`, `init_cache`,
+      `logits` and `reward` of this class, without the argument `params`.
+    log_ratio_dtype: Type in which a step compares policy and reference if the
+      activations are narrower than float32 (`sampling.log_prob`).
   """
 
-  def __init__(self, network: Callable[[nnx.Rngs], nnx.Module]):
+  def __init__(
+    self,
+    network: Callable[..., network_lib.Interface],
+    *,
+    log_ratio_dtype: str = 'float32',
+  ):
     self._network = network
+    self.log_ratio_dtype = log_ratio_dtype
     self._graphdef, self._abstract = nnx.split(
       nnx.eval_shape(lambda: network(nnx.Rngs(0))), nnx.Param
     )
@@ -70,7 +79,10 @@ class Model:
     """
     if jnp.dtype(self.config.dtype) == jnp.dtype(dtype):
       return self
-    return Model(functools.partial(self._network, dtype=dtype))
+    return Model(
+      functools.partial(self._network, dtype=dtype),
+      log_ratio_dtype=self.log_ratio_dtype,
+    )
 
   @property
   def base(self) -> 'Model':
@@ -142,7 +154,7 @@ class Model:
     """
     return nnx.to_pure_dict(nnx.state(self._network(nnx.Rngs(rng)), nnx.Param))
 
-  def bind(self, params: types.Params) -> nnx.Module:
+  def bind(self, params: types.Params) -> network_lib.Interface:
     """Returns the module with these parameters."""
     return nnx.merge(self._graphdef, params)
 

@@ -44,8 +44,7 @@ class Kernel:
     raise NotImplementedError
 
 
-@flax.struct.dataclass
-class Transposed(Kernel):
+class Transposed(Kernel, flax.struct.PyTreeNode):
   """The transpose of W: the weights of each output are contiguous."""
 
   array: jax.Array  # [..., out, in]
@@ -59,8 +58,7 @@ class Transposed(Kernel):
     )
 
 
-@flax.struct.dataclass
-class Scaled(Kernel):
+class Scaled(Kernel, flax.struct.PyTreeNode):
   """A kernel rounded to int8 with one scale per output.
 
   W_io = s_o q_io with integers q.

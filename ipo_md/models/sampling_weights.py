@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ipo_md.core import sharding
+from ipo_md.core import types
 from ipo_md.models import cpu_layouts
 from ipo_md.models import layer_stack
 from ipo_md.models import sampling_kernels
@@ -75,9 +76,7 @@ def _rearranged(
   return sampling_kernels.Transposed(_placed(kernel.swapaxes(-1, -2), axes))
 
 
-def _placed(
-  array: jax.Array, axes: tuple[str, ...]
-) -> jax.Array | layer_stack.PerLayer:
+def _placed(array: jax.Array, axes: tuple[str, ...]) -> types.Params:
   """Gathers an array off the `fsdp` axis and separates its layers."""
   array = _layers_apart(_gathered(array, axes), axes)
   # Without the barrier every token lays out the vectors of a layer again.
@@ -85,9 +84,7 @@ def _placed(
   return jax.lax.optimization_barrier(array) if vectors else array
 
 
-def _layers_apart(
-  array: jax.Array, axes: tuple[str, ...]
-) -> jax.Array | layer_stack.PerLayer:
+def _layers_apart(array: jax.Array, axes: tuple[str, ...]) -> types.Params:
   if axes[0] != 'layers':
     return array
   return layer_stack.take_apart(array, array.shape[0])

@@ -30,6 +30,9 @@ class T5(network.Network):
     **config: The fields of `T5Config`. In gin they are T5.emb_dim and so on.
   """
 
+  config: t5_config.T5Config
+  decoder: '_Decoder'
+
   def __init__(self, rngs: nnx.Rngs, **config: Any):
     self.config = cfg = t5_config.T5Config(**config)
     self.token_embedder = layers.Embed(rngs, cfg.vocab_size, cfg.emb_dim, 1.0)
@@ -109,6 +112,8 @@ class _Encoder(nnx.Module):
 
 class _Decoder(network.Decoder):
   """The decoder layers, their common position bias, norm and heads."""
+
+  config: t5_config.T5Config
 
   def __init__(self, rngs: nnx.Rngs, cfg: t5_config.T5Config):
     self.config = cfg

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from ipo_md import models
+from ipo_md.core import averages
 from ipo_md.core import types
 from ipo_md.optim import optimizers
 
@@ -40,10 +41,10 @@ def accumulate(
       is not a mean over prompts. None gives all parts the same weight.
 
   Returns:
-    A step with the same arguments and results. Its metrics are weighted means
-    over the parts, except that `tokens` is a sum and `grad_norm` the norm of
-    g. It raises ValueError if the state has a moving average, because a step
-    updates that itself.
+    A step with the same arguments and results. Its metrics are those of the
+    whole batch, as `averages` reduces them; plain numbers are averaged with the
+    weights of the parts, and `grad_norm` is the norm of g. It raises ValueError
+    if the state has a moving average, because a step updates that itself.
   """
   if parts == 1:
     return step
@@ -85,11 +86,9 @@ def accumulate(
       add, zeros, (split, weights, jnp.arange(parts))
     )
     with jax.named_scope('update'):
-      means = {k: jnp.sum(weights * v) for k, v in metrics.items()}
-      if 'tokens' in metrics:
-        means['tokens'] = jnp.sum(metrics['tokens'])
+      found = averages.over_parts(metrics, weights)
       state, applied = optimizers.apply(optimizer, grads, state)
-      return state, {**means, **applied}
+      return state, {**found, **applied}
 
   return whole
 
@@ -106,10 +105,10 @@ def _collector(weight: jax.Array) -> optax.GradientTransformation:
   Its updates are zeros.
   """
 
-  def update(grads, total, params):
+  def update(updates, state, params=None):
     del params
-    total = jax.tree.map(lambda t, g: t + weight * g, total, grads)
-    return jax.tree.map(jnp.zeros_like, grads), total
+    total = jax.tree.map(lambda t, g: t + weight * g, state, updates)
+    return jax.tree.map(jnp.zeros_like, updates), total
 
   return optax.GradientTransformation(lambda params: params, update)
 

@@ -125,7 +125,7 @@ def adafactor(
     out = jax.tree.map(leaf, params, logical_axes)
     return AdafactorState(jnp.zeros((), jnp.int32), *_unzip(params, out))
 
-  def update(grads, state, params):
+  def update(updates, state, params=None):
     decay = 1 - (state.count.astype(jnp.float32) + 1) ** -decay_rate
     rate = schedules.learning_rate_at(learning_rate, state.count)
 
@@ -142,7 +142,7 @@ def adafactor(
       )
 
     out = jax.tree.map(
-      leaf, params, logical_axes, grads, state.v_row, state.v_col, state.v
+      leaf, params, logical_axes, updates, state.v_row, state.v_col, state.v
     )
     updates, *moments = _unzip(params, out)
     return updates, AdafactorState(state.count + 1, *moments)
@@ -212,12 +212,12 @@ def skipping(
   def init(params):
     return SkippingState(optimizer.init(params), jnp.zeros((), jnp.int32))
 
-  def update(grads, state, params):
-    norm = optax.tree.norm(grads)
+  def update(updates, state, params=None):
+    norm = optax.tree.norm(updates)
     good = jnp.isfinite(norm)
     if max_gradient_norm is not None:
       good &= norm <= max_gradient_norm
-    updates, inner = optimizer.update(grads, state.inner, params)
+    updates, inner = optimizer.update(updates, state.inner, params)
     return (
       jax.tree.map(lambda u: jnp.where(good, u, 0), updates),
       SkippingState(

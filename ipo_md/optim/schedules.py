@@ -104,11 +104,11 @@ def stepwise(
   return lambda step: _floor(decay(step))
 
 
-def _warmup(step: jax.Array, warmup_steps: int) -> jax.Array:
+def _warmup(step: jax.Array, warmup_steps: int) -> jax.Array | float:
   return jnp.minimum(1.0, step / max(1, warmup_steps)) if warmup_steps else 1.0
 
 
-def _floor(learning_rate: jax.Array) -> jax.Array:
+def _floor(learning_rate: jax.typing.ArrayLike) -> jax.Array:
   return jnp.maximum(learning_rate, _MIN_LEARNING_RATE)
 
 

@@ -99,7 +99,7 @@ def plot(figure: figures.Figure) -> matplotlib.figure.Figure:
 def heat_map(
   names: Sequence[str],
   rates: Sequence[Sequence[float | None]],
-  bounds: Sequence[Sequence[Sequence[float] | None]],
+  bounds: Sequence[Sequence[Sequence[float | None]]],
 ) -> matplotlib.figure.Figure:
   """Draws the win rates of rows over columns, with their intervals.
 

@@ -51,23 +51,23 @@ def write(folder: str, runs: Mapping[str, str] | None = None) -> str:
   Raises:
     ValueError: results.json contradicts itself.
   """
-  folder = epath.Path(folder)
-  results = json.loads((folder / 'results.json').read_text())
+  directory = epath.Path(folder)
+  results = json.loads((directory / 'results.json').read_text())
   check(results)
   sweep = {}
-  if (folder / 'sweep.json').exists():
-    sweep = json.loads((folder / 'sweep.json').read_text())
-  home = folder.resolve().parent
+  if (directory / 'sweep.json').exists():
+    sweep = json.loads((directory / 'sweep.json').read_text())
+  home = directory.resolve().parent
   places = {name: epath.Path(path) for name, path in (runs or {}).items()}
   swept = {r['name']: home / r['name'] for r in sweep.get('runs', [])}
   known = set(map(str, swept.values()))
   places = swept | {k: v for k, v in places.items() if str(v) not in known}
   histories = {name: _history(v, str(home)) for name, v in places.items()}
   drawn = figures.every(results, histories, sweep)
-  path = folder / 'index.html'
-  with (folder / 'completions.jsonl').open() as completions:
+  path = directory / 'index.html'
+  with (directory / 'completions.jsonl').open() as completions:
     path.write_text(page(results, completions, histories, drawn, sweep))
-  figure_files.write(folder / 'figures', drawn, results)
+  figure_files.write(directory / 'figures', drawn, results)
   return str(path)
 
 

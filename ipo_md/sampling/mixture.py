@@ -1,10 +1,10 @@
-"""Completions from the geometric mixture of policy and reference.
+"""Samples completions from the geometric mixture of policy and reference.
 
   log pi_b(. | y_<n) = (1 - b) log pi(. | y_<n) + b log pi_ref(. | y_<n) + const
 
-normalised at each token; b weighs the *reference* (IPO-MD, arXiv 2403.08635).
-Policy and reference keep a cache each: a mixture is not a coin flip between
-two samplers, and one cache cannot serve two models.
+The mixture is normalised at each token, and b is the weight of the *reference*
+(IPO-MD, https://arxiv.org/abs/2403.08635). It is not a coin flip between two
+samplers: both models score every token, each with a cache of its own.
 """
 
 from collections.abc import Sequence
@@ -19,30 +19,28 @@ from ipo_md.core import partitioning
 from ipo_md.core import types
 from ipo_md.sampling import sequences
 
-# A token attends to all columns of a cache, filled or not. So the caches grow,
-# by at least so many tokens, and each width has a loop of its own. A TPU keeps
-# 128 columns in a tile: less is not fewer.
+# A token attends to all columns of a cache, filled or not. The caches therefore
+# grow, by at least CACHE_BLOCK tokens at a time, and each width has a loop of
+# its own. A TPU stores 128 columns in a tile, so that fewer cost as much.
 CACHE_BLOCK = 64
 _TPU_TILE_COLUMNS = 128
 MAX_CACHE_WIDTHS = 4
 
 
-@flax.struct.dataclass
-class Sampled:
-  """K completions of B prompts and what the models think of them.
+class Sampled(flax.struct.PyTreeNode):
+  """K completions of B prompts with their log-probabilities.
 
-  Log-probabilities are those of the models at temperature 1, before top-k and
-  top-p, 0 on padding; no gradient flows through them. Where the weights were
-  rounded to int8, they are those of the rounded policy.
+  Log-probabilities are at temperature 1, before top-k and top-p, and 0 on
+  padding. No gradient flows through them. Where the weights were rounded to
+  int8, they are those of the rounded policy.
   """
 
   tokens: types.Tokens  # [B, K, T]
   policy_log_probs: jax.Array  # [B, K, T]
-  reference_log_probs: jax.Array | None  # [B, K, T]; None: unknown
+  reference_log_probs: jax.Array | None  # [B, K, T], or None
 
 
-@flax.struct.dataclass
-class _Loop:
+class _Loop(flax.struct.PyTreeNode):
   n: jax.Array  # [] tokens sampled so far
   last: jax.Array  # [B, K] the next input
   finished: jax.Array  # [B, K]
@@ -59,15 +57,15 @@ def validate(
   top_k: int = 0,
   top_p: float = 1.0,
 ) -> None:
-  """Raises ValueError, naming the gin parameter, if one is out of range."""
+  """Raises a ValueError that names the macro of a value out of range."""
   if (
     not isinstance(mixture_coefs, Sequence)
     or not mixture_coefs
     or not all(0 <= b <= 1 for b in mixture_coefs)
   ):
     raise ValueError(
-      f'MIXTURE_COEFS = {mixture_coefs}: one weight of the reference in '
-      '[0, 1] for each completion of a prompt is needed.'
+      f'MIXTURE_COEFS = {mixture_coefs} must hold one weight of the reference '
+      'in [0, 1] for each completion of a prompt.'
     )
   if not (temperature >= 0 and math.isfinite(temperature)):
     raise ValueError(f'TEMPERATURE = {temperature} is not in [0, inf).')
@@ -94,41 +92,44 @@ def sample(
 ) -> Sampled:
   """Samples K completions of each prompt.
 
-  The loops end when every completion has ended. One that reaches
+  Sampling stops when every completion has ended. A completion that reaches
   `max_new_tokens` without EOS is kept as it is. Completions whose coefficient
-  is 0 never touch the reference.
+  is 0 never read the reference.
 
   Args:
-    model: network of both policy and reference.
-    policy: its parameters.
-    reference: its parameters; may be None if all coefficients are 0.
-    contexts: the prompts as policy and reference read them.
-    rng: key, consumed; or [B] keys, on which alone the completions of each
-      prompt depend then, whatever else is in the batch.
+    model: Network of both policy and reference.
+    policy: Parameters of the policy.
+    reference: Parameters of the reference. None if all coefficients are 0.
+    contexts: Contexts of the prompts under policy and reference.
+    rng: Key, consumed; or [B] keys, one for each prompt. With [B] keys, the
+      completions of a prompt do not depend on the rest of the batch.
     mixture_coefs: K weights of the reference, one for each completion.
-    max_new_tokens: T.
-    eos_id: the token that ends a completion, or several of which any does; it
-      is part of the completion.
-    temperature: divides the mixture's logits; 0 takes the likeliest token.
-    top_k: keeps the mixture's k likeliest tokens; 0: all.
-    top_p: keeps the smallest set of the mixture's likeliest tokens that holds
-      this probability; 1: all.
-    int8: whether both models sample with kernels rounded to int8, half of the
-      bytes of bfloat16 (`models.decode_form`). Experts' stay as they are.
+    max_new_tokens: T, the length of the longest completion.
+    eos_id: Token that ends a completion and belongs to it, or several.
+    temperature: Divisor of the mixture's logits. 0 takes the likeliest token.
+    top_k: Number of the mixture's likeliest tokens that are kept. 0 keeps all.
+    top_p: Probability of the smallest set of the mixture's likeliest tokens
+      that is kept. 1 keeps all.
+    int8: Whether both models sample with kernels that are rounded to int8
+      (`models.Model.decode_form`), half the bytes of bfloat16. Kernels of
+      experts are not rounded.
 
   Returns:
-    The completions; `reference_log_probs` if every coefficient is above 0 and
-    no kernel was rounded.
+    The completions. `reference_log_probs` is None unless every coefficient is
+    above 0 and no kernel was rounded.
+
+  Raises:
+    ValueError: A setting is out of range, or the reference is missing.
   """
   validate(mixture_coefs, temperature=temperature, top_k=top_k, top_p=top_p)
   mixed = [k for k, b in enumerate(mixture_coefs) if b > 0]
-  if mixed and (reference is None or contexts[1] is None):
-    raise ValueError(
-      f'MIXTURE_COEFS = {tuple(mixture_coefs)} needs a reference policy '
-      '(REFERENCE_CHECKPOINT_PATH).'
-    )
   models = [(policy, contexts[0], list(range(len(mixture_coefs))))]
   if mixed:
+    if reference is None or contexts[1] is None:
+      raise ValueError(
+        f'MIXTURE_COEFS = {tuple(mixture_coefs)} needs a reference policy '
+        '(REFERENCE_CHECKPOINT_PATH).'
+      )
     models.append((reference, contexts[1], mixed))
   models = [
     (model.decode_form(params, int8=int8), model.context_form(context), slots)
@@ -215,25 +216,25 @@ def choose(
   top_k: int = 0,
   top_p: float = 1.0,
 ) -> tuple[jax.Array, list[jax.Array]]:
-  """The next token of each completion, and what the models think of it.
+  """Draws the next token of each completion.
 
   Args:
-    logits: of the policy [B, K, V] and, if any coefficient is above 0, of the
-      reference [B, M, V] for the M slots where it is.
+    logits: [B, K, V] logits of the policy and, if any coefficient is above 0,
+      [B, M, V] logits of the reference for the M completions that mix.
     mixture_coefs: K weights of the reference.
-    rng: key, consumed.
-    temperature: see `sample`.
-    top_k: see `sample`.
-    top_p: see `sample`.
+    rng: Key, consumed.
+    temperature: See `sample`.
+    top_k: See `sample`.
+    top_p: See `sample`.
 
   Returns:
-    [B, K] tokens; their log-probabilities, [B, K] by the policy and, if it is
-    there, [B, M] by the reference.
+    [B, K] tokens, and their log-probabilities: [B, K] under the policy and
+    [B, M] under the reference if it mixes.
   """
   mixed = [k for k, b in enumerate(mixture_coefs) if b > 0]
   mixture, slots = logits[0], [list(range(len(mixture_coefs)))]
   if mixed:
-    # Each model's own constant, log Z, is one factor for all tokens.
+    # Logits need no normalisation: log Z shifts all tokens alike.
     weight = jnp.array([mixture_coefs[k] for k in mixed])[:, None]
     blend = (1 - weight) * logits[0][:, mixed] + weight * logits[1]
     everywhere = len(mixed) == len(mixture_coefs)
@@ -255,17 +256,17 @@ def draw(
   top_k: int,
   top_p: float,
 ) -> jax.Array:
-  """One token from softmax(logits / temperature), cut to top-k and top-p.
+  """Draws a token from softmax(logits / temperature) within top-k and top-p.
 
   Args:
-    logits: [..., V] float32.
-    rng: key, consumed; or a key for each element of the first axis.
-    temperature: 0 takes the likeliest token.
-    top_k: 0 keeps all; ties with the k-th are kept.
-    top_p: 1 keeps all; applied after top_k.
+    logits: [..., V] float32 logits.
+    rng: Key, consumed; or one key for each element of the first axis.
+    temperature: Divisor of the logits. 0 takes the likeliest token.
+    top_k: Number of tokens that are kept, and ties with the last. 0 keeps all.
+    top_p: Probability that is kept, after top-k. 1 keeps all.
 
   Returns:
-    [...] int32, never a token of probability 0.
+    [...] int32 tokens, never one of probability 0.
   """
   if temperature == 0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -284,18 +285,18 @@ def draw(
 
 
 def inverse_cdf(weights: jax.Array, rng: jax.Array) -> jax.Array:
-  """Index i with probability weights_i / sum(weights), by inversion.
+  """Draws index i with probability weights_i / sum(weights), by inversion.
 
-  Two levels, a uniform each: first a block of about sqrt(V) tokens, then a
-  token of it. One float32 uniform would resolve no finer than 6e-8, and the
-  cumulative sums stay short. V exponentials fewer than by Gumbel noise.
+  The first of two uniforms chooses a block of about sqrt(V) indices, and the
+  second an index in it. A single float32 uniform resolves only 6e-8, and sums
+  over blocks are short. Gumbel noise would cost V exponentials more.
 
   Args:
-    weights: [..., V] non-negative, not all 0.
-    rng: key, consumed; or a key for each element of the first axis.
+    weights: [..., V] weights, none negative and not all 0.
+    rng: Key, consumed; or one key for each element of the first axis.
 
   Returns:
-    [...] int32, never an index of weight 0.
+    [...] int32 indices, never one of weight 0.
   """
   v = weights.shape[-1]
   width = math.ceil(math.sqrt(v))
@@ -313,11 +314,11 @@ def inverse_cdf(weights: jax.Array, rng: jax.Array) -> jax.Array:
 
 
 def _invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-  """First index of positive weight whose cumulative sum exceeds the uniform."""
+  """Returns the first index whose cumulative share exceeds the uniform."""
   cumulative = jnp.cumsum(weights, axis=-1)
   positive = weights > 0
   above = positive & (cumulative > uniform[..., None] * cumulative[..., -1:])
-  # Rounding can leave none above: then the last of positive weight.
+  # If rounding leaves no index above, the last one of positive weight counts.
   last = weights.shape[-1] - 1 - jnp.argmax(positive[..., ::-1], axis=-1)
   first = jnp.argmax(above, axis=-1)
   return jnp.where(jnp.any(above, axis=-1), first, last).astype(jnp.int32)

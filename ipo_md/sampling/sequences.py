@@ -1,4 +1,4 @@
-"""Token sequences on the device: joining, log-probabilities, log-ratios."""
+"""Joins token sequences on the device and computes their log-probabilities."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from ipo_md import models
 from ipo_md.core import partitioning
 from ipo_md.core import types
 
-# Elements of the largest array of logits that a loss holds on a device at a
-# time: 2**24 float32 are 64 MiB.
+# Number of elements of the largest array of logits that a loss holds on a
+# device at a time. In float32, 2**24 elements are 64 MiB.
 LOGITS_CHUNK = 2**24
 
-# The least width at which a forward pass gets a branch of its own.
+# Least width of a branch of `at_real_length`.
 LEAST_WIDTH = 64
 
 T = TypeVar('T')
@@ -31,19 +31,19 @@ def join(
     segments   a b . | c d e . | f .      ('.' is padding)
     joined     a b c d e f . .
 
-  What exceeds `length` is taken off the end of segment number `cut`; the
-  others stay whole.
+  If the result would exceed `length`, segment number `cut` is truncated at its
+  end. The others stay whole.
 
   Args:
-    segments: each [..., T_i], leading axes that broadcast.
-    length: width of the result.
-    cut: index of the segment that may be shortened.
+    segments: Segments of [..., T_i] tokens, whose leading axes broadcast.
+    length: Width of the result.
+    cut: Index of the segment that may be truncated.
 
   Returns:
     [..., length] tokens.
 
   Raises:
-    ValueError: the other segments alone may exceed `length`.
+    ValueError: The other segments alone may exceed `length`.
   """
   fixed = sum(s.ids.shape[-1] for i, s in enumerate(segments) if i != cut)
   if fixed > length:
@@ -74,17 +74,26 @@ def without(tokens: types.Tokens, special_ids: Sequence[int]) -> types.Tokens:
 
 
 def reading_inputs(start: jax.Array, ids: jax.Array) -> jax.Array:
-  """[B] first inputs, [B, K, T] tokens -> [B, K, T + 1] inputs that read all.
+  """Returns [B, K, T + 1] inputs of `decode` that read all T tokens.
 
-  The hidden state of input n + 1 is the one *at* token n: what a reward head
-  looks at.
+  The hidden state of input n + 1 is the one *at* token n, which a reward head
+  reads.
+
+  Args:
+    start: [B] first inputs, `Context.start`.
+    ids: [B, K, T] tokens.
   """
   start = jnp.broadcast_to(start[:, None, None], ids.shape[:2] + (1,))
   return jnp.concatenate([start, ids], axis=-1)
 
 
 def decoder_inputs(start: jax.Array, ids: jax.Array) -> jax.Array:
-  """[B] first inputs, [B, K, T] tokens -> [B, K, T] inputs predicting them."""
+  """Returns [B, K, T] inputs of `decode` that predict the T tokens.
+
+  Args:
+    start: [B] first inputs, `Context.start`.
+    ids: [B, K, T] tokens.
+  """
   return reading_inputs(start, ids[..., :-1])
 
 
@@ -94,20 +103,20 @@ def token_log_probs(
   hidden: jax.Array,
   targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probabilities of given tokens, the vocabulary projected in chunks.
+  """Computes log-probabilities of tokens from hidden states.
 
-  Chunks run along T and are recomputed in the backward pass, so no array of
-  [B, K, T, V] exists.
+  Hidden states are projected in chunks along T, which the backward pass
+  computes again. No array of [B, K, T, V] exists.
 
   Args:
-    model: policy or reference.
-    params: its parameters.
-    hidden: [B, K, T, E].
-    targets: [B, K, T].
+    model: Network of policy or reference.
+    params: Parameters of the network.
+    hidden: [B, K, T, E] hidden states.
+    targets: [B, K, T] tokens.
 
   Returns:
-    log pi(token) and log Z, the logarithm of the softmax's denominator, both
-    [B, K, T] float32.
+    [B, K, T] float32 log pi(token), and [B, K, T] float32 log Z, the logarithm
+    of the softmax's denominator.
   """
 
   def project(x):
@@ -145,17 +154,20 @@ def log_probs(
   context: types.Context | None = None,
   rng: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability of each completion token, teacher-forced.
+  """Computes the log-probability of each token of completions.
+
+    log_probs(model, params, completions)[0]  # log pi(y_n | x, y_<n)
 
   Args:
-    model: policy or reference.
-    params: its parameters.
+    model: Network of policy or reference.
+    params: Parameters of the network.
     completions: K completions of each of B prompts.
-    context: the prompts as `params` reads them; None: they are read here.
-    rng: key for dropout, consumed; None: no dropout.
+    context: Context of the prompts. None computes it.
+    rng: Key of dropout, consumed. None disables dropout.
 
   Returns:
-    [B, K, T] float32, 0 on padding; and the model's auxiliary loss.
+    [B, K, T] float32 log-probabilities, 0 on padding; and the auxiliary loss of
+    the network.
   """
   keys = (None, None) if rng is None else jax.random.split(rng)
   if context is None:
@@ -172,11 +184,15 @@ def log_probs(
 def at_real_length(
   f: Callable[[types.Completions], T], completions: types.Completions
 ) -> T:
-  """f of the completions, less columns that are padding in all of them.
+  """Applies `f` to completions without columns that are padding in all.
 
-  The width is one of T, T / 2, T / 4, ... that are not below `LEAST_WIDTH`: so
-  many branches of one program, of which all devices take the same, for the
-  longest completion of the whole batch. What f returns has no axis T.
+  The width is the least of T, T / 2, T / 4, ... that holds the longest
+  completion of the whole batch and is not below `LEAST_WIDTH`. Each width is a
+  branch of one program, and all devices take the same branch.
+
+  Args:
+    f: Function whose result has no axis T.
+    completions: Completions of the whole batch.
   """
   tokens = completions.completions
   widths = [tokens.ids.shape[-1]]
@@ -198,10 +214,10 @@ def at_real_length(
 def sum_or_mean(
   values: jax.Array, mask: jax.Array, *, per_token: bool
 ) -> jax.Array:
-  """Reduces [..., T] over the tokens where mask is True.
+  """Reduces [..., T] over the tokens where the mask is True.
 
-  The papers' formulas sum. `per_token=True` divides by the completion's length,
-  EOS included; tau and beta are not comparable between the two.
+  The formulas of the papers sum. `per_token=True` divides by the length of the
+  completion, EOS included, so that tau and beta have other scales.
   """
   total = jnp.sum(jnp.where(mask, values, 0.0), axis=-1)
   if not per_token:

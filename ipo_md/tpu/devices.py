@@ -4,13 +4,13 @@ from collections.abc import Sequence
 import importlib.util
 import os
 
-import jax
 from jax.experimental import topologies
 
+from ipo_md.core import sharding
 from ipo_md.core import tpu_slices
 
 
-def devices(topology: str, num_slices: int = 1) -> Sequence[jax.Device]:
+def devices(topology: str, num_slices: int = 1) -> Sequence[sharding.Device]:
   """Returns the devices of TPU slices as targets of compilation.
 
   Args:

@@ -94,21 +94,22 @@ class _Instruction:
   opcode: str
   line: str
 
-  def called(self, attribute: str) -> str | None:
-    found = dict(_CALLED.findall(self.line))
-    return found.get(attribute)
+  @property
+  def called(self) -> dict[str, str]:
+    """The computations that it calls, by attribute."""
+    return dict(_CALLED.findall(self.line))
 
 
 class _Found:
   """Totals of a walk through computations."""
 
   def __init__(self):
-    self.cycles = dict.fromkeys((*PHASES, OTHER), 0)
-    self.waits = dict.fromkeys((*PHASES, OTHER), 0)
+    self.cycles: dict[str, int] = dict.fromkeys((*PHASES, OTHER), 0)
+    self.waits: dict[str, int] = dict.fromkeys((*PHASES, OTHER), 0)
     self.kernels = 0
-    self.collectives = []
+    self.collectives: list[Collective] = []
     # (cycles per iteration, waits per iteration, iterations) of decode loops
-    self.loops = []
+    self.loops: list[tuple[int, int, int]] = []
 
   def add(self, other: '_Found') -> None:
     for phase, cycles in other.cycles.items():
@@ -134,9 +135,17 @@ def analyse(text: str, *, bytes_per_cycle: float) -> Program:
   computations, entry = _computations(text)
   walk = functools.partial(_walk, computations, bytes_per_cycle=bytes_per_cycle)
   found = walk(entry, times=1, phase=OTHER, in_loop=False)
-  loop = max(found.loops, default=(0, 0, 0), key=lambda x: x[0] * x[2])
+  cycles, waits, tokens = max(
+    found.loops, default=(0, 0, 0), key=lambda x: x[0] * x[2]
+  )
   return Program(
-    found.cycles, found.waits, *loop, found.kernels, found.collectives
+    found.cycles,
+    found.waits,
+    token_cycles=cycles,
+    token_waits=waits,
+    tokens=tokens,
+    kernels=found.kernels,
+    collectives=found.collectives,
   )
 
 
@@ -175,7 +184,7 @@ def _walk(
       arrival = max(arrival, now) + fetched / bytes_per_cycle
       arrivals[instruction.name] = arrival
     elif instruction.opcode in ('copy-done', 'slice-done'):
-      start = re.search(r'-done\(.*?([\w.-]+)\)', instruction.line)[1]
+      start = _group(r'-done\(.*?([\w.-]+)\)', instruction.line)
       wait = max(0, round(arrivals[start] - now))
       found.waits[phase] += wait * times
       waited += wait
@@ -191,10 +200,10 @@ def _walk(
         _collective(kind, instruction, times, here, in_loop)
       )
     if instruction.opcode == 'while':
-      rounds = _rounds(computations[instruction.called('condition')])
+      rounds = _rounds(computations[instruction.called['condition']])
       sampling = here == 'decode' and not in_loop
       inner = walk(
-        instruction.called('body'),
+        instruction.called['body'],
         times=times * rounds,
         phase=here,
         in_loop=in_loop or sampling,
@@ -224,8 +233,8 @@ def _inner(instruction: _Instruction, computations: Mapping) -> Iterator[str]:
   """Yields the computations that run in an instruction, except reducers."""
   if instruction.opcode in ('fusion', 'call', 'async-start', 'custom-call'):
     for attribute in ('calls', 'to_apply'):
-      called = instruction.called(attribute)
-      if called in computations:
+      called = instruction.called.get(attribute)
+      if called is not None and called in computations:
         yield called
 
 
@@ -240,6 +249,14 @@ def _phase(line: str) -> str | None:
   return scopes[-1] if scopes else None
 
 
+def _group(pattern: str, line: str) -> str:
+  """Returns the first group of a pattern, which every such line matches."""
+  match = re.search(pattern, line)
+  if match is None:
+    raise ValueError(f'{pattern!r} is not in the instruction {line!r}.')
+  return match[1]
+
+
 def _rounds(condition: Sequence[_Instruction]) -> int:
   """Returns the constant that limits the loop's counter, or 1 without one."""
   constants = {}
@@ -248,7 +265,7 @@ def _rounds(condition: Sequence[_Instruction]) -> int:
       constants[instruction.name] = int(value[1])
   for instruction in condition:
     if instruction.opcode == 'compare' and 'direction=LT' in instruction.line:
-      operands = re.search(r' compare\(([^)]*)\)', instruction.line)[1]
+      operands = _group(r' compare\(([^)]*)\)', instruction.line)
       for operand in re.findall(r'[\w.-]+', operands):
         if operand in constants:
           return constants[operand]

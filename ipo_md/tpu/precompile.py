@@ -158,7 +158,7 @@ def compile_case(
     key.shape, key.dtype, sharding=sharding.replicated(mesh)
   )
   wall, cpu = time.time(), time.process_time()
-  error = compiled = None
+  error, compiled = '', None
   with jax.set_mesh(mesh):
     step = partitioning.jit_update(
       functools.partial(whole, model=run['model'], optimizer=optimizer),
@@ -212,13 +212,19 @@ def abstract_batch(
   """Returns the shapes of a batch, according to the features of the task."""
   load = gin.get_bindings(data.load)
   lengths = load['task_feature_lengths']
-  array = lambda dtype, *shape: jax.ShapeDtypeStruct(
-    (batch_size, *shape), dtype, sharding=sharding.batch(mesh)
+  array = lambda dtype, *shape: types.as_leaf(
+    jax.ShapeDtypeStruct(
+      (batch_size, *shape), dtype, sharding=sharding.batch(mesh)
+    )
   )
   tokens = lambda *shape: types.Tokens(
     ids=array(jnp.int32, *shape), mask=array(bool, *shape)
   )
   prompts = tokens(lengths['inputs'])
+  if load['prompt_format'].template is not None:
+    prompts = types.Prompts(
+      ids=prompts.ids, mask=prompts.mask, bare=tokens(lengths['inputs'])
+    )
   if load.get('prompts_only'):
     return prompts
   task = data.find(load['mixture_or_task_name'], module=load.get('module'))
@@ -258,7 +264,7 @@ def work_of(
     judge = None
   coefs, sampler = bound.get('mixture_coefs'), bound.get('sampler')
   int8 = sampler is not None and sampler.int8
-  mixed = kind.samples and all(coef > 0 for coef in coefs) and not int8
+  mixed = kind.samples and min(coefs or (0,)) > 0 and not int8
   return roofline.phases(
     roofline.Run(
       model=run['model'],
@@ -268,7 +274,7 @@ def work_of(
       state_bytes=sharding.bytes_per_device(state),
       mesh=mesh,
       mixture_coefs=coefs,
-      max_new_tokens=sampler.max_new_tokens if kind.samples else 0,
+      max_new_tokens=sampler.max_new_tokens if kind.samples and sampler else 0,
       reads_reference=start.reference_checkpoint_path is not None
       and (not mixed or bound.get('ema_decay') is not None),
       int8_sampling=int8,

@@ -69,6 +69,8 @@ def does_not_fit(error: str, state: Mapping[str, int]) -> dict[str, Any]:
     The same entries of the report as `memory`.
   """
   sizes = re.search(_TEMPORARIES, error) or re.search(_ALL, error)
+  if sizes is None:
+    raise ValueError(f'The error names no sizes: {error}')
   used, limit = (_bytes(size) for size in sizes.groups())
   arguments = sum(state.values())
   if re.search(_TEMPORARIES, error):
@@ -83,7 +85,7 @@ def _too_large(
 ) -> dict[str, Any]:
   """Says by how much a program exceeds the memory, and what would help."""
   arguments, used, limit = (sizes[k] for k in ('arguments', 'peak', 'chip'))
-  largest = max(state, key=state.get)
+  largest = max(state, key=lambda name: state[name])
   advice = []
   if arguments > limit / 2:
     advice.append(

@@ -106,7 +106,9 @@ def phases(run: Run) -> Mapping[str, Work]:
     reads += [prompts] * len(reads)
   else:
     # Policy and reference each read the prompts once for samples and loss.
-    work = _sampling(run, net, item) | {'encode': prompts + prompts}
+    work = _sampling(run, run.mixture_coefs, net, item) | {
+      'encode': prompts + prompts
+    }
   # With adapters, no gradients of the base model's weights are computed.
   factor = 1 if isinstance(run.model, models.Lora) else 2
   both = prompts + completions
@@ -117,12 +119,14 @@ def phases(run: Run) -> Mapping[str, Work]:
   }
 
 
-def _sampling(run: Run, net: flops_lib.Network, item: int) -> dict[str, Work]:
+def _sampling(
+  run: Run, coefs: tuple[float, ...], net: flops_lib.Network, item: int
+) -> dict[str, Work]:
   """Returns the work of the sampling loop and of the judge."""
-  (b, p), k, t = run.batch.ids.shape, len(run.mixture_coefs), run.max_new_tokens
+  (b, p), k, t = run.batch.ids.shape, len(coefs), run.max_new_tokens
   rows = run.mesh.shape['data'] * run.mesh.shape['fsdp']
   decode = Work()
-  players = [k, sum(coef > 0 for coef in run.mixture_coefs)]
+  players = [k, sum(coef > 0 for coef in coefs)]
   for slots in filter(None, players):
     read = net.token_bytes(
       b / rows,
@@ -136,8 +140,8 @@ def _sampling(run: Run, net: flops_lib.Network, item: int) -> dict[str, Work]:
   completions = types.Completions(
     prompts=run.batch,
     completions=types.Tokens(
-      ids=jax.ShapeDtypeStruct((b, k, t), jnp.int32),
-      mask=jax.ShapeDtypeStruct((b, k, t), bool),
+      ids=types.as_leaf(jax.ShapeDtypeStruct((b, k, t), jnp.int32)),
+      mask=types.as_leaf(jax.ShapeDtypeStruct((b, k, t), bool)),
     ),
   )
   return {'decode': decode, 'judge': _judging(run, completions)}
@@ -147,9 +151,9 @@ def _judging(run: Run, completions: types.Completions) -> Work:
   """Returns the work of one forward pass of the judge."""
   if run.judge is None or run.judge_model is None:
     return Work()
-  recorder = flops_lib.Recorder(run.judge_model)
+  judge, recorder = run.judge, flops_lib.Recorder(run.judge_model)
   jax.eval_shape(
-    lambda params, read: run.judge(params, read, model=recorder),
+    lambda params, read: judge(params, read, model=recorder),
     run.judge_model.abstract_params,
     completions,
   )

@@ -5,10 +5,10 @@ import functools
 
 import jax
 from jax.experimental import multihost_utils
-import numpy as np
 
 from ipo_md import data
 from ipo_md import models
+from ipo_md.core import averages
 from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.training import config
@@ -34,8 +34,8 @@ def evaluator(
     watchdog: Told of every batch.
 
   Returns:
-    A function (state, frozen) -> means of the metrics, and a few samples as
-    texts by name.
+    A function (state, frozen) -> the metrics over all examples, each weighted
+    as `averages` says, and a few samples as texts by name.
 
   Raises:
     ValueError: The evaluation split has too few examples.
@@ -64,14 +64,11 @@ def evaluator(
       found.append(measure(state, frozen, batch, jax.random.fold_in(rng, i)))
       watchdog.alive(f'batch {i + 1} of an evaluation')
     samples = [m.pop('samples', None) for m in found]
-    found = jax.device_get(found)
-    means = {
-      f'eval_{k}' if k != 'win_rate' else k: float(
-        np.mean([m[k] for m in found])
-      )
-      for k in found[0]
+    measured = {
+      name if name == 'win_rate' else f'eval_{name}': value
+      for name, value in averages.pooled(jax.device_get(found)).items()
     }
-    return means, _texts(samples[0], examples.vocabulary)
+    return measured, _texts(samples[0], examples.vocabulary)
 
   return evaluate
 

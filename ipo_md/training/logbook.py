@@ -12,8 +12,8 @@ from typing import Any
 
 from etils import epath
 import jax
-import numpy as np
 
+from ipo_md.core import averages
 from ipo_md.core import metrics as metrics_lib
 from ipo_md.core import progress
 from ipo_md.core import types
@@ -103,7 +103,7 @@ class Logbook:
 
   def show(self, done: int, measured: Mapping[str, float]) -> None:
     """Shows the line of progress and starts the next window."""
-    self._line.update(done, self._means | measured, tokens=self._tokens)
+    self._line.update(done, {**self._means, **measured}, tokens=self._tokens)
     found = self._meter.report(
       updates=len(self._window),
       tokens=self._tokens,
@@ -132,7 +132,7 @@ class Logbook:
 def means(
   window: Sequence[Mapping[str, Any]], done: int, max_skipped: int
 ) -> tuple[dict[str, float], float]:
-  """Averages metrics over the updates that were not skipped.
+  """Reduces metrics over the updates that were not skipped.
 
   Args:
     window: Metrics of consecutive updates.
@@ -140,19 +140,20 @@ def means(
     max_skipped: MAX_SKIPPED, how many updates in a row may be skipped.
 
   Returns:
-    The means, and the number of tokens.
+    The metrics, each weighted as `averages` says, and the number of tokens.
 
   Raises:
     FloatingPointError: A metric is not finite, or too many were skipped.
   """
   made, skipped = [], 0
-  window = jax.device_get(list(window))
+  window = [dict(metrics) for metrics in jax.device_get(list(window))]
   for step, metrics in enumerate(window, done - len(window) + 1):
     in_a_row = metrics.pop('skipped_in_a_row', 0)
     skipped += in_a_row > 0
-    bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+    numbers = {k: float(v) for k, v in metrics.items()}
+    bad = {k: v for k, v in numbers.items() if not math.isfinite(v)}
     if in_a_row > max_skipped or bad and not in_a_row:
-      values = ', '.join(f'{k} is {v}' for k, v in (bad or metrics).items())
+      values = ', '.join(f'{k} is {v}' for k, v in (bad or numbers).items())
       raise FloatingPointError(
         f'{values} at step {step}'
         + (f', the gradient of {in_a_row} updates in a row' if in_a_row else '')
@@ -161,8 +162,8 @@ def means(
       )
     if not in_a_row:
       made.append(metrics)
-  found = {k: float(np.mean([m[k] for m in made])) for k in window[0] if made}
-  tokens = found.pop('tokens', 0.0) * len(made)
+  found = averages.pooled(made) if made else {}
+  tokens = found.pop('tokens', 0.0)
   if skipped:
     found['skipped'] = skipped
   return found, tokens
@@ -177,11 +178,13 @@ def describe(model_dir, state, frozen, mesh, examples) -> None:
     if params is not None:
       parts.append(f'{name} {size(params):,}')
   shape = ' x '.join(f'{k} {v}' for k, v in mesh.shape.items())
-  counts = ', '.join(f'{k} {v:,}' for k, v in examples.counts.items())
+  counts = progress.counted(examples.counts)
   progress.say(f'{", ".join(parts)}; mesh {shape}; {counts}')
   if jax.process_index() == 0:
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
-    versions = {p: importlib.metadata.version(p) for p in (*packages, 'numpy')}
+    versions: dict[str, str | None] = {
+      p: importlib.metadata.version(p) for p in (*packages, 'numpy')
+    }
     versions['commit'] = _commit()
     path = epath.Path(model_dir) / 'versions.json'
     path.write_text(json.dumps(versions, indent=1) + '\n')

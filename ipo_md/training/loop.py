@@ -36,6 +36,7 @@ def one_program(
   model: models.Model,
   dataset: data.Dataset,
   state_sharding: Any,
+  example: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
   """Compiles a step as it is. `algorithms.two_programs` is the alternative.
 
@@ -44,9 +45,15 @@ def one_program(
     model: Network that is trained; not needed here.
     dataset: Data set of the batches; not needed here.
     state_sharding: Shardings of the state, which is donated.
+    example: Arguments of the step, or their shapes. The step is traced with
+      them at once, so that its errors come before the run writes anything. The
+      first update reuses the trace.
   """
   del model, dataset
-  return partitioning.jit_update(step, state_sharding)
+  update = partitioning.jit_update(step, state_sharding)
+  if example is not None:
+    update.trace(*example)
+  return update
 
 
 @model_dir_lib.may_change('model_dir', 'mesh_shape', 'accept_changed_inputs')
@@ -103,7 +110,7 @@ def train(
   mesh = sharding.make_mesh(mesh_shape)
   optim.check(batch_size, microbatches, mesh)
   sharding.params(mesh, model.abstract_params, model.logical_axes)
-  state_lib.abstract_frozen(mesh, model, start)
+  abstract_frozen = state_lib.abstract_frozen(mesh, model, start)
   inputs = identity.of_run() | state_lib.inputs(start)
   model_dir = model_dir_lib.check(
     model_dir,
@@ -117,9 +124,26 @@ def train(
     return
   step = optim.accumulate(step, parts=microbatches, weight=part_weight)
   examples = dataset()
-  optimizer = state_lib.make_optimizer(optimizer, model, watch)
+  rule = state_lib.make_optimizer(optimizer, model, watch)
   data.check_vocabulary(examples, model.config.vocab_size)
   init_key, step_key, eval_key = jax.random.split(jax.random.key(seed), 3)
+  training = data.Batches(
+    examples, batch_size=batch_size, seed=seed, sharding=sharding.batch(mesh)
+  )
+  abstract = state_lib.abstract_state(mesh, model, rule, start)
+  with jax.set_mesh(mesh):
+    update = program(
+      functools.partial(step, model=model, optimizer=rule),
+      model=model,
+      dataset=examples,
+      state_sharding=jax.tree.map(lambda x: x.sharding, abstract),
+      example=(
+        abstract,
+        abstract_frozen,
+        training(0),
+        jax.random.fold_in(step_key, 0),
+      ),
+    )
   with (
     jax.set_mesh(mesh),
     model_dir_lib.claimed(
@@ -137,18 +161,12 @@ def train(
     ) as profiler,
   ):
     with meter.phase('start'):
-      training = data.Batches(
-        examples,
-        batch_size=batch_size,
-        seed=seed,
-        sharding=sharding.batch(mesh),
-      )
       evaluate = evaluator.evaluator(
         evaluation, model, mesh, eval_key, watchdog
       )
       frozen = state_lib.load_frozen(mesh, model, start, examples.vocabulary)
-      state, shardings = state_lib.initial_state(
-        mesh, model, optimizer, start, examples.vocabulary, saved, init_key
+      state = state_lib.initial_state(
+        mesh, model, rule, start, examples.vocabulary, saved, init_key
       )
       logbook.describe(model_dir, state, frozen, mesh, examples)
       if jax.process_index() == 0:
@@ -158,12 +176,6 @@ def train(
           examples.vocabulary,
           start.model_config_path,
         )
-    update = program(
-      functools.partial(step, model=model, optimizer=optimizer),
-      model=model,
-      dataset=examples,
-      state_sharding=shardings,
-    )
     adapts = checkpoints.adapted(model, start.reference_checkpoint_path)
     model_dir_lib.reopen(model_dir)
     first = int(state.step)
@@ -220,4 +232,4 @@ def train(
     model_dir_lib.complete(model_dir, schedule.train_steps)
 
 
-train.saves_on_sigterm = True  # pyright: ignore[reportFunctionMemberAccess]
+train.saves_on_sigterm = True  # pyright: ignore[reportFunctionMemberAccess]  # typeshed's functions lack it

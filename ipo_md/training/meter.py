@@ -49,8 +49,8 @@ class Meter:
 
   def __init__(self):
     self._began = self._reported = time.monotonic()
-    self._total = collections.Counter()
-    self._since_report = collections.Counter()
+    self._total = collections.defaultdict[str, float](float)
+    self._since_report = collections.defaultdict[str, float](float)
     self._phase = None
     self._compiled = collections.Counter()  # in updates, by program
     self._again = []
@@ -63,15 +63,17 @@ class Meter:
   def __exit__(self, *_) -> None:
     jax.monitoring.unregister_event_duration_listener(self._listen)
 
-  def _listen(self, event: str, seconds: float, **attributes: Any) -> None:
+  def _listen(
+    self, event: str, duration_secs: float, **attributes: Any
+  ) -> None:
     if event not in _COMPILE_EVENTS:
       return
     if threading.current_thread() is threading.main_thread():
-      self._add('compile', seconds)
+      self._add('compile', duration_secs)
     if event == _COMPILE_EVENTS[-1] and self._phase == 'update':
       name = str(attributes.get('fun_name'))
       if self._warm and self._compiled[name]:
-        self._again.append(f'{name} in {seconds:.1f} s')
+        self._again.append(f'{name} in {duration_secs:.1f} s')
       self._compiled[name] += 1
 
   def _add(self, phase: str, seconds: float) -> None:

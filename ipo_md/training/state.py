@@ -25,12 +25,10 @@ def make_optimizer(
   watch: config.Watch,
 ) -> optax.GradientTransformation:
   """Makes the optimizer of a model's parameters, skipping updates if asked."""
-  optimizer = optimizer(model.logical_axes)
+  made = optimizer(model.logical_axes)
   if watch.max_skipped or watch.skip_gradient_norm is not None:
-    optimizer = optimizers.skipping(
-      optimizer, max_gradient_norm=watch.skip_gradient_norm
-    )
-  return optimizer
+    made = optimizers.skipping(made, max_gradient_norm=watch.skip_gradient_norm)
+  return made
 
 
 def inputs(start: config.Start) -> dict[str, identity.Identity]:
@@ -48,7 +46,7 @@ def data_inputs(examples: data.Dataset) -> dict[str, identity.Identity]:
   """Identifies the training examples, wherever their task reads them."""
   arrays = []
   for part in examples.examples:
-    for ragged in (part.prompts, part.targets):
+    for ragged in (part.prompts, part.targets, part.rendered):
       if ragged is not None:
         arrays += [ragged.ids, ragged.starts]
     arrays += [part.scores[name] for name in sorted(part.scores)]
@@ -80,7 +78,7 @@ def load_frozen(
   if start.judge_checkpoint_path is not None:
     judge = checkpoints.load_params(
       start.judge_checkpoint_path,
-      start.judge_model,
+      _judge_model(start),
       mesh,
       name='JUDGE_CHECKPOINT_PATH',
       vocabulary=vocabulary,
@@ -119,13 +117,20 @@ def abstract_frozen(
       start.reference_rules,
     )
   if start.judge_checkpoint_path is not None:
+    network = _judge_model(start)
     judge = sharding.abstract_params(
-      mesh,
-      start.judge_model.abstract_params,
-      start.judge_model.logical_axes,
-      start.judge_rules,
+      mesh, network.abstract_params, network.logical_axes, start.judge_rules
     )
   return types.FrozenParams(reference=reference, judge=judge)
+
+
+def _judge_model(start: config.Start) -> models.Model:
+  if start.judge_model is None:
+    raise ValueError(
+      'JUDGE_CHECKPOINT_PATH needs the network of the judge '
+      '(training.Start.judge_model).'
+    )
+  return start.judge_model
 
 
 def _make_state(params, *, optimizer, start) -> types.TrainState:
@@ -139,15 +144,15 @@ def _make_state(params, *, optimizer, start) -> types.TrainState:
 
 def initial_state(
   mesh, model, optimizer, start, vocabulary, saved, rng
-) -> tuple[types.TrainState, Any]:
-  """Restores or initialises the state, and returns it with its shardings."""
+) -> types.TrainState:
+  """Restores or initialises the state."""
   make = functools.partial(_make_state, optimizer=optimizer, start=start)
   abstract = abstract_state(mesh, model, optimizer, start)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   if saved.latest_step() is not None:
     state = checkpoints.restore(saved, abstract)
     progress.say(f'Resumed from step {int(state.step):,}.')
-    return state, shardings
+    return state
   params = jax.jit(model.init, out_shardings=shardings.params)(rng)
   if start.initial_checkpoint_path is not None:
     loaded = checkpoints.load_params(
@@ -159,7 +164,7 @@ def initial_state(
       fresh=start.fresh,
     )
     params = _overlay(params, loaded)
-  return jax.jit(make, out_shardings=shardings)(params), shardings
+  return jax.jit(make, out_shardings=shardings)(params)
 
 
 def _overlay(params: types.Params, loaded: types.Params) -> types.Params:

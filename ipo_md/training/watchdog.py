@@ -48,6 +48,6 @@ class Watchdog:
             file=sys.stderr,
             flush=True,
           )
-          faulthandler.dump_traceback(file=sys.__stderr__)
+          faulthandler.dump_traceback(file=sys.__stderr__ or 2)
         finally:  # even if the disk that this goes to is full
           os._exit(1)

@@ -17,6 +17,10 @@ algorithm is trained with every seed and compared on test prompts.
 Repeat the command to resume: finished runs are skipped, and unfinished ones are
 continued. The exit code is 1 if any run failed, 2 if the spec is wrong, and 130
 if the sweep was stopped.
+
+With --without_failed, what fails again is left out: a setting of which a seed
+that selects is missing cannot be selected, and an algorithm without any setting
+is not compared. The table says what is missing, and the exit code is 0.
 """
 
 import argparse
@@ -57,6 +61,11 @@ def main() -> int:
   parser.add_argument(
     '--at_once', type=int, help="number of runs at a time (default: the spec's)"
   )
+  parser.add_argument(
+    '--without_failed',
+    action='store_true',
+    help='select among the rest if a run fails, and say what is missing',
+  )
   parser.add_argument('--logs', help='local folder (default: OUT/logs)')
   args = parser.parse_args()
   out = args.out or f'out_{pathlib.Path(args.spec).stem}'
@@ -66,7 +75,11 @@ def main() -> int:
     parser.error(f'{out} is a bucket: give --logs=FOLDER, a local folder.')
   try:
     spec = read.read(args.spec, out)
-    sweep = Sweep(spec, pathlib.Path(args.logs or f'{out}/logs'))
+    sweep = Sweep(
+      spec,
+      pathlib.Path(args.logs or f'{out}/logs'),
+      without_failed=args.without_failed,
+    )
     sweep.check(begun=not args.dry_run)
     if args.dry_run:
       sweep.print_commands()
@@ -83,12 +96,20 @@ class Sweep:
   Args:
     spec: Sweep to run.
     logs: Local folder of the logs and locks.
+    without_failed: Whether failed runs are left out.
   """
 
-  def __init__(self, spec: spec_lib.Spec, logs: pathlib.Path):
+  def __init__(
+    self,
+    spec: spec_lib.Spec,
+    logs: pathlib.Path,
+    *,
+    without_failed: bool = False,
+  ):
     self._spec = spec
     self._logs = logs
-    self._stages = stages_lib.Stages(spec)
+    self._without_failed = without_failed
+    self._stages = stages_lib.Stages(spec, without_failed=without_failed)
 
   def check(self, *, begun: bool = True) -> None:
     """Reads the configuration of every run.
@@ -171,19 +192,31 @@ class Sweep:
         root=_ROOT,
         env={**self._spec.env, 'PYTHONPATH': _python_path()},
         follow=self._stages.follow,
+        lose=self._stages.lose if self._without_failed else None,
       )
       done = pool.run(self._stages.jobs())
     if done:
-      table = selection_lib.table(self._spec, self._stages.chosen)
-      (epath.Path(self._spec.out) / 'table.txt').write_text(table)
-      print(f'\n{table}\nOpen {self._spec.folder("report")}/index.html')
+      self._write_table()
       return 0
     for name, lines in pool.failed.items():
       print(f'\n{name} failed; the end of {self._logs}/{name}.log:\n{lines}')
     for name, missing in pool.not_started.items():
       print(f'{name} was not run; it needs {", ".join(missing) or "time"}.')
+    if self._without_failed and pool.is_done('report') and not pool.stopped:
+      self._write_table()
+      return 0
     print('\nRepeat the command to resume.')
+    if pool.failed and not self._without_failed:
+      print('With --without_failed, what fails again is left out.')
     return 130 if pool.stopped else 1
+
+  def _write_table(self) -> None:
+    """Writes and prints what was selected and how it compares."""
+    table = selection_lib.table(
+      self._spec, self._stages.chosen, self._stages.missing
+    )
+    (epath.Path(self._spec.out) / 'table.txt').write_text(table)
+    print(f'\n{table}\nOpen {self._spec.folder("report")}/index.html')
 
 
 def _python_path() -> str:

@@ -37,6 +37,7 @@ class Job:
     command: Function that returns the command line once all needs are done.
     needs: Names of the jobs that come before.
     completed: Function that returns whether the run is done.
+    optional: Names of those needs that may fail, if failed runs are left out.
     lock: Open lock file of the run.
     process: Process of the run. An active job without one belongs to an
       earlier sweep.
@@ -50,6 +51,7 @@ class Job:
   command: Callable[[], Sequence[str]]
   needs: frozenset[str]
   completed: Callable[[], bool]
+  optional: frozenset[str] = frozenset()
   lock: Any = None
   process: subprocess.Popen | None = None
   began: float = 0.0
@@ -66,6 +68,9 @@ class Pool:
     root: Folder in which the commands run.
     env: Environment variables to add to those of this process.
     follow: Function from the name of a job that is done to further jobs.
+    lose: Function from the name of a job that failed to further jobs. With it,
+      failed runs are left out: jobs start without their optional needs, and a
+      job fails if another need of it does. None keeps waiting jobs waiting.
 
   Attributes:
     failed: Name of each failed job -> the end of its log and the reason.
@@ -79,12 +84,14 @@ class Pool:
     root: pathlib.Path,
     env: Mapping[str, str],
     follow: Callable[[str], Sequence[Job]],
+    lose: Callable[[str], Sequence[Job]] | None = None,
   ):
     self._at_once = at_once
     self._logs = logs
     self._root = root
     self._env = {**os.environ, **env}
     self._follow = follow
+    self._lose = lose
     self._waiting: list[Job] = []
     self._active: list[Job] = []
     self._done: list[str] = []
@@ -120,6 +127,10 @@ class Pool:
     """Whether a signal stopped the pool."""
     return self._stopped
 
+  def is_done(self, name: str) -> bool:
+    """Returns whether a job is done."""
+    return name in self._done
+
   @property
   def not_started(self) -> dict[str, list[str]]:
     """Name of each job that did not run -> the needs that are not done."""
@@ -146,7 +157,10 @@ class Pool:
 
   def _ready(self) -> list[Job]:
     done = set(self._done)
-    return [job for job in self._waiting if job.needs <= done]
+    lost = set(self.failed if self._lose else ())
+    return [
+      job for job in self._waiting if job.needs <= done | (job.optional & lost)
+    ]
 
   def _running(self, job: Job) -> bool:
     if job.process is None:
@@ -210,6 +224,13 @@ class Pool:
     lines = _tail(self._logs / f'{job.name}.log', job.offset)
     self.failed[job.name] = '\n'.join([*lines[-_LAST_LINES:], why])
     self._show.say(f'{job.name} failed: {why}')
+    if self._lose is None:
+      return
+    self._waiting += self._lose(job.name)
+    for other in list(self._waiting):
+      if job.name in other.needs - other.optional and other in self._waiting:
+        self._waiting.remove(other)
+        self._fail(other, f'it needs {job.name}, which failed')
 
   def _stop(self, number: int, frame: Any) -> None:
     del number, frame

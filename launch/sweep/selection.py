@@ -1,5 +1,6 @@
 """Selects settings by the results of a sweep's comparisons."""
 
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -54,12 +55,23 @@ class Selection:
   measured: Mapping[str, Sequence[float]]
 
 
-def candidates(spec: spec_lib.Spec, algorithm: str) -> list[Candidate]:
-  """Returns the checkpoints among which a setting is selected."""
+def candidates(
+  spec: spec_lib.Spec, algorithm: str, missing: Collection[str] = ()
+) -> list[Candidate]:
+  """Returns the checkpoints among which a setting is selected.
+
+  Args:
+    spec: Sweep whose runs are finished.
+    algorithm: Name of the algorithm.
+    missing: Names of runs that failed. A setting with one of them is left out,
+      because means over different seeds do not compare.
+  """
   found = []
   for values in spec.algorithms[algorithm]:
-    for seed in spec.select_seeds:
-      run = spec.policy(algorithm, values, seed)
+    runs = [spec.policy(algorithm, values, seed) for seed in spec.select_seeds]
+    if any(run.name in missing for run in runs):
+      continue
+    for run in runs:
       steps: list[int | None] = [None]
       if spec.checkpoints == 'all':
         folder = epath.Path(spec.folder(run.name)) / 'checkpoints'
@@ -69,7 +81,12 @@ def candidates(spec: spec_lib.Spec, algorithm: str) -> list[Candidate]:
   return found
 
 
-def select(spec: spec_lib.Spec, algorithm: str, baseline: str) -> Selection:
+def select(
+  spec: spec_lib.Spec,
+  algorithm: str,
+  baseline: str,
+  missing: Collection[str] = (),
+) -> Selection:
   """Selects a setting by the comparison select_ALGORITHM.
 
   Of several settings with the same win rate, the first one is selected.
@@ -78,12 +95,13 @@ def select(spec: spec_lib.Spec, algorithm: str, baseline: str) -> Selection:
     spec: Sweep that made the comparison.
     algorithm: Name of the algorithm.
     baseline: Name of the policy that all candidates were compared with.
+    missing: Names of runs that failed, which were not compared.
   """
   results = read(spec, f'select_{algorithm}')
   column = results['policies'].index(baseline)
   settings: dict[Any, list[float]] = {}
   measured = {}
-  for candidate in candidates(spec, algorithm):
+  for candidate in candidates(spec, algorithm, missing):
     row = results['policies'].index(candidate.name)
     rate = results['win_rate'][spec.judge][row][column]
     interval = results['interval'][spec.judge][row][column]
@@ -107,11 +125,15 @@ def read(spec: spec_lib.Spec, name: str) -> dict[str, Any]:
 
 
 def describe(
-  spec: spec_lib.Spec, chosen: Mapping[str, Selection]
+  spec: spec_lib.Spec,
+  chosen: Mapping[str, Selection],
+  missing: Collection[str] = (),
 ) -> dict[str, Any]:
   """Returns sweep.json, which tells the report what each run is."""
   runs = []
   for algorithm, points in spec.algorithms.items():
+    if algorithm not in chosen:
+      continue
     selection = chosen[algorithm]
     for values in points:
       for seed in spec.seeds:
@@ -121,7 +143,7 @@ def describe(
           for name, rate in selection.measured.items()
           if name.partition('_step=')[0] == run.name
         }
-        if values != selection.values and not at:
+        if run.name in missing or values != selection.values and not at:
           continue
         runs.append(
           {
@@ -140,10 +162,15 @@ def describe(
     'seeds': list(spec.select_seeds),
     'splits': list(spec.splits),
     'runs': runs,
+    **({'missing': sorted(missing)} if missing else {}),
   }
 
 
-def table(spec: spec_lib.Spec, chosen: Mapping[str, Selection]) -> str:
+def table(
+  spec: spec_lib.Spec,
+  chosen: Mapping[str, Selection],
+  missing: Collection[str] = (),
+) -> str:
   """Returns what was selected, and how it compares, as text."""
   seeds = ', '.join(map(str, spec.select_seeds))
   lines = [
@@ -153,6 +180,9 @@ def table(spec: spec_lib.Spec, chosen: Mapping[str, Selection]) -> str:
   ]
   rows = [['algorithm', 'setting', 'win rate', 'against']]
   for algorithm in spec.algorithms:
+    if algorithm not in chosen:
+      rows.append([algorithm, 'missing', '-', '-'])
+      continue
     selection = chosen[algorithm]
     setting = [f'{k} {v}' for k, v in selection.values.items()]
     if selection.step is not None:
@@ -183,7 +213,10 @@ def table(spec: spec_lib.Spec, chosen: Mapping[str, Selection]) -> str:
       row.append(f'{rate:.3f} [{low:.3f}, {high:.3f}]')
     kl = results.get('kl', {}).get(policy)
     rows.append([*row, '-' if kl is None else f'{kl:.2f}'])
-  return '\n'.join(lines + _aligned(rows)) + '\n'
+  lines += _aligned(rows)
+  if missing:
+    lines += ['', f'Missing, because it failed: {", ".join(sorted(missing))}']
+  return '\n'.join(lines) + '\n'
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

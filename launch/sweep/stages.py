@@ -18,13 +18,20 @@ from launch.sweep import spec as spec_lib
 class Stages:
   """The jobs of a sweep, some of which depend on what it selects.
 
+  Args:
+    spec: Sweep that is run.
+    without_failed: Whether comparisons leave out runs that failed.
+
   Attributes:
     chosen: Selection of each algorithm that is known so far, by name.
+    missing: Names of the runs and comparisons that failed.
   """
 
-  def __init__(self, spec: spec_lib.Spec):
+  def __init__(self, spec: spec_lib.Spec, *, without_failed: bool = False):
     self._spec = spec
+    self._without_failed = without_failed
     self.chosen: dict[str, selection_lib.Selection] = {}
+    self.missing: set[str] = set()
 
   def training(self, seeds: Sequence[int]) -> list[spec_lib.Run]:
     """Returns the runs of [runs], then the policies with these seeds.
@@ -52,10 +59,11 @@ class Stages:
     jobs = []
     for name, other in spec.against.items():
       run = spec.selection(name, {})
-      needs = {r.name for r in runs if r.algorithm == name}
-      needs.add(f'select_{other}' if other in spec.algorithms else other)
+      own = frozenset(r.name for r in runs if r.algorithm == name)
+      baseline = f'select_{other}' if other in spec.algorithms else other
       make = functools.partial(self._selection, name)
-      jobs.append(self._comparison(run, make, run.needs | needs))
+      needs = run.needs | own | {baseline}
+      jobs.append(self._comparison(run, make, needs, own))
     return jobs + [self._job(run) for run in runs]
 
   def follow(self, name: str) -> list[pool_lib.Job]:
@@ -69,17 +77,30 @@ class Stages:
     if name == algorithm or algorithm not in spec.algorithms:
       return []
     self.chosen[algorithm] = chosen = selection_lib.select(
-      spec, algorithm, self._baseline(algorithm)[0]
+      spec, algorithm, self._baseline(algorithm)[0], self.missing
     )
     seeds = [s for s in spec.seeds if s not in spec.select_seeds]
     runs = [spec.policy(algorithm, chosen.values, seed) for seed in seeds]
-    jobs = [self._job(run) for run in runs]
-    if len(self.chosen) == len(spec.algorithms):
-      run = spec.comparison({})
-      needs = {self._policy(n, s).name for n in self.chosen for s in spec.seeds}
-      needs |= {*run.needs, *spec.baselines}
-      jobs.append(self._comparison(run, self._final, frozenset(needs)))
-    return jobs
+    return [self._job(run) for run in runs] + self._report()
+
+  def lose(self, name: str) -> list[pool_lib.Job]:
+    """Leaves out a run or comparison that failed; returns further jobs."""
+    self.missing.add(name)
+    algorithm = name.removeprefix('select_')
+    return self._report() if name != algorithm else []
+
+  def _report(self) -> list[pool_lib.Job]:
+    """Returns the final comparison if the last selection is known."""
+    spec = self._spec
+    lost = [n for n in spec.algorithms if f'select_{n}' in self.missing]
+    if not self.chosen or len(self.chosen) + len(lost) < len(spec.algorithms):
+      return []
+    run = spec.comparison({})
+    own = frozenset(
+      self._policy(n, s).name for n in self.chosen for s in spec.seeds
+    )
+    needs = run.needs | own | frozenset(spec.baselines)
+    return [self._comparison(run, self._final, needs, own)]
 
   def _policy(self, algorithm: str, seed: int) -> spec_lib.Run:
     """Returns the run of an algorithm with the selected setting."""
@@ -99,7 +120,13 @@ class Stages:
     spec = self._spec
     name, path = self._baseline(algorithm)
     policies = {name: path}
-    for candidate in selection_lib.candidates(spec, algorithm):
+    candidates = selection_lib.candidates(spec, algorithm, self.missing)
+    if not candidates:
+      raise ValueError(
+        f'No setting of {algorithm} can be selected: of each, a run with one '
+        f'of the seeds {list(spec.select_seeds)} failed.'
+      )
+    for candidate in candidates:
       policies[candidate.name] = candidate.path(spec)
     return spec.selection(algorithm, policies), {'policies': list(policies)}
 
@@ -108,12 +135,15 @@ class Stages:
     spec = self._spec
     policies = {name: spec.folder(name) for name in spec.baselines}
     for name in spec.algorithms:
+      if name not in self.chosen:
+        continue
       selection = self.chosen[name]
       every = [self._policy(name, seed) for seed in spec.seeds]
+      every = [run for run in every if run.name not in self.missing]
       policies[name] = [
         selection_lib.Candidate(run, selection.step).path(spec) for run in every
       ]
-    content = selection_lib.describe(spec, self.chosen)
+    content = selection_lib.describe(spec, self.chosen, self.missing)
     return spec.comparison(policies), content
 
   def _job(self, run: spec_lib.Run) -> pool_lib.Job:
@@ -130,6 +160,7 @@ class Stages:
     run: spec_lib.Run,
     make: Callable[[], tuple[spec_lib.Run, dict[str, Any]]],
     needs: frozenset[str],
+    policies: frozenset[str],
   ) -> pool_lib.Job:
     """Returns a comparison, whose policies are known once its needs are done.
 
@@ -141,6 +172,7 @@ class Stages:
       run: The comparison, for its name and its run file.
       make: Function that returns the comparison and the content of sweep.json.
       needs: Names of the jobs that come before.
+      policies: Those of them that are compared, if they do not fail.
     """
     path = epath.Path(self._spec.folder(run.name)) / 'sweep.json'
 
@@ -164,6 +196,7 @@ class Stages:
       command=command,
       needs=needs,
       completed=completed,
+      optional=policies if self._without_failed else frozenset(),
     )
 
   def _completed(self, name: str) -> bool:

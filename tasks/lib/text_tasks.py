@@ -2,7 +2,8 @@
 
 The signature of a source says what its examples hold: a prompt alone
 (`PROMPT`), one target (`SUMMARY`), two completions with a preference
-(`PREFERENCE`) or several completions with rewards (`REWARDS`).
+(`PREFERENCE`) or several completions with rewards (`REWARDS`). With
+`CONVERSATION` the prompt may be a conversation of several turns.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 import itertools
+import os
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,9 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from ipo_md.core import row_paths
 from ipo_md.data import encoding
+from ipo_md.data import rendering
 from tasks.lib import json_lines
 
 # The vocabulary of the public T5 checkpoints. VOCABULARY replaces it.
@@ -32,6 +36,9 @@ SUMMARY = PROMPT | {'targets': tf.TensorSpec([], tf.string)}
 COMPLETIONS = PROMPT | {'completions': tf.TensorSpec([None], tf.string)}
 PREFERENCE = COMPLETIONS | {'preference': tf.TensorSpec([], tf.float32)}
 REWARDS = COMPLETIONS | {'rewards': tf.TensorSpec([None], tf.float32)}
+
+# `inputs` is the plain form of the conversation; see `data.rendering`.
+CONVERSATION = {rendering.CONVERSATION: tf.TensorSpec([], tf.string)}
 
 Rows = Iterator[dict[str, Any]]
 
@@ -52,6 +59,8 @@ class Source(seqio.DataSource):
       is made again if one of them changes.
     signature: A `tf.TensorSpec` for each name of an example.
     splits: Names of the splits.
+    max_bad_rows: MAX_BAD_ROWS, the number of rows that a chat template may
+      refuse, together with those that the files have.
   """
 
   def __init__(
@@ -61,11 +70,15 @@ class Source(seqio.DataSource):
     files: Callable[[str], Sequence[str]],
     signature: Mapping[str, tf.TensorSpec],
     splits: Iterable[str],
+    max_bad_rows: int = 0,
   ):
     self._rows = rows
     self._list_files = files
-    dropped = {_ROWS_DROPPED: tf.TensorSpec([], tf.int64)}
-    self._signature = dict(signature) | dropped
+    self.max_bad_rows = max_bad_rows
+    self._signature = dict(signature) | {
+      _ROWS_DROPPED: tf.TensorSpec([], tf.int64),
+      rendering.PLACE: tf.TensorSpec([], tf.string),
+    }
     super().__init__(splits=splits)
 
   @property
@@ -95,7 +108,7 @@ class Source(seqio.DataSource):
   def _batches(self, split: str) -> Iterator[dict[str, Any]]:
     """Yields many rows at a time, because TensorFlow is slow per element."""
     rows = self._rows(split)
-    rows = ({_ROWS_DROPPED: 0} | row for row in rows)
+    rows = ({_ROWS_DROPPED: 0, rendering.PLACE: ''} | row for row in rows)
     while batch := list(itertools.islice(rows, _BATCH)):
       yield {
         name: _ragged([row[name] for row in batch], spec.dtype)
@@ -111,20 +124,24 @@ def rows_of_files(
   *,
   max_bad_rows: int = 0,
 ) -> Rows:
-  """Yields the examples of JSON-lines files, each with the bad rows before it.
+  """Yields the examples of files, each with the bad rows before it.
 
   Args:
-    paths: Paths of the files.
+    paths: Paths of files of rows, as for `json_lines.read`.
     parse: A function of a row, as for `json_lines.read`.
     max_bad_rows: MAX_BAD_ROWS, as for `json_lines.read`.
   """
-  bad = []
+  bad, paths = [], list(paths)
+  files = itertools.chain.from_iterable(map(row_paths.files, paths))
+  named = {os.path.basename(file): file for file in files}
   read = json_lines.read(paths, parse, max_bad_rows=max_bad_rows, bad=bad)
   held, counted = None, 0
-  for _, row in read:
+  for key, row in read:
     if held is not None:
       yield held
-    held = row | {_ROWS_DROPPED: len(bad) - counted}
+    file, _, number = key.rpartition(':')
+    place = f'{named[file]}, row {number}'
+    held = row | {_ROWS_DROPPED: len(bad) - counted, rendering.PLACE: place}
     counted = len(bad)
   if held is not None:  # The last example has those that follow it, too.
     yield held | {_ROWS_DROPPED: held[_ROWS_DROPPED] + len(bad) - counted}
@@ -185,7 +202,8 @@ def tokenise(
 
   `targets` become [*] tokens, and `completions` [K, *] tokens of `targets`,
   each padded at its right with -1. Features of `examples.FOUND` count what
-  was found in the texts of an example.
+  was found in the texts of an example. The texts stay as `rendering` reads
+  them.
 
   Raises:
     ValueError: The vocabulary has no EOS.
@@ -202,6 +220,9 @@ def tokenise(
 
   def tokenise_batch(batch):
     out = dict(batch)
+    out[rendering.INPUTS] = batch['inputs']
+    if 'targets' in batch or 'completions' in batch:
+      out[rendering.TARGETS] = batch.get('targets', batch.get('completions'))
     out['inputs'], found = _encode(batch['inputs'], vocabulary)
     if 'targets' in batch:
       targets, more = _encode(batch['targets'], vocabulary)

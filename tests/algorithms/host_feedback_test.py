@@ -73,7 +73,20 @@ def save(path, seed):
   return params
 
 
-def test_it_is_the_online_step_where_the_judges_are_one(tmp_path):
+@pytest.mark.parametrize(
+  ('loss', 'changes', 'reward'),
+  [
+    (LOSS, {}, None),
+    (
+      functools.partial(losses.nca, beta=0.1, alpha=1.0),
+      {'mixture_coefs': (0.0, 0.0, 0.0)},
+      -40.0,
+    ),
+  ],
+)
+def test_it_is_the_online_step_where_the_judges_are_one(
+  tmp_path, loss, changes, reward
+):
   judge_params = save(str(tmp_path / 'judge'), 2)
   judge = functools.partial(learned.likelihood, model=MODEL)
   dataset = dataset_lib.load(
@@ -93,7 +106,9 @@ def test_it_is_the_online_step_where_the_judges_are_one(tmp_path):
   frozen = types.FrozenParams(
     reference=MODEL.init(jax.random.key(1)), judge=judge_params
   )
-  common = {'model': MODEL, 'optimizer': optimizer, 'loss': LOSS}
+  common = {'model': MODEL, 'optimizer': optimizer, 'loss': loss}
+  settings = SAMPLING | changes
+  feedback = functools.partial(objective.Feedback, truncation_reward=reward)
   mesh = sharding.make_mesh((1, -1, 1))
   with jax.set_mesh(mesh):
     (prompts, _), *_ = batches.in_order(
@@ -102,9 +117,9 @@ def test_it_is_the_online_step_where_the_judges_are_one(tmp_path):
     online = jax.jit(
       functools.partial(
         online_lib.online_step,
-        feedback=objective.Feedback(judge=judge),
+        feedback=feedback(judge=judge),
         **common,
-        **SAMPLING,
+        **settings,
       )
     )
     expected, theirs = online(make(), frozen, prompts, jax.random.key(3))
@@ -113,21 +128,23 @@ def test_it_is_the_online_step_where_the_judges_are_one(tmp_path):
       model=MODEL,
       dataset=dataset,
       state_sharding=None,
-      feedback=objective.Feedback(
+      feedback=feedback(
         judge=host.LearnedJudge(
           judge=judge,
           model=MODEL,
           checkpoint_path=str(tmp_path / 'judge'),
           batch_size=8,
+          label=None,
         )
       ),
-      **SAMPLING,
+      **settings,
     )
     found, ours = step(make(), frozen, prompts, jax.random.key(3))
-  del theirs['sampling_error']  # two programs do not compare themselves
+  # Two programs do not compare themselves.
+  theirs.pop('sampling_error', None)
   for name in theirs:
     np.testing.assert_allclose(
-      ours[name], theirs[name], rtol=1e-4, err_msg=name
+      float(ours[name]), float(theirs[name]), rtol=1e-4, err_msg=name
     )
   moved = jax.tree.map(lambda a, b: a - b, expected.params, params)
   assert max(np.abs(x).max() for x in jax.tree.leaves(moved)) > 5e-3
@@ -138,15 +155,25 @@ def test_it_is_the_online_step_where_the_judges_are_one(tmp_path):
   )
 
 
-def test_it_takes_pairs():
-  with pytest.raises(ValueError, match='MIXTURE_COEFS.*2 completions'):
+@pytest.mark.parametrize(
+  ('feedback', 'changes', 'message'),
+  [
+    ({}, {'mixture_coefs': (0.0,)}, 'MIXTURE_COEFS.*2 completions'),
+    ({}, {'mixture_coefs': (0.0,) * 3}, 'MIXTURE_COEFS.*2 completions'),
+    ({'truncation_reward': 0.0}, {}, 'TRUNCATION_REWARD.*preferences alone'),
+  ],
+)
+def test_it_takes_pairs_of_a_judge_that_compares(feedback, changes, message):
+  with pytest.raises(ValueError, match=message):
     host_feedback.two_programs(
       None,
       model=MODEL,
       dataset=None,
       state_sharding=None,
-      feedback=objective.Feedback(judge=None),
-      **SAMPLING | {'mixture_coefs': (0.0,)},
+      feedback=objective.Feedback(
+        judge=host.TextJudge(lambda prompt, y_1, y_2: 0.5), **feedback
+      ),
+      **SAMPLING | changes,
     )
 
 

@@ -45,7 +45,7 @@ def _dataset(rows=5):
     prompt_format=prompt_format.PromptFormat(),
     prompts_only=False,
     vocabulary=None,
-    counts={},
+    counts={'examples': rows, 'prompts_cut': 0},
   )
 
 
@@ -101,7 +101,7 @@ def test_attached(found, tmp_path):
       attached(dataset=lambda other=other: other)
 
 
-def test_interrupted_writes_nothing(found, tmp_path, monkeypatch):
+def test_interrupted_writes_nothing(found, tmp_path, monkeypatch, capsys):
   model, params, values = found
   path = tmp_path / 'log_probs.npz'
   compute = functools.partial(
@@ -126,6 +126,7 @@ def test_interrupted_writes_nothing(found, tmp_path, monkeypatch):
       compute()
   assert not path.exists()
   compute()
+  assert 'examples 5, prompts_cut 0\n' in capsys.readouterr().out
   attached = reference_log_probs.attached(path=str(path), dataset=_dataset)
   np.testing.assert_allclose(
     attached.examples[0].scores['reference_log_prob'], values, rtol=1e-5

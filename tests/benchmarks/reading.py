@@ -66,7 +66,7 @@ def main():
       nonlocal state
       for batch in source:
         state, metrics = update(state, frozen, batch, rng)
-      metrics['loss'].block_until_ready()
+      jax.block_until_ready(metrics)
 
     steps([first] * 2)
     alone = [_timed(lambda: [read(n) for n in range(_UPDATES)])]

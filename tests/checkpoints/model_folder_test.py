@@ -296,3 +296,19 @@ def test_a_run_from_random_parameters_takes_the_config_alone(folder, tmp_path):
     str(run), model, sharding.make_mesh((1, -1, 1)), name='PATH'
   )
   assert params['decoder']['layers']
+
+
+def test_the_chat_template_of_a_folder(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
+  (tmp_path / 'model.safetensors').write_bytes(b'')
+  find = lambda: model_folder.chat_template(path=str(tmp_path))
+  assert model_folder.chat_template(path=None) is None
+  (tmp_path / 'chat_template.jinja').write_text('a')
+  assert find() is None  # There is no tokenizer.json.
+  tokenizer(tmp_path)
+  assert find() == str(tmp_path)
+  (tmp_path / 'chat_template.jinja').unlink()
+  assert find() is None
+  (tmp_path / 'tokenizer_config.json').write_text('{"chat_template": "a"}')
+  model_folder._read_json.cache_clear()
+  assert find() == str(tmp_path)

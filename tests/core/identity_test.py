@@ -97,6 +97,27 @@ def test_a_file_that_was_replaced_is_named(
   assert line.startswith(f'{name}: {folder / file} (')
 
 
+def test_a_chat_template_that_was_replaced_is_named(parse, folder):
+  (folder / 'chat_template.jinja').write_text('a')
+  given = {'CHAT_TEMPLATE': repr(str(folder))}
+  before = supervised(parse, folder, **given)
+  assert before == supervised(parse, folder, **given)
+  (folder / 'chat_template.jinja').write_text('b')
+  (line,) = identity.changes(before, supervised(parse, folder, **given))
+  assert line.startswith(f'CHAT_TEMPLATE: {folder} (')
+
+
+def test_the_files_of_a_folder_and_of_a_mixture(parse, folder):
+  (folder / 'rows').mkdir()
+  (folder / 'rows/b.parquet').write_text('b')
+  mixed = [(str(folder / 'train.jsonl'), 1.0), (str(folder / 'rows'), 2.0)]
+  given = {'TRAIN_FILE': repr(mixed)}
+  before = supervised(parse, folder, **given)
+  (folder / 'rows/b.parquet').write_text('c')
+  (line,) = identity.changes(before, supervised(parse, folder, **given))
+  assert line.startswith(f'TRAIN_FILE[1][0]: {folder / "rows"}')
+
+
 def test_another_time_or_a_copy_is_no_change(parse, folder):
   before = supervised(parse, folder)
   os.utime(folder / 'train.jsonl', (0, 0))

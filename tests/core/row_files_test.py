@@ -6,8 +6,14 @@ import json
 import pytest
 
 from ipo_md.core import row_files
+from ipo_md.data import conversations
 
 SEPARATORS = ['\u2028', '\u2029', '\u0085', '\f', '\v', '\x1c', '\x1d', '\r']
+
+
+def prompts_of(path):
+  found = conversations.prompts_of(str(path), 'PROMPTS_FILE')
+  return [conversations.plain(messages) for _, messages in found]
 
 
 def rows_of(path, **kwargs):
@@ -19,12 +25,12 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path, separator):
   text = f'a{separator}b'
   path = tmp_path / 'prompts.txt'
   path.write_bytes(f'{text}\nc\n'.encode())
-  assert list(row_files.prompts(str(path), 'P')) == [text, 'c']
+  assert prompts_of(path) == [text, 'c']
   assert list(row_files.lines(str(path))) == [text, 'c']
   path = tmp_path / 'prompts.jsonl'
   line = json.dumps({'prompt': text}, ensure_ascii=False)
   path.write_bytes(f'{line}\n{line}'.encode())
-  assert list(row_files.prompts(str(path), 'P')) == [text, text]
+  assert prompts_of(path) == [text, text]
   assert rows_of(path) == [{'prompt': text}] * 2
 
 
@@ -41,7 +47,7 @@ def test_forms_of_a_file(tmp_path, name, zipped, mark, end):
   content = (mark + ''.join(line + end for line in lines)).encode()
   path = tmp_path / name
   path.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
-  assert list(row_files.prompts(str(path), 'P')) == texts
+  assert prompts_of(path) == texts
 
 
 @pytest.mark.parametrize(
@@ -64,7 +70,7 @@ def test_texts_that_are_refused(tmp_path, content, message):
   path = tmp_path / 'prompts.txt'
   path.write_bytes(content)
   with pytest.raises(ValueError, match=f'PROMPTS_FILE.* {message}|{message}'):
-    list(row_files.prompts(str(path), 'PROMPTS_FILE'))
+    prompts_of(path)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +80,9 @@ def test_texts_that_are_refused(tmp_path, content, message):
     ('{"prompt": "a\\ud83d"}', "field 'prompt' has half of a surrogate pair"),
     ('{"prompt": "\\udc00a"}', 'half of a surrogate pair at 0'),
     ('{"prompt": "a\\u0000"}', "field 'prompt' has a NUL"),
-    ('{"prompt": ["a"]}', 'is .* not a text'),
+    ('{"prompt": ["a"]}', "field 'prompt.0' is .* not an object"),
     ('{"prompt": true}', 'is true, not a text'),
-    ('{"prompt": "\\n\\t"}', 'the prompt is empty'),
+    ('{"prompt": "\\n\\t"}', "field 'prompt' is empty"),
     ('{"prompt": "a", "prompt": "b"}', "field 'prompt' is there twice"),
     ('["a"]', 'not an object'),
     ('"a"', 'not an object'),
@@ -89,7 +95,7 @@ def test_rows_that_are_refused(tmp_path, row, message):
   path.write_text('{"prompt": "a"}\n\n' + row + '\n')
   place = f'PROMPTS_FILE {path}, row 3: .*{message}'
   with pytest.raises(ValueError, match=place):
-    list(row_files.prompts(str(path), 'PROMPTS_FILE'))
+    prompts_of(path)
 
 
 def test_files_that_are_none(tmp_path):
@@ -99,7 +105,7 @@ def test_files_that_are_none(tmp_path):
     ('', 'There is no file  .PROMPTS_FILE.'),
   ):
     with pytest.raises(ValueError, match=message):
-      list(row_files.prompts(str(path), 'PROMPTS_FILE'))
+      prompts_of(path)
 
 
 def test_bad_rows_are_listed(tmp_path, capsys):

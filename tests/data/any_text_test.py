@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tokenizers as hf
 
-from ipo_md.core import row_files
+from ipo_md.data import conversations
 from ipo_md.data import dataset as dataset_lib
 from ipo_md.data import encoding
 from ipo_md.data import examples
@@ -190,17 +190,18 @@ def test_prompts_of_a_file(texts, rows):
     content = '\n'.join(lines).encode(errors='surrogatepass')
     path.write_bytes(content)
     try:
-      found = list(row_files.prompts(str(path), 'PROMPTS_FILE'))
+      prompts = list(conversations.prompts_of(str(path), 'PROMPTS_FILE'))
     except ValueError as error:
       assert type(error) is ValueError
       assert str(error).startswith(f'PROMPTS_FILE {path}')
       assert not rows or not all(is_valid({'prompt': t}) for t in texts)
       return
+  found = [conversations.plain(messages) for _, messages in prompts]
   if rows:
     assert found == texts
   else:
     lines = '\n'.join(texts).removeprefix('\ufeff').removesuffix('\n')
     assert found == [line.removesuffix('\r') for line in lines.split('\n')]
-  dataset = examples.of_prompts('p', found, byte_level(0))
+  dataset = examples.of_prompts('p', prompts, byte_level(0))
   assert len(dataset) == len(found)
   assert not {0, 1, 2} & set(np.unique(dataset.prompts.ids).tolist())

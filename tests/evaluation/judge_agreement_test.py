@@ -235,7 +235,9 @@ def test_a_judge_alone(tmp_path, comparator, capsys):
   assert found['agreement']['held_out_pairs']['truth'][0] == 19.5 / 20
   assert found['order_consistency']['held_out_pairs']['truth'][0] == 19.5 / 20
   assert found['calibration']['held_out_pairs']['truth']['ece'] == 0
-  assert '20 pairs' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert '20 pairs' in said
+  assert 'labelled pairs: examples ' in said
   run()
   assert 'complete' in capsys.readouterr().out
   with pytest.raises(ValueError, match='mini_tldr_sft has no pairs'):

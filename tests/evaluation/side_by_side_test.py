@@ -60,6 +60,7 @@ def test_a_run_gives_the_same_bytes_twice(tmp_path, paths, capsys):
     score = truth_lib.score(line['prompt'], text['text'])
     assert text['score']['words'] == score.words
 
+  assert ', tokens_unknown ' in capsys.readouterr().out
   comparison.compare(tmp_path / 'a', paths)
   assert 'complete' in capsys.readouterr().out
 

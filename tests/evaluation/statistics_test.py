@@ -82,6 +82,46 @@ def test_length_control_recovers_the_rate_at_equal_length():
   assert statistics.win_rate(wins).value > 0.75
 
 
+@pytest.mark.parametrize('rate', [0.5, 0.8])
+@pytest.mark.parametrize('tied', [0.0, 0.3, 0.9])
+@pytest.mark.parametrize('near', [False, True])
+def test_length_control_covers_with_ties(rate, tied, near):
+  """Ties lie anywhere, or where the lengths are nearly the same."""
+  rng = np.random.default_rng(6)
+  covered = 0
+  for _ in range(500):
+    length = rng.normal(0, 10, 200).round()
+    rates = special.expit(special.logit(rate) + length / 20)
+    ties = tied * 2 * np.minimum(rates, 1 - rates)
+    if near:
+      ties *= np.exp(-((length / 8) ** 2))
+    drawn = rng.random(200)
+    wins, losses = drawn < rates - ties / 2, drawn >= rates + ties / 2
+    preference = 0.5 + 0.5 * wins - 0.5 * losses
+    found = statistics.length_controlled_win_rate(preference, length)
+    covered += found.low <= rate <= found.high
+  assert 0.925 <= covered / 500 <= 0.97
+
+
+def test_length_control_of_ties_alone_is_as_wide_as_the_score_interval():
+  ties, length = np.full(200, 0.5), np.arange(200) - 100
+  found = statistics.length_controlled_win_rate(ties, length)
+  score = statistics.win_rate(ties)
+  np.testing.assert_allclose(found, score, atol=3e-4)
+
+
+def test_length_control_without_ties_is_walds():
+  rng = np.random.default_rng(7)
+  length, wins = rng.normal(0, 1, 50), rng.random(50) < 0.7
+  inputs = np.stack([np.ones(50), length / np.sqrt(np.mean(length**2))], 1)
+  coefs, covariance = statistics.firth_logistic(inputs, wins.astype(float))
+  found = statistics.length_controlled_win_rate(wins, length)
+  half = 1.959964 * np.sqrt(covariance[0, 0])
+  np.testing.assert_allclose(
+    special.logit(found), coefs[0] + np.array([0, -half, half]), atol=1e-6
+  )
+
+
 def test_length_control_survives_separation():
   length = np.arange(-20, 20)
   by_length = statistics.length_controlled_win_rate(length >= 0, length)

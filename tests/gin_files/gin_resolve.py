@@ -181,9 +181,9 @@ class PlaceholderVocabulary(seqio.ByteVocabulary):
     return self._eos_id
 
 
-def one_example(task: seqio.Task, *, split: str, feature_lengths):
+def one_example(task: seqio.Task, *, split: str, feature_lengths, chat=None):
   """Replaces `data.tokenise` and returns one example of a task."""
-  del feature_lengths
+  del feature_lengths, chat
   assert split in task.splits
   features = task.output_features
   k = 0
@@ -298,7 +298,7 @@ def trace(arguments: dict, *, evaluate: bool = False) -> None:
   )
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert shapes(after) == shapes(state)
-  assert metrics['loss'].shape == ()
+  assert metrics['loss'].total.shape == ()
   evaluation = arguments['evaluation']
   if not evaluate or evaluation is None:
     return
@@ -313,4 +313,4 @@ def trace(arguments: dict, *, evaluate: bool = False) -> None:
   )
   measured.pop('samples', None)
   assert measured
-  assert all(m.shape == () for m in measured.values())
+  assert all(x.shape == () for x in jax.tree.leaves(measured))

@@ -11,6 +11,8 @@ import pytest
 from ipo_md import judges
 from ipo_md.core import types
 from ipo_md.data import prompt_format
+from ipo_md.evaluation import task_metrics
+from ipo_md.games import game
 from ipo_md.judges import declaration
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
@@ -24,12 +26,16 @@ DEVICE_JUDGES = {
   'preference_representation': judges.preference_representation,
   'reward_model': judges.reward_model,
 }
-HOST_JUDGES = [
-  judges.CachedJudge,
-  judges.HttpJudge,
-  judges.LearnedJudge,
-  judges.TextJudge,
-]
+HOST_JUDGES = {
+  judges.CachedJudge: ('preference',),
+  judges.HttpJudge: ('preference',),
+  judges.LearnedJudge: ('preference', 'rewards'),
+  judges.PreferenceFunction: ('preference',),
+  judges.RewardFunction: ('preference', 'rewards'),
+  judges.TextJudge: ('preference',),
+  judges.TextRewardModel: ('preference', 'rewards'),
+  judges.WeightedRewards: ('preference', 'rewards'),
+}
 
 
 def bound(name: str) -> tuple[judges.DeviceJudge, types.Params | None]:
@@ -100,7 +106,57 @@ def test_what_device_judges_are_trained_on():
 @pytest.mark.parametrize('judge', HOST_JUDGES)
 def test_host_judges_run_on_the_host(judge):
   declared = judges.declaration_of(judge)
-  assert declared == declaration.Declaration(runs_on='host')
+  assert declared.runs_on == 'host'
+  assert declared.gives == HOST_JUDGES[judge]
+  assert hasattr(judge, 'rewards') == ('rewards' in declared.gives)
+  reads_tokens = judge is judges.LearnedJudge
+  assert declared.reads == ('tokens' if reads_tokens else 'texts')
+
+
+def test_what_a_judge_asks_counts_as_its_own():
+  function = judges.RewardFunction(len)
+  learned = judges.LearnedJudge(
+    judge=judges.indifferent, model=None, checkpoint_path='/a', batch_size=1
+  )
+  of_texts = judges.WeightedRewards(
+    judges={'f': function, 'g': function}, weights={'f': 1, 'g': 2}
+  )
+  of_tokens = judges.WeightedRewards(
+    judges={'f': of_texts, 'l': learned}, weights={'f': 1, 'l': 2}
+  )
+  cached = judges.CachedJudge(of_tokens, 'name', None, {})
+  for judge in (function, of_texts, lambda samples, pairs: []):
+    assert not judges.reads_tokens(judge)
+    assert judges.checkpoint_paths(judge) == ()
+  for judge in (learned, of_tokens, cached):
+    assert judges.reads_tokens(judge)
+    assert judges.checkpoint_paths(judge) == ('/a',)
+  assert judges.gives(of_tokens) == ('preference', 'rewards')
+  assert judges.gives(cached) == ('preference',)
+  assert judges.gives(lambda samples, pairs: []) == ('preference',)
+
+
+@pytest.mark.parametrize(
+  ('judge', 'expected'),
+  [
+    (task_metrics.MetricJudge, {'runs_on': 'host'}),
+    (
+      task_metrics.MetricJudge(lambda: None, 'gsm8k', 'exact_match'),
+      {'runs_on': 'host'},
+    ),
+    (
+      game.matrix_judge,
+      {
+        'runs_on': 'device',
+        'gives': ('preference', 'rewards'),
+        'has_params': True,
+      },
+    ),
+  ],
+)
+def test_judges_of_other_packages_are_declared(judge, expected):
+  declared = judges.declaration_of(judge)
+  assert declared == declaration.Declaration(**expected)
 
 
 def test_every_public_judge_is_declared():
@@ -193,6 +249,11 @@ def test_a_judge_without_a_declaration_raises():
     ({'trained_on': 'rewards', 'has_params': True}, 'gives rewards'),
     ({'runs_on': 'host', 'has_params': True}, 'loads its own'),
     ({'runs_on': 'host', 'gives': ('rewards',)}, 'loads its own'),
+    ({'runs_on': 'host', 'gives': ('preference', 'matrix')}, 'a matrix'),
+    ({'runs_on': 'host', 'reads': 'ids'}, "'tokens' or 'texts'"),
+    ({'reads': 'tokens'}, 'for judges on the host'),
+    ({'checkpoint': str}, 'for judges on the host'),
+    ({'parts': list}, 'for judges on the host'),
   ],
 )
 def test_contradictory_declarations_raise(changes, message):

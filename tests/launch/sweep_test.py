@@ -56,11 +56,12 @@ def spec_fixture(tmp_path):
   return path
 
 
-def run(spec, out) -> int:
+def run(spec, out, **options) -> int:
   """Runs a sweep into `out` and returns its exit code."""
   out.mkdir(exist_ok=True)
   contents = read.read(str(spec), str(out))
-  return main.Sweep(contents, out / 'logs').run(contents.at_once)
+  sweep = main.Sweep(contents, out / 'logs', **options)
+  return sweep.run(contents.at_once)
 
 
 def results_of(out: pathlib.Path) -> dict[str, bytes]:
@@ -125,6 +126,93 @@ def test_a_failure_is_listed_and_the_rest_goes_on(spec, tmp_path, capsys):
   assert run(spec, straight := tmp_path / 'straight') == 0
   assert results_of(out) == results_of(straight)
   assert starts(out)['ipo_TAU=0.3_SEED=0'] == 1
+
+
+def broken(out: pathlib.Path, *names: str) -> pathlib.Path:
+  """Makes the folder of a sweep in which these runs fail."""
+  out.mkdir()
+  for name in names:
+    (out / f'break_{name}').touch()
+  return out
+
+
+@pytest.mark.parametrize(
+  ('names', 'selected', 'missing'),
+  [
+    # The better of two settings is lost; so the other one is selected.
+    (['ipo_TAU=0.3_SEED=0'], ['TAU 0.2', 'TAU 0.05'], 'ipo_TAU=0.3_SEED=0'),
+    # A further seed of the selected setting.
+    (['ipo_TAU=0.3_SEED=1'], ['TAU 0.2', 'TAU 0.3'], 'ipo_TAU=0.3_SEED=1'),
+    # All settings of an algorithm that nothing is selected against.
+    (
+      ['ipo_TAU=0.3_SEED=0', 'ipo_TAU=0.05_SEED=0'],
+      ['TAU 0.2', 'missing'],
+      'ipo_TAU=0.05_SEED=0, ipo_TAU=0.3_SEED=0, select_ipo',
+    ),
+    (['select_ipo'], ['TAU 0.2', 'missing'], 'select_ipo'),
+    # The baseline of another selection is selected among the rest.
+    (['rl_TAU=0.2_SEED=0'], ['TAU 0.1', 'TAU 0.3'], 'rl_TAU=0.2_SEED=0'),
+  ],
+)
+def test_the_rest_is_selected_and_compared_if_asked(
+  spec, tmp_path, capsys, names, selected, missing
+):
+  out = broken(tmp_path / 'out', *names)
+  assert run(spec, out) == 1
+  assert 'With --without_failed, what fails' in capsys.readouterr().out
+  assert not (out / 'report' / 'COMPLETED').exists()
+  before = starts(out)
+  assert run(spec, out, without_failed=True) == 0
+  table = (out / 'table.txt').read_text()
+  assert f'Missing, because it failed: {missing}\n' in table
+  for name, setting in zip(('rl', 'ipo'), selected, strict=True):
+    assert f'{name:9}  {setting}' in table
+  content = json.loads((out / 'report' / 'sweep.json').read_text())
+  assert ', '.join(content['missing']) == missing
+  assert not set(content['missing']) & {r['name'] for r in content['runs']}
+  # Runs that were finished are not started again.
+  for name in before:
+    done = (out / name / 'COMPLETED').exists()
+    assert starts(out)[name] == before[name] + (not done)
+  # Repeated, it ends the same, and nothing is compared again.
+  before = results_of(out)
+  assert run(spec, out, without_failed=True) == 0
+  assert results_of(out) == before
+  assert starts(out)['report'] == 1
+
+
+@pytest.mark.parametrize(
+  ('names', 'why'),
+  [
+    (['supervised'], 'report'),
+    (['report'], 'report'),
+    (['select_rl'], 'select_ipo failed: it needs select_rl, which failed'),
+  ],
+)
+def test_a_sweep_with_nothing_to_compare_fails(
+  spec, tmp_path, capsys, names, why
+):
+  out = broken(tmp_path / 'out', *names)
+  assert run(spec, out, without_failed=True) == 1
+  said = capsys.readouterr().out
+  assert f'{names[0]} failed: exit code 3' in said
+  assert why in said or why == 'report'
+  assert not (out / 'table.txt').exists()
+
+
+def test_without_a_failure_the_option_changes_nothing(spec, tmp_path):
+  assert run(spec, tmp_path / 'a') == 0
+  assert run(spec, tmp_path / 'b', without_failed=True) == 0
+  assert results_of(tmp_path / 'a') == results_of(tmp_path / 'b')
+
+
+def test_a_run_that_is_there_after_all_is_not_left_out(spec, tmp_path, capsys):
+  """Its comparison was of other runs, which is said."""
+  out = broken(tmp_path / 'out', 'ipo_TAU=0.3_SEED=0')
+  assert run(spec, out, without_failed=True) == 0
+  (out / 'break_ipo_TAU=0.3_SEED=0').unlink()
+  assert run(spec, out) == 1
+  assert 'select_ipo compares other runs' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('orphans', [True, False])

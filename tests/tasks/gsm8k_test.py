@@ -12,6 +12,7 @@ from ipo_md.data import prompt_format
 from ipo_md.evaluation import task_metrics
 from ipo_md.judges import samples as samples_lib
 from tasks import gsm8k
+from tasks import xsum
 from tasks.lib import metrics
 
 VOCABULARY = seqio.ByteVocabulary()
@@ -70,6 +71,19 @@ def load_fixture(tmp_path, monkeypatch):
     )
 
   return load
+
+
+def test_the_folder_may_be_relative_or_start_with_a_tilde(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  monkeypatch.chdir('/')
+  for given, folder in (('~/math', '/home/me/math'), ('math', '/math')):
+    monkeypatch.setenv('GSM8K_DIR', given)
+    assert gsm8k._files('test') == [f'{folder}/test.jsonl']
+    monkeypatch.setenv('XSUM_DIR', given)
+    assert xsum._files('test') == [f'{folder}/test.jsonl']
+  monkeypatch.setenv('GSM8K_DIR', '')
+  with pytest.raises(ValueError, match='GSM8K_DIR is empty'):
+    gsm8k._files('test')
 
 
 def test_exact_match_of_completions(load):

@@ -111,28 +111,72 @@ class TestPairs:
         "row 3: field 'prompt' is there twice",
       ),
       (
-        '{"prompt": [{"role": "user", "content": "a"}], "chosen": "b"}',
-        "row 3: field 'prompt' is a list of messages",
+        '{"prompt": [{"role": "system", "content": "a"}, {"role": "user", '
+        '"content": "a"}], "chosen": "b", "rejected": "c"}',
+        "row 3: field 'prompt' has the turns system, user before the completion"
+        '. Only a chat template reads more .* set CHAT_TEMPLATE',
+      ),
+      (
+        '{"prompt": [], "chosen": "b", "rejected": "c"}',
+        "row 3: field 'prompt' is empty",
+      ),
+      (
+        '{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", '
+        '"content": "a"}], "chosen": "b", "rejected": "c"}',
+        "row 3: field 'prompt' ends with a turn of the assistant",
       ),
       (
         '{"prompt": "a", "system": "d", "chosen": "b", "rejected": "c"}',
-        "row 3: field 'system' is not read",
+        "row 3: field 'prompt' has the turns system, user before",
       ),
       (
-        '{"prompt": "a", "history": [["d", "e"]], "chosen": "b"}',
+        '{"prompt": "a", "history": [["d", "e"]], "chosen": "b", '
+        '"rejected": "c"}',
         "row 3: field 'history' is not read",
       ),
+      (
+        '{"prompt": "a", "tools": [{"name": "d"}], "chosen": "b", '
+        '"rejected": "c"}',
+        "row 3: field 'tools' is not read",
+      ),
+      (
+        '{"prompt": "a", "completion": "b", "label": true}',
+        "row 3: field 'label' marks one completion as good or bad",
+      ),
+      (
+        '{"chosen": "b", "rejected": "c"}',
+        "row 3: field 'prompt' is missing",
+      ),
       *(
-        (_turns(*turns), f"row 3: field 'chosen' has the turns {named}")
+        (
+          _turns(*turns),
+          f"row 3: field 'chosen' has the turns {named} before the completion",
+        )
         for turns, named in (
-          (['user', 'assistant', 'user', 'assistant'], 'user, assistant, user'),
-          (['system', 'user', 'assistant'], 'system, user, assistant'),
+          (
+            ['user', 'assistant', 'user', 'assistant'],
+            'user, assistant, user',
+          ),
+          (['system', 'user', 'assistant'], 'system, user'),
+        )
+      ),
+      *(
+        (
+          _turns(*turns),
+          "row 3: field 'chosen' has other turns before the completion",
+        )
+        for turns in (['system', 'assistant'], ['assistant', 'assistant'])
+      ),
+      *(
+        (
+          _turns(*turns),
+          f"row 3: field 'chosen' has the turns {named}. The last one must be",
+        )
+        for turns, named in (
           (['user', 'assistant', 'user'], 'user, assistant, user'),
-          (['system', 'assistant'], 'system, assistant'),
           (['user'], 'user'),
           (['assistant', 'user'], 'assistant, user'),
           (['user', 'assistant', 'tool'], 'user, assistant, tool'),
-          (['assistant', 'assistant'], 'assistant, assistant'),
           (['model'], 'model'),
           ([], 'none'),
         )
@@ -142,7 +186,11 @@ class TestPairs:
         "field 'chosen.0.content' is another text than `prompt`",
       ),
       (
-        '{"prompt": "a", "chosen": [{"from": "gpt", "value": "b"}]}',
+        '{"prompt": "a", "chosen": [{"from": "gpt", "text": "b"}]}',
+        "field 'chosen.0.value' is missing",
+      ),
+      (
+        '{"prompt": "a", "chosen": [{"content": "b"}]}',
         "field 'chosen.0.role' is missing",
       ),
       (

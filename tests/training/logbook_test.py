@@ -1,9 +1,11 @@
-"""Tests of what a run says about its samples."""
+"""Tests of what a run says about its updates and its samples."""
 
 import contextlib
+import math
 
 import pytest
 
+from ipo_md.core import averages
 from ipo_md.training import config
 from ipo_md.training import logbook
 
@@ -60,3 +62,47 @@ def test_samples_that_teach_nothing_are_named_once(metrics, said, capsys):
   assert len(lines) == len(said)
   for line, name in zip(lines, said, strict=True):
     assert name in line
+
+
+def update(total, tokens, **others):
+  return {
+    'loss': averages.Mean(total, tokens),
+    'perplexity': averages.Mean(total, tokens, exponential=True),
+    'tokens': averages.Sum(tokens),
+    **others,
+  }
+
+
+def test_a_window_is_weighted_as_the_loss_is():
+  found, tokens = logbook.means(
+    [update(12.0, 4, grad_norm=1.0), update(1.0, 1, grad_norm=3.0)], 2, 0
+  )
+  assert tokens == 5
+  assert found == {
+    'loss': 13 / 5,
+    'perplexity': pytest.approx(math.exp(13 / 5)),
+    'grad_norm': 2.0,
+  }
+
+
+def test_a_skipped_update_has_no_weight():
+  window = [
+    update(12.0, 4, skipped_in_a_row=0),
+    update(math.inf, 9, skipped_in_a_row=1),
+  ]
+  found, tokens = logbook.means(window, 2, 1)
+  assert (found['loss'], found['skipped'], tokens) == (3.0, 1, 4)
+
+
+@pytest.mark.parametrize(
+  ('bad', 'named'),
+  [
+    (update(math.nan, 4), 'loss is nan, perplexity is nan at step 7'),
+    (update(4e3, 4), 'perplexity is inf at step 7'),
+    (update(0.0, 0), 'loss is nan'),
+    (update(1.0, 1, grad_norm=math.inf), 'grad_norm is inf at step 7'),
+  ],
+)
+def test_a_metric_that_is_not_finite_is_named_with_its_step(bad, named):
+  with pytest.raises(FloatingPointError, match=named):
+    logbook.means([update(1.0, 1), bad], 7, 0)

@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_checkpoints(
   def step(state, *args, **kwargs):
     state, metrics = explode(state, *args, z_loss=0.0, **kwargs)
     bad = jnp.where(state.step == 4, jnp.nan, 0.0)
-    return state, {k: v + bad for k, v in metrics.items()}
+    return state, jax.tree.map(lambda v: v + bad, metrics)
 
   with pytest.raises(FloatingPointError, match='loss is nan.* at step 4'):
     micro_run.supervised(tmp_path, 6, step=step)
