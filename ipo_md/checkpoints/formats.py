@@ -23,6 +23,7 @@ from ipo_md.checkpoints import arrays
 from ipo_md.checkpoints import gin_advice
 from ipo_md.checkpoints import hf
 from ipo_md.checkpoints import hf_config
+from ipo_md.checkpoints import hf_fused
 from ipo_md.checkpoints import hf_tied
 from ipo_md.checkpoints import locate
 from ipo_md.checkpoints import safetensors_io
@@ -82,11 +83,12 @@ def open_checkpoint(
     stored, own_head = hf_tied.resolve(
       what, theirs, safetensors_io.read(directory)
     )
+    stored = hf_fused.split(what, theirs['model_type'], config, stored)
     if own_head:
       fields = hf_tied.with_own_head(what, theirs, fields, config)
     _check_config(what, fields, config)
     shared = hf.has_shared_head(theirs, stored)
-    layout = hf.layout(config, flat, shared_head=shared)
+    layout = hf.layout(config, flat, theirs['model_type'], shared_head=shared)
     ignored = lambda array: hf.ignored(config, array)
   elif kind == 'orbax':
     layout = {parameter: [arrays.Piece(parameter)] for parameter in flat}

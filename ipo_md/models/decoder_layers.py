@@ -174,8 +174,8 @@ class Attention(nnx.Module):
       rotation: Cosines and sines from `rotary.rotation`.
 
     Returns:
-      [..., T, H, D] queries, scaled by 1 / sqrt(query_scalar); keys [N, G, D, T] and
-      values [N, G, T, D].
+      [..., T, H, D] queries, scaled by 1 / sqrt(query_scalar); keys
+      [N, G, D, T] and values [N, G, T, D].
     """
     cfg = self.config
     batch = math.prod(x.shape[:-2])

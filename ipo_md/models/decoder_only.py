@@ -4,9 +4,10 @@ Mistral, Mixtral, SmolLM, Qwen, Gemma, OLMo and Phi differ from Llama in fields
 of `DecoderOnlyConfig` alone. Papers: https://arxiv.org/abs/2407.21783,
 https://arxiv.org/abs/2310.06825, https://arxiv.org/abs/2401.04088,
 https://arxiv.org/abs/2505.09388, https://arxiv.org/abs/2503.19786,
-https://arxiv.org/abs/2501.00656, https://arxiv.org/abs/2404.14219. The prompt is the context: completions attend
-to the keys and values of all its tokens but the last, which is the first input
-of `decode`.
+https://arxiv.org/abs/2501.00656, https://arxiv.org/abs/2404.14219.
+
+The prompt is the context: completions attend to the keys and values of all its
+tokens but the last, which is the first input of `decode`.
 """
 
 import math
@@ -162,7 +163,8 @@ class _Decoder(network.Decoder):
     inputs = context.keys_values, layer_kinds.numbers(cfg)
     if not cfg.scan:
       keys_values, numbers = inputs
-      inputs = [*zip(keys_values, numbers or [None] * len(keys_values))]
+      numbers = numbers or [None] * cfg.num_layers
+      inputs = [*zip(keys_values, numbers, strict=True)]
     (x, loss), cache, _ = self._apply(call, carry, inputs, cache, keys[0])
     loss = loss * cfg.router_loss_weight / cfg.num_layers
     return self.output(x, keys[1]), cache, loss

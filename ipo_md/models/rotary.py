@@ -29,16 +29,15 @@ def frequencies(
     local: Whether the layer has the sliding window and so `local_rope_theta`.
   """
   features = cfg.rotary_dim or cfg.head_dim
-  theta, scaling = cfg.rope_theta, cfg.rope_scaling
-  if local and cfg.local_rope_theta is not None:
-    theta, scaling = cfg.local_rope_theta, 'dynamic'
+  own_theta = local and cfg.local_rope_theta is not None
+  theta = cfg.local_rope_theta if own_theta else cfg.rope_theta
   exponent = np.arange(0, features, 2, dtype=np.float32) / features
   unscaled = 1.0 / theta**exponent
-  if cfg.rope_factor == 1 or scaling == 'dynamic':
+  if own_theta or cfg.rope_factor == 1 or cfg.rope_scaling == 'dynamic':
     return unscaled.astype(np.float32)
-  if scaling == 'linear':
+  if cfg.rope_scaling == 'linear':
     return (unscaled / cfg.rope_factor).astype(np.float32)
-  if scaling == 'yarn':
+  if cfg.rope_scaling == 'yarn':
     share = 1 - _yarn_ramp(cfg, features)
   else:
     low, high = cfg.rope_low_frequency_factor, cfg.rope_high_frequency_factor
