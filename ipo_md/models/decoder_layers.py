@@ -156,13 +156,11 @@ class Attention(nnx.Module):
       ('layers', 'joined_kv', 'embed'),
       bias=cfg.attention_bias == 'qkvo',
     )
-    self.query_norm = self.key_norm = None
-    if cfg.query_key_norm == 'head':
-      self.query_norm = _norm(cfg, cfg.head_dim, 'head_dim')
-      self.key_norm = _norm(cfg, cfg.head_dim, 'head_dim')
-    elif cfg.query_key_norm == 'joined':
-      self.query_norm = _norm(cfg, joined, 'joined_kv')
-      self.key_norm = _norm(cfg, joined_kv, 'joined_kv')
+    d, kind = cfg.head_dim, cfg.query_key_norm
+    sizes = {'head': (d, d, 'head_dim'), 'joined': (joined, joined_kv, axes[2])}
+    q, k, axis = sizes.get(kind, (0, 0, ''))
+    self.query_norm = _norm(cfg, q, axis) if kind != 'none' else None
+    self.key_norm = _norm(cfg, k, axis) if kind != 'none' else None
 
   def project(
     self, x: jax.Array, rotation: tuple[jax.Array, jax.Array]
