@@ -6,7 +6,11 @@ the root of the repository:
   python -m tests.testdata.make_families            # writes families.npz
   python -m tests.testdata.make_families DIR        # compares exports
 
-DIR has one exported checkpoint of every family, as families_export.py writes.
+DIR has one exported checkpoint of every family, which this writes with the
+environment of the tests:
+
+  python -m tests.checkpoints.export_families DIR
+
 Its logits must be those of the original, bit for bit.
 """
 
