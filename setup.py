@@ -60,6 +60,7 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]'],
     'gpu': ['jax[cuda13]'],
+    'gguf': ['gguf'],
     'docs': [
       'ipykernel',
       'mkdocs-material',

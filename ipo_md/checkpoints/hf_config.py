@@ -9,6 +9,7 @@ from etils import epath
 import numpy as np
 
 from ipo_md import models
+from ipo_md.checkpoints import gguf_file
 from ipo_md.checkpoints import gin_advice
 from ipo_md.checkpoints import hf_families
 
@@ -55,7 +56,7 @@ _T5_ACTIVATIONS = {
 
 
 def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a config.json.
+  """Reads a config.json, or what a GGUF file says instead of one.
 
   Returns:
     Its contents, and the fields of `Model.config` that they determine.
@@ -63,6 +64,9 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   Raises:
     ValueError: It is damaged, or its model is not supported.
   """
+  if path.suffix == gguf_file.SUFFIX:
+    config = gguf_file.config(path)
+    return config, model_fields(config)
   try:
     config = json.loads(path.read_text())
     if quantised := config.get('quantization_config'):

@@ -76,6 +76,8 @@ class Source:
         'max_position_embeddings': self.context_length,
         'bos_token_id': self.bos_id,
         'eos_token_id': self.eos_id,
+        # That of some families' defaults is beyond a smaller vocabulary.
+        'pad_token_id': None,
       }
     if self.context_length is not None:
       name = (
