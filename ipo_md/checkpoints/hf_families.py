@@ -358,7 +358,9 @@ def write(kind: str, cfg: models.DecoderOnlyConfig) -> dict[str, Any]:
     ]
   if 'hidden_activation' in family.defaults:
     config['hidden_activation'] = config['hidden_act']
-    config['query_pre_attn_scalar'] = cfg.query_scalar or cfg.head_dim
+    # Version 5 of transformers takes an integer alone.
+    scalar = cfg.query_scalar or cfg.head_dim
+    config['query_pre_attn_scalar'] = int(scalar) if scalar % 1 == 0 else scalar
     config['attn_logit_softcapping'] = cfg.attention_soft_cap
     config['final_logit_softcapping'] = cfg.logits_soft_cap
   if family.experts:

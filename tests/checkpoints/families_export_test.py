@@ -70,6 +70,14 @@ def test_config_that_is_made_gives_the_same_network(family):
   )
 
 
+def test_the_scalar_of_scores_is_an_integer():
+  """Transformers 5 refuses a float."""
+  cfg = families_test.network('gemma2').config
+  scalar = hf_config.config_json(cfg)['query_pre_attn_scalar']
+  assert isinstance(scalar, int)
+  assert scalar == 20
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
