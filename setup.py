@@ -62,6 +62,7 @@ setuptools.setup(
     'tpu': ['jax[tpu]'],
     'gpu': ['jax[cuda13]'],
     'parquet': ['pyarrow'],
+    'gguf': ['gguf'],
     'docs': [
       'ipykernel',
       'mkdocs-material',

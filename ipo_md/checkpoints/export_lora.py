@@ -20,6 +20,7 @@ from ipo_md.checkpoints import atomic
 from ipo_md.checkpoints import convert
 from ipo_md.checkpoints import formats
 from ipo_md.checkpoints import hf
+from ipo_md.checkpoints import hf_fused
 from ipo_md.checkpoints import hf_source
 from ipo_md.checkpoints import locate
 from ipo_md.checkpoints import safetensors_io
@@ -108,7 +109,15 @@ def _write_peft(
 ) -> None:
   """Writes A^T and B^T, because Hugging Face's kernels are [out, in]."""
   base = traverse_util.flatten_dict(model.base.abstract_params, sep='/')
-  layout = hf.layout(model.config, base)
+  source = hf_source.find(reference, 'REFERENCE_CHECKPOINT_PATH')
+  kind = hf_source.model_type(source, model.config)
+  if hf_fused.is_fused(kind):
+    raise ValueError(
+      f"OUTPUT_FORMAT = 'peft' is not supported for {kind}, whose checkpoints "
+      "store several of the adapted kernels as one: use 'hf' for the merged "
+      'policy.'
+    )
+  layout = hf.layout(model.config, base, kind)
   places = {}
   for path in base:
     for letter in ('a', 'b') if f'{path}/a' in flat else ():

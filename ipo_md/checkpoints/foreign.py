@@ -12,8 +12,8 @@ _LFS = b'version https://git-lfs'
 # Patterns of file names, the first of which is found says what it is.
 _KINDS = (
   (
-    ('*.gguf', '*.ggml'),
-    'GGUF is not read. Use the safetensors that it was made from',
+    ('*.ggml',),
+    'GGML is not read. Use the safetensors that it was made from',
   ),
   (
     ('model.ckpt*.index', 'saved_model.pb', 'tf_model.h5', '*.keras'),

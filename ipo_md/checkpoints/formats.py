@@ -1,9 +1,10 @@
-"""Opens checkpoints of any of four formats.
+"""Opens checkpoints of any of five formats.
 
   'orbax'      a MODEL_DIR, or its checkpoints/N
   't5x'        T5X's native checkpoint_N
   't5x_orbax'  T5X's Orbax checkpoint_N
   'hf'         a Hugging Face directory with config.json and safetensors
+  'gguf'       a GGUF file, or a folder with one, read and not written
 
 A checkpoint of another model is a single error, raised before any array is
 read.
@@ -20,9 +21,11 @@ import jax
 import numpy as np
 
 from ipo_md.checkpoints import arrays
+from ipo_md.checkpoints import gguf_file
 from ipo_md.checkpoints import gin_advice
 from ipo_md.checkpoints import hf
 from ipo_md.checkpoints import hf_config
+from ipo_md.checkpoints import hf_fused
 from ipo_md.checkpoints import hf_tied
 from ipo_md.checkpoints import locate
 from ipo_md.checkpoints import safetensors_io
@@ -76,17 +79,23 @@ def open_checkpoint(
   flat = traverse_util.flatten_dict(abstract, sep='/')
   what = f'{name} {directory}'
   fields, ignored = {}, lambda array: 'reward_head' in array
-  if kind == 'hf':
-    theirs, fields = hf_config.read(directory / 'config.json')
-    _check_config(what, fields, config, ('logits_via_embedding',))
+  if kind in ('hf', 'gguf'):
+    file = directory / 'config.json' if kind == 'hf' else directory
+    theirs, fields = hf_config.read(file)
+    _check_config(f'{name} {file}', fields, config, ('logits_via_embedding',))
     stored, own_head = hf_tied.resolve(
-      what, theirs, safetensors_io.read(directory)
+      what,
+      theirs,
+      safetensors_io.read(directory)
+      if kind == 'hf'
+      else gguf_file.read(directory, theirs),
     )
+    stored = hf_fused.split(what, theirs['model_type'], config, stored)
     if own_head:
       fields = hf_tied.with_own_head(what, theirs, fields, config)
-    _check_config(what, fields, config)
+    _check_config(f'{name} {file}', fields, config)
     shared = hf.has_shared_head(theirs, stored)
-    layout = hf.layout(config, flat, shared_head=shared)
+    layout = hf.layout(config, flat, theirs['model_type'], shared_head=shared)
     ignored = lambda array: hf.ignored(config, array)
   elif kind == 'orbax':
     layout = {parameter: [arrays.Piece(parameter)] for parameter in flat}
@@ -216,6 +225,6 @@ def _check_config(
   if differing:
     advice = gin_advice.advice(fields, config)
     raise ValueError(
-      f'{what}/config.json is of another model:\n  '
+      f'{what} is of another model:\n  '
       + '\n  '.join([*differing[:8], advice]).rstrip()
     )

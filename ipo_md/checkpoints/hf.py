@@ -14,12 +14,14 @@ import numpy as np
 
 from ipo_md import models
 from ipo_md.checkpoints import arrays
+from ipo_md.checkpoints import hf_config
+from ipo_md.checkpoints import hf_fused
 from ipo_md.checkpoints import hf_source
 from ipo_md.checkpoints import safetensors_io
 
 _PROJECTIONS = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
 _DECODER_MLP = {'wi_0': 'gate_proj', 'wi_1': 'up_proj', 'wo': 'down_proj'}
-_EXPERT_MLP = {'wi_0': 'w1', 'wi_1': 'w3', 'wo': 'w2'}
+_MIXTRAL_MLP = {'wi_0': 'w1', 'wi_1': 'w3', 'wo': 'w2'}
 
 # Copies of the embedding, buffers, and a table of T5 1.0 that is never used.
 _IGNORED = (
@@ -66,10 +68,14 @@ def _t5_names() -> dict[str, str]:
   return names
 
 
-def _decoder_names() -> dict[str, str]:
+def _decoder_names(config: Any, kind: str) -> dict[str, str]:
   """Returns the decoder's module of each parameter path.
 
   {0} stands for the layer and {1} for the expert.
+
+  Args:
+    config: Configuration of the network, `Model.config`.
+    kind: model_type of the config.json.
   """
   layer = 'model.layers.{0}'
   names = {
@@ -77,42 +83,55 @@ def _decoder_names() -> dict[str, str]:
     'decoder/decoder_norm/scale': 'model.norm',
     'decoder/logits_dense/kernel': 'lm_head',
     'decoder/reward_head/kernel': 'score',
-    'pre_self_attention_layer_norm/scale': f'{layer}.input_layernorm',
-    'pre_mlp_layer_norm/scale': f'{layer}.post_attention_layernorm',
-    'mlp/router/kernel': f'{layer}.block_sparse_moe.gate',
   }
+  inner = {
+    'pre_self_attention_layer_norm/scale': 'input_layernorm',
+    'post_self_attention_layer_norm/scale': 'post_attention_layernorm',
+    'pre_mlp_layer_norm/scale': 'pre_feedforward_layernorm',
+    'post_mlp_layer_norm/scale': 'post_feedforward_layernorm',
+    'self_attention/query_norm/scale': 'self_attn.q_norm',
+    'self_attention/key_norm/scale': 'self_attn.k_norm',
+  }
+  if config.norms == 'before':  # the name says what it comes after
+    inner['pre_mlp_layer_norm/scale'] = 'post_attention_layernorm'
   for ours, theirs in _PROJECTIONS.items():
-    names[f'self_attention/{ours}/kernel'] = f'{layer}.self_attn.{theirs}_proj'
+    for part in ('kernel', 'bias'):
+      inner[f'self_attention/{ours}/{part}'] = f'self_attn.{theirs}_proj'
   for ours, theirs in _DECODER_MLP.items():
-    names[f'mlp/{ours}/kernel'] = f'{layer}.mlp.{theirs}'
-  for ours, theirs in _EXPERT_MLP.items():
-    names[f'mlp/experts/{ours}/kernel'] = (
-      f'{layer}.block_sparse_moe.experts.{{1}}.{theirs}'
-    )
-  return {
-    path
-    if path.startswith(('token', 'decoder'))
-    else f'decoder/layers/{path}': name
-    for path, name in names.items()
+    inner[f'mlp/{ours}/kernel'] = f'mlp.{theirs}'
+  mixtral = kind == 'mixtral'
+  mlp = 'block_sparse_moe' if mixtral else 'mlp'
+  inner['mlp/router/kernel'] = f'{mlp}.gate'
+  for ours, theirs in (_MIXTRAL_MLP if mixtral else _DECODER_MLP).items():
+    inner[f'mlp/experts/{ours}/kernel'] = f'{mlp}.experts.{{1}}.{theirs}'
+  return names | {
+    f'decoder/layers/{path}': f'{layer}.{name}' for path, name in inner.items()
   }
 
 
 def layout(
-  config: Any, abstract: Mapping[str, Any], *, shared_head: bool = False
+  config: Any,
+  abstract: Mapping[str, Any],
+  kind: str,
+  *,
+  shared_head: bool = False,
 ) -> arrays.Layout:
   """Returns Hugging Face's layout of a network's parameters.
 
   Args:
     config: Configuration of the network, `Model.config`.
     abstract: Shape of every parameter, by path.
+    kind: model_type of the config.json.
     shared_head: Whether `logits_dense` is read from the embedding.
   """
   names = (
-    _t5_names() if isinstance(config, models.T5Config) else _decoder_names()
+    _t5_names()
+    if isinstance(config, models.T5Config)
+    else _decoder_names(config, kind)
   )
   pieces = {}
   for path, leaf in abstract.items():
-    name = f'{names[path]}.weight'
+    name = f'{names[path]}.{"bias" if path.endswith("/bias") else "weight"}'
     transposed = path.endswith(('/kernel', '/rel_embedding'))
     indices = [()]
     if '/layers/' in path:
@@ -136,7 +155,7 @@ def has_shared_head(config: Mapping[str, Any], stored: Collection[str]) -> bool:
     stored: Names of the checkpoint's arrays.
   """
   return (
-    config['model_type'] in ('t5', 'mt5')
+    config['model_type'] in hf_config.T5_KINDS
     and config.get('tie_word_embeddings', True)
     and 'lm_head.weight' not in stored
   )
@@ -169,10 +188,11 @@ def write(
     ValueError: A config.json cannot describe the network, or the source is of
       another model.
   """
-  text = json.dumps(source.config_json(config), indent=2)
+  theirs = source.config_json(config)
+  kind = theirs['model_type']
   pieces = {
     piece.name: (path, piece)
-    for path, parts in layout(config, abstract).items()
+    for path, parts in layout(config, abstract, kind).items()
     for piece in parts
   }
   shapes = {
@@ -189,5 +209,6 @@ def write(
     return piece.oriented(checkpoint.read(path, piece.index).astype(dtype))
 
   source.copy_files(directory)
-  safetensors_io.write(directory, shapes, array)
+  safetensors_io.write(directory, *hf_fused.joined(kind, shapes, array))
+  text = json.dumps(theirs, indent=2)
   (directory / 'config.json').write_text(text + '\n')

@@ -1,6 +1,7 @@
 """Hugging Face's config.json, to and from the configuration of a network."""
 
 from collections.abc import Mapping
+import dataclasses
 import json
 from typing import Any
 
@@ -8,11 +9,55 @@ from etils import epath
 import numpy as np
 
 from ipo_md import models
+from ipo_md.checkpoints import gguf_file
+from ipo_md.checkpoints import gin_advice
 from ipo_md.checkpoints import hf_classifier
+from ipo_md.checkpoints import hf_families
+
+T5_KINDS = ('t5', 'mt5')
+# What the network of this project lacks for other values of model_type.
+_LACKING = {
+  'umt5': 'every layer has relative positions of its own',
+  'longt5': 'its attention is local or global by blocks',
+  'switch_transformers': 'the layers of a T5 cannot be experts',
+  'gemma': 'only Gemma 2 and the text models of Gemma 3 are read',
+  'gemma3': 'it reads images; the text model alone, gemma3_text, is read',
+  'gemma3n': 'its layers have several streams of activations',
+  'qwen2_moe': 'some experts are shared by all tokens',
+  'deepseek_v2': 'its keys and values are compressed',
+  'deepseek_v3': 'its keys and values are compressed',
+  'gpt_oss': 'its attention has sinks',
+  'llama4': 'some experts are shared by all tokens',
+  'olmo': 'its norms have no scale',
+  'olmo3': 'its rotary positions are scaled in some layers only',
+  'olmoe': 'its experts have norms over joined queries and keys',
+  'granite': 'it multiplies embeddings, residuals and logits by constants',
+  'cohere': 'attention and feed-forward layers run in parallel',
+  'cohere2': 'attention and feed-forward layers run in parallel',
+  'phi': 'attention and feed-forward layers run in parallel',
+  'phimoe': 'its router chooses experts in its own way',
+  'gpt_neox': 'attention and feed-forward layers run in parallel',
+  'falcon': 'attention and feed-forward layers run in parallel',
+  'gpt2': 'its positions are learned',
+  'opt': 'its positions are learned',
+  'bart': 'its positions are learned',
+  'bert': 'it predicts masked tokens',
+  'bloom': 'its positions are biases of the scores',
+  'mpt': 'its positions are biases of the scores',
+  'starcoder2': 'its norms have biases',
+  'stablelm': 'its norms have biases',
+}
+_T5_ACTIVATIONS = {
+  'relu': ('relu',),
+  'gated-gelu': ('gelu', 'linear'),
+  'gated-silu': ('silu', 'linear'),
+  'gated-relu': ('relu', 'linear'),
+  'silu': ('silu',),
+}
 
 
 def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a config.json.
+  """Reads a config.json, or what a GGUF file says instead of one.
 
   Returns:
     Its contents, and the fields of `Model.config` that they determine.
@@ -20,6 +65,9 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   Raises:
     ValueError: It is damaged, or its model is not supported.
   """
+  if path.suffix == gguf_file.SUFFIX:
+    config = gguf_file.config(path)
+    return config, model_fields(config)
   try:
     config = json.loads(path.read_text())
     if quantised := config.get('quantization_config'):
@@ -47,13 +95,15 @@ def model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     KeyError: A field is missing.
   """
   kind = config.get('model_type')
-  if kind in ('t5', 'mt5'):
+  if kind in T5_KINDS:
     return _t5_fields(config)
-  if kind in ('llama', 'mistral', 'mixtral'):
-    return _decoder_fields(config)
+  if kind in hf_families.FAMILIES:
+    return hf_families.read(config)
+  lacking = _LACKING.get(str(kind))
   raise ValueError(
-    f"model_type {kind!r} is not supported, only 't5', 'mt5', 'llama', "
-    "'mistral' and 'mixtral'."
+    f'model_type {kind!r} is not supported'
+    + (f', because {lacking}. ' if lacking else '. ')
+    + f'Supported are {", ".join([*T5_KINDS, *hf_families.FAMILIES])}.'
   )
 
 
@@ -69,8 +119,15 @@ def _t5_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError(
       f'layer_norm_epsilon {epsilon} is not supported, only 1e-6.'
     )
-  activation = config.get('feed_forward_proj', 'relu')
-  activations = {'relu': ('relu',), 'gated-gelu': ('gelu', 'linear')}
+  activation = config.get(
+    'feed_forward_proj',
+    'gated-gelu' if config['model_type'] == 'mt5' else 'relu',
+  )
+  if activation not in _T5_ACTIVATIONS:
+    raise ValueError(
+      f'feed_forward_proj {activation!r} is not supported, only '
+      f'{", ".join(_T5_ACTIVATIONS)}.'
+    )
   layers = config['num_layers']
   return {
     'vocab_size': config['vocab_size'],
@@ -80,55 +137,11 @@ def _t5_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     'num_encoder_layers': layers,
     'num_decoder_layers': config.get('num_decoder_layers') or layers,
     'mlp_dim': config['d_ff'],
-    'mlp_activations': activations.get(activation, (activation,)),
+    'mlp_activations': _T5_ACTIVATIONS[activation],
     'logits_via_embedding': scaled,
     'relpos_num_buckets': config.get('relative_attention_num_buckets', 32),
     'relpos_max_distance': config.get('relative_attention_max_distance', 128),
   }
-
-
-def _decoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-  heads = config['num_attention_heads']
-  rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
-  kind = rope.get('rope_type', rope.get('type', 'default'))
-  if kind not in ('default', 'llama3') or config.get('attention_bias'):
-    raise ValueError(
-      f'rope_type {kind!r} with attention_bias {config.get("attention_bias")} '
-      "is not supported, only 'default' and 'llama3' without a bias."
-    )
-  if config['hidden_act'] != 'silu':
-    raise ValueError(
-      f"hidden_act {config['hidden_act']!r} is not supported, only 'silu'."
-    )
-  fields = {
-    'vocab_size': config['vocab_size'],
-    'emb_dim': config['hidden_size'],
-    'num_heads': heads,
-    'num_kv_heads': config.get('num_key_value_heads', heads),
-    'head_dim': config.get('head_dim') or config['hidden_size'] // heads,
-    'num_layers': config['num_hidden_layers'],
-    'mlp_dim': config['intermediate_size'],
-    'mlp_activations': (config['hidden_act'], 'linear'),
-    'logits_via_embedding': config.get('tie_word_embeddings', False),
-    'norm_epsilon': config['rms_norm_eps'],
-    'rope_theta': rope.get('rope_theta', config.get('rope_theta', 10000.0)),
-    'rope_factor': 1.0,
-    # The default of transformers if the field is missing.
-    'sliding_window': config.get(
-      'sliding_window', 4096 if config['model_type'] == 'mistral' else None
-    ),
-    'num_experts': config.get('num_local_experts', 1),
-  }
-  if fields['num_experts'] > 1:
-    fields['num_experts_per_token'] = config['num_experts_per_tok']
-  if kind == 'llama3':
-    fields |= {
-      'rope_factor': rope['factor'],
-      'rope_low_frequency_factor': rope['low_freq_factor'],
-      'rope_high_frequency_factor': rope['high_freq_factor'],
-      'rope_original_length': rope['original_max_position_embeddings'],
-    }
-  return fields
 
 
 def config_json(config: Any) -> dict[str, Any]:
@@ -146,7 +159,7 @@ def config_json(config: Any) -> dict[str, Any]:
 
 
 def _t5_json(cfg: models.T5Config) -> dict[str, Any]:
-  projections = {('relu',): 'relu', ('gelu', 'linear'): 'gated-gelu'}
+  projections = {value: key for key, value in _T5_ACTIVATIONS.items()}
   if cfg.mlp_activations not in projections:
     raise ValueError(
       f'T5.mlp_activations {cfg.mlp_activations}: a config.json can only '
@@ -176,40 +189,89 @@ def _t5_json(cfg: models.T5Config) -> dict[str, Any]:
 
 
 def _decoder_json(cfg: models.DecoderOnlyConfig) -> dict[str, Any]:
-  if cfg.num_experts > 1:
-    kind, name = 'mixtral', 'Mixtral'
-  elif cfg.sliding_window is not None:
-    kind, name = 'mistral', 'Mistral'
+  """Returns the first family's config.json that describes the network."""
+  wanted = _shape(dataclasses.asdict(cfg))
+  nearest: list[str] = [*wanted]
+  for kind in hf_families.FAMILIES:
+    config = hf_families.write(kind, cfg)
+    try:
+      found = _shape(dataclasses.asdict(cfg) | _DEFAULTS | model_fields(config))
+    except (ValueError, TypeError, KeyError):
+      continue
+    differing = [
+      key
+      for key, value in wanted.items()
+      if not gin_advice.same(found[key], value)
+    ]
+    if not differing:
+      return config
+    nearest = min(nearest, differing, key=len)
+  stated = ', '.join(
+    f'DecoderOnly.{key} = {getattr(cfg, key)}' for key in nearest
+  )
+  raise ValueError(
+    f'{stated}: no model_type of config.json has this beside the other fields '
+    'of the network.'
+  )
+
+
+# Fields that no config.json determines: they say how a network is trained.
+_FREE = (
+  'dropout_rate',
+  'router_loss_weight',
+  'dtype',
+  'scan',
+  'remat_policy',
+  'reward_head',
+)
+_DEFAULTS = {
+  field.name: field.default
+  for field in dataclasses.fields(models.DecoderOnlyConfig)
+  if field.default is not dataclasses.MISSING and field.name not in _FREE
+}
+
+
+def _shape(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields that shape a network, without those of no effect."""
+  shape = {key: value for key, value in fields.items() if key not in _FREE}
+  shape['query_scalar'] = shape['query_scalar'] or shape['head_dim']
+  shape['rotary_dim'] = shape['rotary_dim'] or shape['head_dim']
+  for key in ('local_layers', 'rope_layers'):
+    count = shape['num_layers']
+    repeated = [shape[key][i % len(shape[key])] for i in range(count)]
+    shape[key] = hf_families.pattern(repeated)
+  if shape['sliding_window'] is None or not any(shape['local_layers']):
+    shape |= {'sliding_window': None, 'local_layers': (True,)}
+    shape['local_rope_theta'] = None
+  if shape['local_rope_theta'] is None:
+    shape['local_rope_theta'] = shape['rope_theta']
+    local_scaled = shape['rope_factor'] != 1
   else:
-    kind, name = 'llama', 'Llama'
-  config = {
-    'architectures': [f'{name}ForCausalLM'],
-    'model_type': kind,
-    'vocab_size': cfg.vocab_size,
-    'hidden_size': cfg.emb_dim,
-    'head_dim': cfg.head_dim,
-    'intermediate_size': cfg.mlp_dim,
-    'num_attention_heads': cfg.num_heads,
-    'num_key_value_heads': cfg.num_kv_heads,
-    'num_hidden_layers': cfg.num_layers,
-    'hidden_act': cfg.mlp_activations[0],
-    'rms_norm_eps': cfg.norm_epsilon,
-    'rope_theta': cfg.rope_theta,
-    'tie_word_embeddings': cfg.logits_via_embedding,
-    'attention_bias': False,
-  }
-  if kind != 'llama':
-    config['sliding_window'] = cfg.sliding_window
-  if kind == 'mixtral':
-    config['num_local_experts'] = cfg.num_experts
-    config['num_experts_per_tok'] = cfg.num_experts_per_token
-    config['router_aux_loss_coef'] = cfg.router_loss_weight
-  if cfg.rope_factor != 1:
-    config['rope_scaling'] = {
-      'rope_type': 'llama3',
-      'factor': cfg.rope_factor,
-      'low_freq_factor': cfg.rope_low_frequency_factor,
-      'high_freq_factor': cfg.rope_high_frequency_factor,
-      'original_max_position_embeddings': cfg.rope_original_length,
-    }
-  return config
+    local_scaled = False
+  shape['local_scaled'] = local_scaled and shape['sliding_window'] is not None
+  if shape['num_experts'] == 1:
+    shape |= {'num_experts_per_token': 1, 'experts_sum_to_one': True}
+  used = _ROPE_FIELDS[shape['rope_scaling']]
+  if shape['rope_factor'] == 1:
+    used, shape['rope_scaling'] = (), 'llama3'
+  for key in set(_ROPE_FIELDS['yarn']) - set(used):
+    shape[key] = _DEFAULTS[key]
+  return shape
+
+
+_ROPE_FIELDS = {
+  'linear': (),
+  'dynamic': ('rope_original_length',),
+  'llama3': (
+    'rope_original_length',
+    'rope_low_frequency_factor',
+    'rope_high_frequency_factor',
+  ),
+  'yarn': (
+    'rope_original_length',
+    'rope_low_frequency_factor',
+    'rope_high_frequency_factor',
+    'rope_attention_factor',
+    'rope_truncate',
+  ),
+}

@@ -77,6 +77,8 @@ class Source:
         'max_position_embeddings': self.context_length,
         'bos_token_id': self.bos_id,
         'eos_token_id': _plain(self.eos_id),
+        # That of some families' defaults is beyond a smaller vocabulary.
+        'pad_token_id': None,
       }
     if self.context_length is not None:
       name = (
@@ -97,6 +99,14 @@ class Source:
         'EOS_ID is not set. config.json states it. HF_SOURCE_PATH, a Hugging '
         'Face directory of the same model, gives it too.'
       )
+    for key, value in hf_config.model_fields(theirs).items():
+      mine = getattr(config, key, None)
+      if not gin_advice.same(value, mine):
+        raise ValueError(
+          f'{key} is {mine} in the model, but CONTEXT_LENGTH '
+          f'{self.context_length} would make it {value} in config.json. Leave '
+          'CONTEXT_LENGTH as the model has it.'
+        )
     return theirs
 
   def copy_files(self, directory: epath.Path) -> None:
@@ -142,6 +152,22 @@ def find(path: str, name: str) -> epath.Path | None:
       return described
   lora = formats.metadata(directory).get('lora') if kind == 'orbax' else None
   return find(lora['reference'], name) if lora else None
+
+
+def model_type(directory: epath.Path | None, config: Any) -> str:
+  """Returns the model_type of a directory, or of the network without one.
+
+  Args:
+    directory: Hugging Face directory of the model, if there is one.
+    config: Configuration of the network, `Model.config`.
+
+  Raises:
+    ValueError: No config.json can describe the network.
+  """
+  if directory is None:
+    return hf_config.config_json(config)['model_type']
+  theirs, _ = hf_config.read(directory / 'config.json')
+  return theirs['model_type']
 
 
 def _fitting(

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ipo_md.checkpoints import arrays
+from ipo_md.checkpoints import hf_config
+from ipo_md.checkpoints import hf_families
 from ipo_md.core import progress
 
 HEAD = 'lm_head.weight'
@@ -39,13 +41,16 @@ def resolve(
   Raises:
     ValueError: Copies of the embedding differ.
   """
-  t5 = config['model_type'] in ('t5', 'mt5')
+  kind = config['model_type']
+  t5 = kind in hf_config.T5_KINDS
   names = _T5 if t5 else _DECODER
   stored = dict(stored)
   for name in (*names, HEAD):
     if name in stored:
       stored[name] = _cut(what, name, stored[name], config['vocab_size'])
   tied = config.get('tie_word_embeddings', t5)
+  if not t5:
+    tied = hf_families.FAMILIES[kind].get(config, 'tie_word_embeddings')
   found = [n for n in (*names, *([HEAD] if tied else [])) if n in stored]
   if not found:
     return stored, False
@@ -73,7 +78,7 @@ def with_own_head(
   Raises:
     ValueError: The model's head is the embedding.
   """
-  t5 = theirs['model_type'] in ('t5', 'mt5')
+  t5 = theirs['model_type'] in hf_config.T5_KINDS
   if t5 and fields['logits_via_embedding']:
     raise ValueError(
       f'{what}: config.json ties {HEAD} to {_T5[0]}, but their values differ. '

@@ -88,12 +88,14 @@ def identify(path: str, name: str) -> identity_lib.Identity | None:
     return None
   whole = directory.parent if kind in ('orbax', 't5x_orbax') else directory
   counts = lambda file: True
-  if kind == 'hf':
+  if kind == 'gguf':
+    whole, counts = directory.parent, directory.name.__eq__
+  elif kind == 'hf':
     counts = lambda file: '/' not in file and file.endswith(_HUGGING_FACE)
   elif any((whole / file).exists() for file in _SAVED):
     counts = _SAVED.__contains__
   digest = identity_lib.of_files(whole, counts)
-  if kind != 'hf':
+  if kind not in ('hf', 'gguf'):
     digest = f'{whole.name}-{digest}'  # the number of the step
   return identity_lib.Identity(path=str(directory), digest=digest)
 

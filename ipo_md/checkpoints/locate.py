@@ -7,15 +7,18 @@ from etils import epath
 
 from ipo_md.checkpoints import checksums
 from ipo_md.checkpoints import foreign
+from ipo_md.checkpoints import gguf_file
 from ipo_md.checkpoints import t5x
 from ipo_md.core import metrics as metrics_lib
 from ipo_md.core import paths
 
-Format = Literal['orbax', 't5x', 't5x_orbax', 'hf']  # see `formats`
+Format = Literal['orbax', 't5x', 't5x_orbax', 'hf', 'gguf']  # see `formats`
 
 
 def detect(path: str, name: str) -> tuple[Format, epath.Path]:
   """Returns the format of a checkpoint and the directory of its arrays.
+
+  That of GGUF is a file.
 
   Args:
     path: Path of a checkpoint, or of a directory of numbered ones, of which the
@@ -32,12 +35,16 @@ def detect(path: str, name: str) -> tuple[Format, epath.Path]:
   if best:
     path = _best(path, name)
   directory = epath.Path(path)
+  if (file := gguf_file.find(directory)) and file == directory:
+    return 'gguf', file
   if not directory.is_dir():
     raise ValueError(
       f'{name} {path} is not a directory.' + foreign.cause(directory)
     )
   if (directory / 'config.json').exists():
     return 'hf', directory
+  if file is not None:
+    return 'gguf', file
   for candidate in (directory, *_numbered(directory)):
     if t5x.is_native(candidate):
       return 't5x', candidate

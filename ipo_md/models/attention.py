@@ -33,6 +33,7 @@ def attention(
   *biases: jax.Array,
   dropout_rate: float = 0.0,
   rng: jax.Array | None = None,
+  soft_cap: float | None = None,
 ) -> jax.Array:
   """Computes softmax(query keys + biases) values, the softmax in float32.
 
@@ -48,12 +49,15 @@ def attention(
     dropout_rate: Dropout rate of the attention weights. As in T5X, the queries
       share one mask.
     rng: Dropout key, consumed. None disables dropout.
+    soft_cap: Limit c of scores, which become c tanh(score / c). None: no limit.
 
   Returns:
     [N, Q, H, D] weighted values.
   """
   attend = jax.checkpoint(
-    functools.partial(_attend, dropout_rate=dropout_rate, rng=rng)
+    functools.partial(
+      _attend, dropout_rate=dropout_rate, rng=rng, soft_cap=soft_cap
+    )
   )
   n, q, h, _ = query.shape
   block = _block(q, n * h * q * values.shape[-2])
@@ -85,9 +89,10 @@ def _attend(
   *biases: jax.Array,
   dropout_rate: float,
   rng: jax.Array | None,
+  soft_cap: float | None,
 ) -> jax.Array:
   """Computes `attention` for all queries at once."""
-  logits = _scores(query, keys, values.shape[1])
+  logits = _scores(query, keys, values.shape[1], soft_cap)
   for bias in biases:
     logits += bias[:, :, :, None]
   weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
@@ -104,6 +109,8 @@ def joint_attention(
   own: tuple[kv_cache.Keys, jax.Array],
   context_bias: jax.Array,
   own_bias: jax.Array,
+  *,
+  soft_cap: float | None = None,
 ) -> jax.Array:
   """Attends to the context of a prompt and to the completion itself.
 
@@ -118,6 +125,7 @@ def joint_attention(
     own: Keys [B K, G, D, S] and values [B K, G, S, D] of the completions.
     context_bias: [B, T or 1, P] bias.
     own_bias: [T, S] bias, which leaves every query at least one column.
+    soft_cap: Limit of scores, as in `attention`.
 
   Returns:
     [B, K, T, H, D] weighted values.
@@ -125,7 +133,9 @@ def joint_attention(
   b, k, t, h, _ = query.shape
   columns = context[1].shape[-2] + own[1].shape[-2]
   attend = jax.checkpoint(
-    functools.partial(_attend_jointly, context=context, own=own)
+    functools.partial(
+      _attend_jointly, context=context, own=own, soft_cap=soft_cap
+    )
   )
   block = _block(t, b * k * t * h * columns)
   if block < t:
@@ -141,14 +151,15 @@ def _attend_jointly(
   *,
   context: tuple[kv_cache.Keys, jax.Array],
   own: tuple[kv_cache.Keys, jax.Array],
+  soft_cap: float | None,
 ) -> jax.Array:
   """Computes `joint_attention` for all queries at once."""
   b, k, t, h, d = query.shape
   g = own[1].shape[1]
-  theirs = _scores(query.reshape(b, k * t, h, d), context[0], g)
+  theirs = _scores(query.reshape(b, k * t, h, d), context[0], g, soft_cap)
   theirs = theirs.reshape(b, g, k, t, h // g, -1)
   theirs += context_bias[:, None, None, :, None]
-  ours = _scores(query.reshape(b * k, t, h, d), own[0], g)
+  ours = _scores(query.reshape(b * k, t, h, d), own[0], g, soft_cap)
   ours = (ours + own_bias[:, None]).reshape(b, k, g, t, h // g, -1)
 
   swap = lambda x: x.swapaxes(1, 2)  # [B, G, K, ...] <-> [B, K, G, ...]
@@ -166,7 +177,9 @@ def _attend_jointly(
   return (out / total.swapaxes(2, 3).reshape(b, k, t, h, 1)).astype(dtype)
 
 
-def _scores(query: jax.Array, keys: kv_cache.Keys, heads: int) -> jax.Array:
+def _scores(
+  query: jax.Array, keys: kv_cache.Keys, heads: int, soft_cap: float | None
+) -> jax.Array:
   """[N, Q, H, D], keys [N, G, D, S] -> [N, G, Q, H / G, S] float32."""
   n, q, h, d = query.shape
   query = query.reshape(n, q, heads, h // heads, d).swapaxes(1, 2)
@@ -177,7 +190,8 @@ def _scores(query: jax.Array, keys: kv_cache.Keys, heads: int) -> jax.Array:
     scores = jnp.einsum(
       'ngqd,ngds->ngqs', query, keys, preferred_element_type=jnp.float32
     )
-  return scores.reshape(n, heads, q, h // heads, -1)
+  scores = scores.reshape(n, heads, q, h // heads, -1)
+  return scores if soft_cap is None else layers.soft_cap(scores, soft_cap)
 
 
 def _weigh(weights: jax.Array, values: jax.Array) -> jax.Array:

@@ -22,13 +22,15 @@ class DecoderLayer(nnx.Module):
 
   def __init__(self, rngs: nnx.Rngs, cfg: decoder_config.DecoderOnlyConfig):
     n = cfg.num_layers
-    norm = lambda: layers.Norm(
-      (n, cfg.emb_dim), ('layers', 'embed'), cfg.norm_epsilon
-    )
+    norm = lambda: _norm(cfg, cfg.emb_dim, 'embed')
+    before = cfg.norms in ('before', 'around')
+    after = cfg.norms in ('after', 'around')
     self.config = cfg
-    self.pre_self_attention_layer_norm = norm()
+    self.pre_self_attention_layer_norm = norm() if before else None
+    self.post_self_attention_layer_norm = norm() if after else None
     self.self_attention = Attention(rngs, cfg)
-    self.pre_mlp_layer_norm = norm()
+    self.pre_mlp_layer_norm = norm() if before else None
+    self.post_mlp_layer_norm = norm() if after else None
     if cfg.num_experts > 1:
       self.mlp = experts_lib.Experts(rngs, cfg)
     else:
@@ -56,10 +58,11 @@ class DecoderLayer(nnx.Module):
       [B, P, E] activations, and keys [B, G, D, P] and values [B, G, P, D].
     """
     keys = layers.split(rng, 2)
-    y = self.pre_self_attention_layer_norm(x, self.config.dtype)
+    y = self._normed(self.pre_self_attention_layer_norm, x)
     query, own = self.self_attention.project(y, rotation)
-    y = attention.attention(query, *own, bias[None, None])
-    x = x + self._dropout(self.self_attention.combine(y), keys[0])
+    cap = self.config.attention_soft_cap
+    y = attention.attention(query, *own, bias[None, None], soft_cap=cap)
+    x = x + self._dropout(self._combined(y), keys[0])
     return self._mlp(x, None, keys[1])[0], own
 
   def __call__(
@@ -91,22 +94,37 @@ class DecoderLayer(nnx.Module):
       [B, K, T, E] activations, the updated cache and the router's loss.
     """
     keys = layers.split(rng, 2)
-    y = self.pre_self_attention_layer_norm(x, self.config.dtype)
+    y = self._normed(self.pre_self_attention_layer_norm, x)
     query, own = self.self_attention.project(y, rotation)
     if cache is not None:
       cache = own = kv_cache.write(cache, own, index)
-    y = attention.joint_attention(query, context, own, context_bias, bias)
-    x = x + self._dropout(self.self_attention.combine(y), keys[0])
+    y = attention.joint_attention(
+      query,
+      context,
+      own,
+      context_bias,
+      bias,
+      soft_cap=self.config.attention_soft_cap,
+    )
+    x = x + self._dropout(self._combined(y), keys[0])
     x, loss = self._mlp(x, mask, keys[1])
     return x, cache, loss
 
+  def _normed(self, norm, x):
+    return x if norm is None else norm(x, self.config.dtype)
+
+  def _combined(self, x):
+    y = self.self_attention.combine(x)
+    return self._normed(self.post_self_attention_layer_norm, y)
+
   def _mlp(self, x, mask, rng):
     dtype, loss = self.config.dtype, 0.0
-    y = self.pre_mlp_layer_norm(x, dtype)
+    y = self._normed(self.pre_mlp_layer_norm, x)
     if isinstance(self.mlp, experts_lib.Experts):
       y, loss = self.mlp(y, dtype, mask)
     else:
       y = self.mlp(y, dtype)
+    y = self._normed(self.post_mlp_layer_norm, y)
     return x + self._dropout(y, rng), loss
 
   def _dropout(self, x, rng):
@@ -114,7 +132,11 @@ class DecoderLayer(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """The four kernels of the self-attention in every layer."""
+  """The four kernels of the self-attention in every layer.
+
+  They may have biases, and queries and keys a norm, over each head or over all
+  heads at once.
+  """
 
   def __init__(self, rngs: nnx.Rngs, cfg: decoder_config.DecoderOnlyConfig):
     n, e = cfg.num_layers, cfg.emb_dim
@@ -124,12 +146,21 @@ class Attention(nnx.Module):
     )
     axes = ('layers', 'embed', 'joined_kv')
     self.config = cfg
-    self.query = layers.Dense(rngs, (n, e, joined), axes)
-    self.key = layers.Dense(rngs, (n, e, joined_kv), axes)
-    self.value = layers.Dense(rngs, (n, e, joined_kv), axes)
+    bias = cfg.attention_bias in ('qkv', 'qkvo')
+    self.query = layers.Dense(rngs, (n, e, joined), axes, bias=bias)
+    self.key = layers.Dense(rngs, (n, e, joined_kv), axes, bias=bias)
+    self.value = layers.Dense(rngs, (n, e, joined_kv), axes, bias=bias)
     self.out = layers.Dense(
-      rngs, (n, joined, e), ('layers', 'joined_kv', 'embed')
+      rngs,
+      (n, joined, e),
+      ('layers', 'joined_kv', 'embed'),
+      bias=cfg.attention_bias == 'qkvo',
     )
+    d, kind = cfg.head_dim, cfg.query_key_norm
+    sizes = {'head': (d, d, 'head_dim'), 'joined': (joined, joined_kv, axes[2])}
+    q, k, axis = sizes.get(kind, (0, 0, ''))
+    self.query_norm = _norm(cfg, q, axis) if kind != 'none' else None
+    self.key_norm = _norm(cfg, k, axis) if kind != 'none' else None
 
   def project(
     self, x: jax.Array, rotation: tuple[jax.Array, jax.Array]
@@ -141,19 +172,24 @@ class Attention(nnx.Module):
       rotation: Cosines and sines from `rotary.rotation`.
 
     Returns:
-      [..., T, H, D] queries, scaled by 1 / sqrt(D); keys [N, G, D, T] and
-      values [N, G, T, D].
+      [..., T, H, D] queries, scaled by 1 / sqrt(query_scalar); keys
+      [N, G, D, T] and values [N, G, T, D].
     """
     cfg = self.config
     batch = math.prod(x.shape[:-2])
-    heads = lambda y, n: y.reshape(*x.shape[:-1], n, cfg.head_dim)
-    query = rotary.rotate(
-      heads(self.query(x, cfg.dtype), cfg.num_heads), rotation
-    )
-    query = (query / math.sqrt(cfg.head_dim)).astype(cfg.dtype)
-    key = rotary.rotate(
-      heads(self.key(x, cfg.dtype), cfg.num_kv_heads), rotation
-    )
+
+    def heads(y, n, norm):
+      if cfg.query_key_norm == 'joined':
+        y = norm(y, cfg.dtype)
+      y = y.reshape(*x.shape[:-1], n, cfg.head_dim)
+      if cfg.query_key_norm == 'head':
+        y = norm(y, cfg.dtype)
+      return rotary.rotate(y, rotation)
+
+    query = heads(self.query(x, cfg.dtype), cfg.num_heads, self.query_norm)
+    query /= math.sqrt(cfg.query_scalar or cfg.head_dim)
+    query = query.astype(cfg.dtype)
+    key = heads(self.key(x, cfg.dtype), cfg.num_kv_heads, self.key_norm)
     key = key.astype(cfg.dtype).reshape(*x.shape[:-1], -1)
     value = self.value(x, cfg.dtype)
     return query, kv_cache.by_head(key, value, batch, cfg.num_kv_heads)
@@ -161,3 +197,12 @@ class Attention(nnx.Module):
   def combine(self, x: jax.Array) -> jax.Array:
     """Projects the heads' outputs [..., H, D] to activations [..., E]."""
     return self.out(x.reshape(*x.shape[:-2], -1), self.config.dtype)
+
+
+def _norm(
+  cfg: decoder_config.DecoderOnlyConfig, size: int, axis: str
+) -> layers.Norm:
+  """Makes the norm of every layer over an axis of a given size."""
+  return layers.Norm(
+    (cfg.num_layers, size), ('layers', axis), cfg.norm_epsilon, cfg.norm_offset
+  )

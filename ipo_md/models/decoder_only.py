@@ -1,11 +1,16 @@
-"""Llama, Mistral and Mixtral, equal to the published networks.
+"""Llama and its relatives, equal to the published networks.
 
-Papers: https://arxiv.org/abs/2407.21783, https://arxiv.org/abs/2310.06825,
-https://arxiv.org/abs/2401.04088. The prompt is the context: completions attend
-to the keys and values of all its tokens but the last, which is the first input
-of `decode`.
+Mistral, Mixtral, SmolLM, Qwen, Gemma, OLMo and Phi differ from Llama in fields
+of `DecoderOnlyConfig` alone. Papers: https://arxiv.org/abs/2407.21783,
+https://arxiv.org/abs/2310.06825, https://arxiv.org/abs/2401.04088,
+https://arxiv.org/abs/2505.09388, https://arxiv.org/abs/2503.19786,
+https://arxiv.org/abs/2501.00656, https://arxiv.org/abs/2404.14219.
+
+The prompt is the context: completions attend to the keys and values of all its
+tokens but the last, which is the first input of `decode`.
 """
 
+import math
 from typing import Any
 
 from flax import nnx
@@ -17,6 +22,7 @@ from ipo_md.models import attention
 from ipo_md.models import decoder_config
 from ipo_md.models import decoder_layers
 from ipo_md.models import kv_cache
+from ipo_md.models import layer_kinds
 from ipo_md.models import layer_stack
 from ipo_md.models import layers
 from ipo_md.models import network
@@ -60,6 +66,19 @@ class DecoderOnly(network.Network):
       keys_values=self.decoder.read(x, keys[1]),
     )
 
+  def embed(self, ids: jax.Array, rng: jax.Array | None) -> jax.Array:
+    """Looks up the embeddings [..., E] of tokens, which may be scaled."""
+    cfg = self.config
+    x = self.token_embedder(ids, cfg.dtype)
+    if cfg.scale_embeddings:
+      x *= jnp.asarray(math.sqrt(cfg.emb_dim), x.dtype)
+    return layers.dropout(x, cfg.dropout_rate, rng)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Maps hidden states [..., E] to logits [..., V], which may be limited."""
+    logits, cap = super().logits(hidden), self.config.logits_soft_cap
+    return logits if cap is None else layers.soft_cap(logits, cap)
+
   def init_cache(self, context: types.Context, k: int, length: int) -> Any:
     """Makes an empty cache; see `models.Model.init_cache`."""
     cfg = self.config
@@ -76,22 +95,29 @@ class _Decoder(network.Decoder):
   def __init__(self, rngs: nnx.Rngs, cfg: decoder_config.DecoderOnlyConfig):
     self.config = cfg
     self.layers = decoder_layers.DecoderLayer(rngs, cfg)
-    self.add_output(rngs, cfg.norm_epsilon)
+    self.add_output(rngs, cfg.norm_epsilon, cfg.norm_offset)
 
   def read(self, x: jax.Array, rng: jax.Array | None) -> Any:
     """Computes the keys and values of every layer from embeddings [B, P, E]."""
     cfg = self.config
-    positions = jnp.arange(x.shape[1])
-    rotation = rotary.rotation(
-      positions[None], x.shape[1], rotary.frequencies(cfg)
-    )
-    bias = _causal_bias(positions, x.shape[1], cfg.sliding_window)
+    length = x.shape[1]
+    positions = jnp.arange(length)
+    arrays = [
+      (
+        _rotation(cfg, kind, positions[None], length),
+        _causal_bias(positions, length, _window(cfg, kind)),
+      )
+      for kind in layer_kinds.distinct(cfg)
+    ]
 
-    def call(layer, x, _, cache, key):
+    def call(layer, x, number, cache, key):
+      rotation, bias = layer_kinds.choose(arrays, number)
       x, keys_values = layer.read(x, rotation, bias, key)
       return x, None, keys_values
 
-    _, _, keys_values = self._apply(call, x, None, None, rng)
+    _, _, keys_values = self._apply(
+      call, x, layer_kinds.numbers(cfg), None, rng
+    )
     return keys_values
 
   def __call__(
@@ -110,19 +136,21 @@ class _Decoder(network.Decoder):
     own = index + jnp.arange(new)
     positions = context.length[:, None] + own  # [B, T]
     columns = context.mask.shape[1]
-    rotation = rotary.rotation(
-      positions[:, None], columns + total, rotary.frequencies(cfg)
-    )
-    bias = _causal_bias(own, total, cfg.sliding_window)
-    visible = context.mask[:, None]  # [B, T or 1, P]
-    if cfg.sliding_window is not None:
-      distance = positions[..., None] - jnp.arange(columns)
-      visible &= distance < cfg.sliding_window
-    context_bias = jnp.where(visible, 0.0, attention.MASKED)
+    rotary.check_length(cfg, columns + total)
+    arrays = [
+      (
+        _rotation(cfg, kind, positions[:, None], columns + total),
+        _causal_bias(own, total, _window(cfg, kind)),
+        _context_bias(cfg, kind, positions, context.mask),
+      )
+      for kind in layer_kinds.distinct(cfg)
+    ]
     keys = layers.split(rng, 2)
 
-    def call(layer, carry, keys_values, cache, key):
+    def call(layer, carry, layer_input, cache, key):
       x, loss = carry
+      keys_values, number = layer_input
+      rotation, bias, context_bias = layer_kinds.choose(arrays, number)
       x, cache, layer_loss = layer(
         x,
         keys_values,
@@ -137,9 +165,12 @@ class _Decoder(network.Decoder):
       return (x, loss + layer_loss), cache, None
 
     carry = (x, jnp.zeros((), jnp.float32))
-    (x, loss), cache, _ = self._apply(
-      call, carry, context.keys_values, cache, keys[0]
-    )
+    inputs = context.keys_values, layer_kinds.numbers(cfg)
+    if not cfg.scan:
+      keys_values, numbers = inputs
+      numbers = numbers or [None] * cfg.num_layers
+      inputs = [*zip(keys_values, numbers, strict=True)]
+    (x, loss), cache, _ = self._apply(call, carry, inputs, cache, keys[0])
     loss = loss * cfg.router_loss_weight / cfg.num_layers
     return self.output(x, keys[1]), cache, loss
 
@@ -156,6 +187,49 @@ class _Decoder(network.Decoder):
       remat_policy=cfg.remat_policy,
       rng=rng,
     )
+
+
+def _window(
+  cfg: decoder_config.DecoderOnlyConfig, kind: layer_kinds.Kind
+) -> int | None:
+  return cfg.sliding_window if kind.local else None
+
+
+def _rotation(
+  cfg: decoder_config.DecoderOnlyConfig,
+  kind: layer_kinds.Kind,
+  positions: jax.Array,
+  length: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the cosines and sines at positions [..., T] below `length`."""
+  own_theta = kind.local and cfg.local_rope_theta is not None
+  cos, sin = rotary.rotation(
+    positions,
+    length,
+    rotary.frequencies(cfg, local=kind.local),
+    1.0 if own_theta else cfg.rope_attention_factor,
+  )
+  if not kind.rotates:
+    return jnp.ones_like(cos), jnp.zeros_like(sin)
+  return cos, sin
+
+
+def _context_bias(
+  cfg: decoder_config.DecoderOnlyConfig,
+  kind: layer_kinds.Kind,
+  positions: jax.Array,
+  mask: jax.Array,
+) -> jax.Array:
+  """Returns the bias [B, T or 1, P] of queries at positions [B, T].
+
+  Kinds of layers with a window and without one have the same shape.
+  """
+  visible = mask[:, None]
+  if cfg.sliding_window is not None:
+    distance = positions[..., None] - jnp.arange(mask.shape[1])
+    window = cfg.sliding_window if kind.local else jnp.iinfo(jnp.int32).max
+    visible &= distance < window
+  return jnp.where(visible, 0.0, attention.MASKED)
 
 
 def _causal_bias(

@@ -17,7 +17,8 @@ class Experts(nnx.Module):
 
     y = sum_e p_e mlp_e(x) / sum_e p_e,   p = softmax(router(x))
 
-  where both sums run over the experts that the token chooses.
+  where both sums run over the experts that the token chooses. Without
+  `experts_sum_to_one` there is no denominator.
 
   Each device sorts the rows of its own prompts by expert and multiplies one
   group at a time, so a token costs as much as the experts that it uses. The
@@ -65,7 +66,8 @@ class Experts(nnx.Module):
     experts, choices = cfg.num_experts, cfg.num_experts_per_token
     probabilities = jax.nn.softmax(self.router(x, jnp.float32))
     weights, chosen = jax.lax.top_k(probabilities, choices)
-    weights /= jnp.sum(weights, axis=-1, keepdims=True)
+    if cfg.experts_sum_to_one:
+      weights /= jnp.sum(weights, axis=-1, keepdims=True)
     graphdef, params = nnx.split(self.experts)
     # Cast before `map_batch` gathers the parameters.
     params = jax.tree.map(lambda p: p.astype(dtype), params)

@@ -48,13 +48,14 @@ def kernel_init(
 
 
 class Dense(nnx.Module):
-  """A linear layer x @ kernel without bias.
+  """A linear layer x @ kernel, or x @ kernel + bias.
 
   Args:
     rngs: Random keys of the parameters.
     shape: Shape [..., in, out] of the kernel, led by layers or experts.
     axes: Names of the kernel's logical axes.
     init: Initialiser (key, shape) -> kernel.
+    bias: Whether there is a bias [..., out], which starts at 0.
   """
 
   def __init__(
@@ -63,28 +64,51 @@ class Dense(nnx.Module):
     shape: Sequence[int],
     axes: Sequence[str],
     init: Callable = kernel_init('truncated_normal'),
+    *,
+    bias: bool = False,
   ):
     self.kernel = nnx.Param(init(rngs.params(), shape), axes=tuple(axes))
+    if bias:
+      self.bias = nnx.Param(
+        jnp.zeros((*shape[:-2], shape[-1])), axes=(*axes[:-2], axes[-1])
+      )
+    self.has_bias = bias
 
   def __call__(self, x: jax.Array, dtype: Any) -> jax.Array:
     """Multiplies [..., in] by the kernel and returns [..., out] in `dtype`."""
     flat = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = flat @ self.kernel[...].astype(dtype)
+    if self.has_bias:
+      out += self.bias[...].astype(dtype)
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 class Norm(nnx.Module):
-  """RMS norm: x / sqrt(mean(x^2) + epsilon) * scale, without mean or bias."""
+  """RMS norm, without mean or bias.
 
-  def __init__(self, shape: Sequence[int], axes: Sequence[str], epsilon: float):
-    self.scale = nnx.Param(jnp.ones(shape), axes=tuple(axes))
-    self.epsilon = epsilon
+    x / sqrt(mean(x^2) + epsilon) (offset + scale)
+
+  A product with an offset is taken in float32, as Gemma does.
+  """
+
+  def __init__(
+    self,
+    shape: Sequence[int],
+    axes: Sequence[str],
+    epsilon: float,
+    offset: float = 0.0,
+  ):
+    self.scale = nnx.Param(jnp.full(shape, 1.0 - offset), axes=tuple(axes))
+    self.epsilon, self.offset = epsilon, offset
 
   def __call__(self, x: jax.Array, dtype: Any) -> jax.Array:
     x = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    x = (x * lax.rsqrt(mean_square + self.epsilon)).astype(dtype)
-    return x * self.scale[...].astype(dtype)
+    x *= lax.rsqrt(mean_square + self.epsilon)
+    if self.offset:
+      scale = self.offset + self.scale[...].astype(jnp.float32)
+      return (x * scale).astype(dtype)
+    return x.astype(dtype) * self.scale[...].astype(dtype)
 
 
 class Embed(nnx.Module):
@@ -222,6 +246,11 @@ class Mlp(nnx.Module):
       hidden = ACTIVATIONS[activation](y) * hidden
     assert not isinstance(hidden, int)  # there is an activation
     return product(self.wo, dropout(hidden))
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+  """Limits x smoothly to (-cap, cap): cap tanh(x / cap)."""
+  return cap * jnp.tanh(x / cap)
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:

@@ -86,7 +86,7 @@ class Lora(model_lib.Model):
       for path, leaf in flax.traverse_util.flatten_dict(
         base.abstract_params, sep='/'
       ).items()
-      if path.split('/')[-2] in self.targets
+      if path.endswith('/kernel') and path.split('/')[-2] in self.targets
     }
     self._check(base)
 

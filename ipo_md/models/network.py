@@ -72,15 +72,20 @@ class Decoder(nnx.Module):
 
   config: Config
 
-  def add_output(self, rngs: nnx.Rngs, epsilon: float) -> None:
+  def add_output(
+    self, rngs: nnx.Rngs, epsilon: float, norm_offset: float = 0.0
+  ) -> None:
     """Makes the final norm, the vocabulary's head and the reward head.
 
     Args:
       rngs: Random keys of the parameters.
       epsilon: Epsilon of the norm.
+      norm_offset: Offset of the norm's scales.
     """
     cfg = self.config
-    self.decoder_norm = layers.Norm((cfg.emb_dim,), ('embed',), epsilon)
+    self.decoder_norm = layers.Norm(
+      (cfg.emb_dim,), ('embed',), epsilon, norm_offset
+    )
     if not cfg.logits_via_embedding:
       self.logits_dense = layers.Dense(
         rngs, (cfg.emb_dim, cfg.vocab_size), ('embed', 'vocab')

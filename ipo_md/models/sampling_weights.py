@@ -16,9 +16,9 @@ from ipo_md.models import layer_stack
 from ipo_md.models import sampling_kernels
 
 # Parameters with one of these axes are multiplied in the type of the
-# activations, as are the scales of norms.
+# activations, as are the scales of norms without an offset.
 _MULTIPLIED = ('joined_kv', 'mlp', 'vocab')
-_NORMS = (('layers', 'embed'), ('embed',))
+_NORMS = (('layers', 'embed'), ('layers', 'head_dim'), ('embed',))
 
 # The last two axes of kernels: inputs, then outputs. An embedding table has
 # the reverse order and is read row by row.
@@ -51,7 +51,8 @@ def for_sampling(
   """
   # Experts have their own products (`grouped_matmul`).
   if axes[-2:] not in _KERNELS or 'expert' in axes:
-    if set(axes) & set(_MULTIPLIED) or axes in _NORMS:
+    norm = axes in _NORMS and not config.norm_offset
+    if norm or set(axes) & set(_MULTIPLIED):
       array = array.astype(config.dtype)
     return _placed(array, axes)
   if not int8:

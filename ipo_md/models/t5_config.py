@@ -1,6 +1,7 @@
 """The configuration of a T5 network."""
 
 import dataclasses
+from typing import ClassVar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class T5Config:
   scan: bool = True  # lax.scan over the layers, or a Python loop
   remat_policy: str = 'none'  # 'none', 'minimal' or 'full'
   reward_head: int = 0  # number of outputs of the reward head
+  norm_offset: ClassVar[float] = 0.0  # that of `DecoderOnlyConfig`
 
   def __post_init__(self):
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))

@@ -49,7 +49,7 @@ def _hub(path):
     (_files(saved_model__pb=b''), 'TensorFlow'),
     (_files(tf_model__h5=b''), 'TensorFlow'),
     (_files(flax_model__msgpack=b''), 'Flax msgpack'),
-    (_files(mine__Q4_K__gguf=b''), 'GGUF is not read'),
+    (_files(mine__Q4_K__ggml=b''), 'GGML is not read'),
     (_files(model__onnx=b''), 'ONNX is not read'),
     (_files(__0_0__distcp=b''), "PyTorch's distributed checkpoints"),
     (_files(pytorch_model__bin=b''), 'pickles are not read'),
@@ -78,7 +78,7 @@ def test_the_true_cause_is_named(tmp_path, make, message):
   ('name', 'message'),
   [
     ('model.safetensors', 'give the folder that holds it'),
-    ('model.gguf', 'GGUF'),
+    ('model.ggml', 'GGML'),
     ('pytorch_model.bin', 'pickles'),
   ],
 )
