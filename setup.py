@@ -72,6 +72,7 @@ setuptools.setup(
     ],
     'test': [
       'dill',
+      'gguf',
       'hypothesis',
       'importlib_resources',
       'pyright[nodejs]==1.1.414',

@@ -64,7 +64,7 @@ def config(path: epath.Path) -> dict[str, Any]:
     ValueError: The file is damaged, or its model is not supported.
   """
   reader, _ = _open(path)
-  values = {name: field.contents() for name, field in reader.fields.items()}
+  values = metadata(path)
   kind = values.get('general.architecture')
   if kind not in _ARCHITECTURES:
     raise ValueError(
@@ -116,6 +116,16 @@ def config(path: epath.Path) -> dict[str, Any]:
   if kind == 'llama' and 'blk.0.attn_q.bias' in names:
     found['attention_bias'] = True
   return found
+
+
+def metadata(path: epath.Path) -> dict[str, Any]:
+  """Returns the fields of a file, such as tokenizer.ggml.tokens, by name.
+
+  Raises:
+    ValueError: The file is damaged.
+  """
+  reader, _ = _open(path)
+  return {name: field.contents() for name, field in reader.fields.items()}
 
 
 def _vocab_size(reader: Any) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ipo_md import models
 from ipo_md.checkpoints import formats
+from ipo_md.checkpoints import gguf_folder
 from ipo_md.checkpoints import gin_advice
 from ipo_md.checkpoints import hf_config
 from ipo_md.checkpoints import locate
@@ -146,6 +147,8 @@ def find(path: str, name: str) -> epath.Path | None:
   kind, directory = locate.detect(path, name)
   if kind == 'hf':
     return directory
+  if kind == 'gguf':
+    return gguf_folder.unpacked(directory)
   if kind == 'orbax':
     described = directory.parent.parent.parent / 'model'  # by `model_folder`
     if (described / 'config.json').exists():

@@ -4,6 +4,7 @@ gin/models/from_checkpoint.gin makes a model of these functions. They read
 
   config.json, tokenizer.json, ...     of a Hugging Face folder
   model/ with the same files           of a MODEL_DIR, where `save` wrote them
+  the metadata                         of a GGUF file
   config.gin or operative_config.gin   of T5X, beside checkpoint_N or in it
 """
 
@@ -17,6 +18,7 @@ from flax import nnx
 
 from ipo_md import data
 from ipo_md import models
+from ipo_md.checkpoints import gguf_folder
 from ipo_md.checkpoints import gin_advice
 from ipo_md.checkpoints import hf_classifier
 from ipo_md.checkpoints import hf_config
@@ -64,6 +66,8 @@ def find(path: str | None, name: str = _NAME) -> epath.Path:
   kind, directory = locate.detect(path, name)
   if kind == 'hf':
     return directory
+  if kind == 'gguf':
+    return gguf_folder.unpacked(directory)
   checkpoint = directory if kind == 't5x' else directory.parent
   for folder in (
     checkpoint.parent.parent / FOLDER,
@@ -83,6 +87,15 @@ def find(path: str | None, name: str = _NAME) -> epath.Path:
 
 
 def identify(path: str, name: str) -> identity.Identity | None:
+  """Identifies what the functions of this module read, weights left out.
+
+  Args:
+    path: Path of a checkpoint; see `find`.
+    name: Name of the gin macro with the path.
+
+  Returns:
+    The identity, or None if there is no description.
+  """
   try:
     folder = find(path, name)
   except ValueError:  # whatever reads it will say why
@@ -188,6 +201,9 @@ def vocabulary(*, path: str | None) -> types.Vocabulary | None:
     has neither, so that the task's own counts.
   """
   folder = find(path)
+  kind, directory = locate.detect(path or '', _NAME)
+  if kind == 'gguf':
+    gguf_folder.check_tokenizer(directory)
   if (folder / 'tokenizer.json').exists():
     return data.tokenizer_vocabulary(
       path=str(folder / 'tokenizer.json'),
