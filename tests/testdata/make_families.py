@@ -90,7 +90,7 @@ def main():
         again = expected(load(f'{sys.argv[1]}/{family}', family), family)
         difference = np.max(np.abs(again[0] - log_probs))
         print(family, 'difference', difference)
-          # A Phi-3 of another layout multiplies its kernels one by one.
+        # A Phi-3 of another layout multiplies its kernels one by one.
         assert difference <= (1e-6 if family == 'phi3' else 0)
         continue
     print(family, log_probs.mean(), decoded[0])
