@@ -46,8 +46,12 @@ def test_an_epsilon_through_float32_matches():
   [
     {'rms_norm_eps': 1e-6},
     {'num_hidden_layers': 16},
-    {'sliding_window': 4096},
-    {'num_local_experts': 8, 'num_experts_per_tok': 2},
+    {'model_type': 'mistral', 'sliding_window': 4096},
+    {
+      'model_type': 'mixtral',
+      'num_local_experts': 8,
+      'num_experts_per_tok': 2,
+    },
     {'tie_word_embeddings': True},
     {'rope_scaling': None},
   ],
