@@ -192,7 +192,12 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
   fields |= hf_rope.read(
     config, head_dim, family.defaults.get('rope_theta', 1e4)
   )
-  return fields | family.fields | _caps(config, family) | _layers(config)
+  return {
+    **fields,
+    **family.fields,
+    **_caps(config, family),
+    **_layers(config),
+  }
 
 
 def _mlp_key(kind: str) -> str:

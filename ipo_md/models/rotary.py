@@ -29,8 +29,9 @@ def frequencies(
     local: Whether the layer has the sliding window and so `local_rope_theta`.
   """
   features = cfg.rotary_dim or cfg.head_dim
-  own_theta = local and cfg.local_rope_theta is not None
-  theta = cfg.local_rope_theta if own_theta else cfg.rope_theta
+  local_theta = cfg.local_rope_theta if local else None
+  own_theta = local_theta is not None
+  theta = cfg.rope_theta if local_theta is None else local_theta
   exponent = np.arange(0, features, 2, dtype=np.float32) / features
   unscaled = 1.0 / theta**exponent
   if own_theta or cfg.rope_factor == 1 or cfg.rope_scaling == 'dynamic':
