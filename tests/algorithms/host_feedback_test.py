@@ -144,7 +144,7 @@ def test_it_is_the_online_step_where_the_judges_are_one(
   theirs.pop('sampling_error', None)
   for name in theirs:
     np.testing.assert_allclose(
-      ours[name], theirs[name], rtol=1e-4, err_msg=name
+      float(ours[name]), float(theirs[name]), rtol=1e-4, err_msg=name
     )
   moved = jax.tree.map(lambda a, b: a - b, expected.params, params)
   assert max(np.abs(x).max() for x in jax.tree.leaves(moved)) > 5e-3
