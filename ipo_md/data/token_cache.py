@@ -23,6 +23,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -185,12 +186,15 @@ def _code(
   packages -= {'', 'seqio', 'tensorflow'}
   loaded = {
     name: getattr(found, '__file__', None)
-    for name, found in sorted(sys.modules.items())
-    if name.partition('.')[0] in packages or name in _READERS
+    for name, found in sys.modules.items()
+    if name.partition('.')[0] in packages
   }
+  for name in _READERS:  # whether they have been imported yet or not
+    spec = importlib.util.find_spec(name)
+    loaded[name] = spec and spec.origin
   return {
     name: _digest(pathlib.Path(path).read_bytes())
-    for name, path in loaded.items()
+    for name, path in sorted(loaded.items())
     if path is not None
   }
 

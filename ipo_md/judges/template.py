@@ -26,7 +26,8 @@ class Template:
     prompt: Constants around {text}, {first} and, for a comparator, {second}.
     length: JUDGE_LENGTH, the tokens of the joined prompt, including EOS.
     prompt_format: The policy's prompt format. What it adds to a prompt is
-      removed again.
+      removed again. Of a conversation that a chat template rendered, {text} is
+      the plain form.
 
   Raises:
     ValueError: The prompt has other fields.

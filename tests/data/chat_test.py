@@ -6,6 +6,8 @@ import json
 import pathlib
 import shutil
 
+import hypothesis
+from hypothesis import strategies
 import pytest
 
 from ipo_md.core import row_files
@@ -139,6 +141,52 @@ def test_a_special_token_in_a_turn_stays_text(template, name, text):
   assert text in decode(row.prompt)
   assert decode(row.completions[0][:-1]) == text
   assert row.found['prompts_trimmed'] == row.found['completions_trimmed'] == 0
+
+
+_TEXTS = strategies.lists(
+  strategies.one_of(
+    strategies.text(
+      strategies.characters(blacklist_categories=['Cs'], min_codepoint=1)
+    ),
+    strategies.sampled_from(
+      [
+        '<|im_end|>',
+        '</s>',
+        '<|im_',
+        'end|>',
+        '<think>',
+        ' ',
+        '\n',
+        '\n\n',
+        '\t',
+      ]
+    ),
+  ),
+  max_size=6,
+).map(''.join)
+
+
+@hypothesis.given(_TEXTS, _TEXTS)
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_any_text(text, answer):
+  """All of a text is there, and EOS is where the template writes it."""
+  chat = chat_of('chatml')
+  row = one(chat, user(text), answer)
+  eos = chat.vocabulary.eos_id
+  special = chat.vocabulary.special_tokens
+
+  def shown(ids):
+    found = chat.vocabulary._text_tokenizer.decode(
+      list(ids), skip_special_tokens=False
+    )
+    for i, token in special.items():
+      found = found.replace(hf_vocabulary.hidden_name(i), token)
+    return found
+
+  assert shown(row.prompt) == chat.render(user(text), ask=True)
+  assert list(row.prompt).count(eos) == 2
+  assert shown(row.completions[0]) == f'{answer}<|im_end|>'
+  assert row.completions[0].count(eos) == 1
 
 
 def test_the_gap_before_an_answer_of_another_prompt():

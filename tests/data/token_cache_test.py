@@ -209,3 +209,14 @@ class TestCache:
     )
     assert dataset.vocabulary.vocab_size == 264
     assert dataset.counts['examples'] == 3
+
+
+def test_a_reader_that_is_imported_later(path, monkeypatch):
+  """The fingerprint is that of a process which has read a task already."""
+  describe = lambda: token_cache.describe(
+    _lines(path), 'train', {'inputs': 9, 'targets': 9}
+  )
+  importlib.import_module('ipo_md.data.hf_vocabulary')
+  after = describe()
+  monkeypatch.delitem(sys.modules, 'ipo_md.data.hf_vocabulary')
+  assert describe() == after

@@ -313,4 +313,4 @@ def trace(arguments: dict, *, evaluate: bool = False) -> None:
   )
   measured.pop('samples', None)
   assert measured
-  assert all(m.shape == () for m in measured.values())
+  assert all(x.shape == () for x in jax.tree.leaves(measured))
