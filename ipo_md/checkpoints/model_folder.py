@@ -98,7 +98,7 @@ def network(
   path: str | None,
   default_path: str | None = None,
   **options: Any,
-) -> nnx.Module:
+) -> models.DecoderOnly | models.T5:
   """Makes the network that a checkpoint's own description states.
 
     models.Model.network = @model_folder.network

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+import math
 
 import numpy as np
 
@@ -103,8 +104,9 @@ class WeightedRewards:
 
 
 def _is_number(value: object) -> bool:
-  is_real = isinstance(value, int | float) and not isinstance(value, bool)
-  return is_real and bool(np.isfinite(value))
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return False
+  return math.isfinite(value)
 
 
 def _is_scale(value: object) -> bool:
