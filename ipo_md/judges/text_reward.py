@@ -21,6 +21,7 @@ from ipo_md import models
 from ipo_md import sampling
 from ipo_md.checkpoints import model_folder
 from ipo_md.core import identity
+from ipo_md.core import model_dir
 from ipo_md.core import progress
 from ipo_md.core import sharding
 from ipo_md.core import types
@@ -33,6 +34,7 @@ from ipo_md.judges import samples as samples_lib
 _NAME = 'JUDGE_CHECKPOINT_PATH'
 
 
+@model_dir.may_change('batch_size', 'label')
 @identity.reads(
   checkpoint_path=checkpoints.identify, config_path=model_folder.identify
 )
