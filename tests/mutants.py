@@ -1,9 +1,12 @@
-"""python tests/mutants.py [NAME ...]: breaks the code on purpose.
+"""Breaks the code on purpose and says which test notices.
+
+    python tests/mutants.py [NAME ...]
 
 Each mutation of an objective or of the sampler is applied to a copy of the
-package, and the tests named beside it run on the copy. Prints the first test
-that fails. Mutations that change nothing are applied too, with the reason.
-Exits 1 if one is not noticed, or if one that changes nothing is.
+package, and the tests named beside it run on the copy. The first failing test
+is printed. Mutations that change nothing are applied too, with the reason.
+The exit code is 1 if a mutation is not noticed, or if one that changes nothing
+is.
 """
 
 import dataclasses
@@ -20,14 +23,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-  """`old` -> `new` in `file`, at each of its places.
+  """Replaces `old` by `new` in `file`, wherever it stands.
 
   Attributes:
-    file: below ipo_md.
-    old: what the code says.
-    new: what it says instead.
-    tests: arguments of pytest.
-    harmless: why it changes nothing; None: it does.
+    file: Path below ipo_md.
+    old: Text of the code.
+    new: Text that replaces it.
+    tests: Arguments of pytest.
+    harmless: Reason why the mutation changes nothing. None if it does.
   """
 
   file: str
@@ -85,9 +88,9 @@ MUTANTS = {
     'in jax.lax.stop_gradient(models)',
     'in models',
     'tests/games/truth_test.py -k mean_gradient',
-    harmless='a loss takes of the samples their ids, and log-probabilities of'
-    ' the reference: neither has a gradient in the policy; the line serves'
-    ' other callers (sampling_test).',
+    harmless='A loss reads the ids of samples and log-probabilities of the'
+    ' reference, which have no gradient in the policy. The line serves other'
+    ' callers (mixture_test).',
   ),
   'policy_gradient: the 1/2 dropped': Mutant(
     'algorithms/losses.py',
@@ -121,14 +124,14 @@ MUTANTS = {
   ),
   'step: the reference is the moving policy': Mutant(
     'algorithms/online.py',
-    'labelled = _judged(\n      frozen,',
-    'labelled = _judged(\n      frozen.replace(reference=state.params),',
+    '_judged(\n      policy,\n      frozen,',
+    '_judged(\n      policy,\n      frozen.replace(reference=state.params),',
     'tests/games/truth_test.py -k "mean_gradient and RL"',
   ),
   'step: the policy plays against itself, not the reference': Mutant(
     'algorithms/online.py',
-    'player = frozen.reference',
-    'player = state.params',
+    'player, ema = frozen.reference, state.ema',
+    'player, ema = state.params, state.ema',
     'tests/games/truth_test.py -k "cyclic and IPO-MD"',
   ),
   'lora: adapters left on in the reference': Mutant(
@@ -143,29 +146,28 @@ MUTANTS = {
     'preference - 0.5 - tau * rho_1',
     'preference - tau * rho_1',
     'tests/games/exact_test.py -k climbs_against',
-    harmless='E grad log pi(y_1) = 0 for y_1 ~ pi: a constant in the advantage'
-    ' changes the variance alone.',
+    harmless='E grad log pi(y_1) = 0 for y_1 ~ pi, so that a constant in the'
+    ' advantage changes only the variance.',
   ),
   'expectation, reinforce: no baseline': Mutant(
     'algorithms/losses.py',
     'advantage -= others / (k - 1)',
     'pass',
     'tests/games/exact_test.py -k climbs_the_regularised',
-    harmless='the baseline of y_i does not depend on y_i: as before.',
+    harmless='The baseline of y_i does not depend on y_i.',
   ),
   'policy_gradient: log pi(y_1) for rho_1 in front': Mutant(
     'algorithms/losses.py',
     '-rho_1 * jax.lax.stop_gradient(',
     '-(rho_1 + 1) * jax.lax.stop_gradient(',
     'tests/games/exact_test.py -k climbs_against',
-    harmless='log pi_ref has no gradient: they differ by a constant, and the'
-    ' value of the surrogate means nothing.',
+    harmless='log pi_ref has no gradient: the two differ by a constant.',
   ),
 }
 
 
 def first_failure(mutant: Mutant, copy: pathlib.Path) -> str | None:
-  """The test that notices a mutant, None if none does."""
+  """Returns the first test that notices a mutant, or None."""
   path = copy / 'ipo_md' / mutant.file
   code = path.read_text()
   if mutant.old not in code:

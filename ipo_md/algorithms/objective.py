@@ -114,7 +114,8 @@ def check_reference(
   if reference is None and (reads or mixed):
     who = f'LOSS = {needs.name(loss)}' if reads else 'MIXTURE_COEFS'
     raise ValueError(
-      f'{who} needs a reference policy: set REFERENCE_CHECKPOINT_PATH.'
+      f'{who} needs a reference policy: set REFERENCE_CHECKPOINT_PATH, or '
+      'INITIAL_CHECKPOINT_PATH, which is its default.'
     )
   return reads
 

@@ -21,6 +21,7 @@ _PATH = re.compile(
   r'(?:~|/|\.{1,2}/|[A-Za-z_][\w.+-]*/|[a-z][a-z0-9]*://)[\w./+:=,~-]*'
 )
 
+_WORD = re.compile(r'[A-Za-z_][\w.+-]*')
 _EXPRESSION = re.compile(r'[\w)\]] *[*/+-]')
 _SYNTAX = (
   'A value is a literal (a text in quotes), an @reference or a %MACRO, not an '
@@ -152,7 +153,10 @@ def _unreadable(error: SyntaxError) -> str:
   if not equals:
     return f'{place}{reason}: {line}'
   if name not in macros.TABLE:
-    return f'{place}{line} cannot be read. {_SYNTAX}'
+    hint = _SYNTAX
+    if _WORD.fullmatch(value.strip()):
+      hint = f'A text needs quotes here: {name} = {value.strip()!r}.'
+    return f'{place}{line} cannot be read. {hint}'
   hint = f' {_SYNTAX}' if _EXPRESSION.search(value) else ''
   return f'{place}{line}: {name} must be {macros.TABLE[name]}.{hint}'
 

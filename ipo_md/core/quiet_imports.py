@@ -20,7 +20,8 @@ import types
 
 _NAMES = ('tensorflow', 'tensorflow_text')
 _DROPPED = re.compile(
-  rb'^(?:I[0-9]{4} [0-9:. ]+.*|WARNING: All log messages before absl::.*)\n?',
+  rb'^(?:I[0-9]{4} [0-9:. ]+.*|WARNING: All log messages before absl::.*'
+  rb'|normalizer\.cc\([0-9]+\) LOG\(INFO\).*)\n?',
   re.MULTILINE,
 )
 
@@ -47,7 +48,7 @@ class _Finder(importlib.abc.MetaPathFinder):
       execute = spec.loader.exec_module
 
       def quietly(module: types.ModuleType) -> None:
-        with _filtered_stderr():
+        with quiet():
           execute(module)
 
       spec.loader.exec_module = quietly  # pyright: ignore[reportAttributeAccessIssue] (loaders allow it)
@@ -55,8 +56,11 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 @contextlib.contextmanager
-def _filtered_stderr() -> Iterator[None]:
-  """Holds back what is written to file descriptor 2 and drops the noise."""
+def quiet() -> Iterator[None]:
+  """Drops such lines, and SentencePiece's, from what a block writes to stderr.
+
+  The rest is written when the block ends.
+  """
   sys.stderr.flush()
   before = os.dup(2)
   with tempfile.TemporaryFile() as held:

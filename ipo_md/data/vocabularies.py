@@ -9,6 +9,7 @@ from etils import epy
 
 from ipo_md.core import identity
 from ipo_md.core import paths
+from ipo_md.core import quiet_imports
 from ipo_md.core import types
 from ipo_md.data import registry
 
@@ -36,12 +37,15 @@ def vocabulary(
     module: MIXTURE_OR_TASK_MODULE, imported before the task is looked up.
 
   Raises:
-    ValueError: The module cannot be imported, or there is no such task.
+    ValueError: The module cannot be imported, there is no such task, or its
+      vocabulary cannot be read.
   """
   if vocabulary is not None:
     return vocabulary
   task = registry.find(mixture_or_task_name, module=module)
-  return task.output_features['inputs'].vocabulary
+  found = task.output_features['inputs'].vocabulary
+  check_readable(found)
+  return found
 
 
 @identity.reads(path=identity.of_file)
@@ -124,7 +128,8 @@ def check_readable(vocabulary: types.Vocabulary) -> None:
   if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
     return
   try:
-    _ = vocabulary.tokenizer  # reads the file
+    with quiet_imports.quiet():
+      _ = vocabulary.tf_tokenizer  # reads the file
   except (OSError, tf.errors.OpError) as error:
     reason = (str(error).splitlines() or [''])[0]
     raise ValueError(

@@ -76,7 +76,7 @@ class Comparison:
 
   @functools.cached_property
   def ordered(self) -> dict[str, np.ndarray]:
-    """The part of `judged` by judges that see which completion comes first."""
+    """`judged` of the judges whose answers depend on the order of a pair."""
     return {
       name: judged
       for name, judged in self.judged.items()

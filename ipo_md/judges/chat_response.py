@@ -80,7 +80,7 @@ class BodyError(Exception):
 
   Attributes:
     status: Status that the error names, or 500.
-    fields: Fields of the error.
+    fields: The object `error` of the response, such as its message and code.
   """
 
   def __init__(self, fields: Mapping[str, Any]):

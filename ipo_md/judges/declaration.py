@@ -200,7 +200,10 @@ def gives(judge: Any) -> tuple[Feedback, ...]:
 
 
 def reads_tokens(judge: Any) -> bool:
-  """Returns whether a host judge, or one that it asks, reads tokens."""
+  """Returns whether a host judge, or one that it asks, reads token ids.
+
+  Other judges read texts.
+  """
   return any(
     declared is not None and declared.reads == 'tokens'
     for declared in map(found, _leaves(judge))

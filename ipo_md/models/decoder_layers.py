@@ -168,12 +168,13 @@ class Attention(nnx.Module):
     """Computes rotated queries and keys, and values.
 
     Args:
-      x: [..., T, E] activations; N is the product of the leading sizes.
+      x: [..., T, E] activations.
       rotation: Cosines and sines from `rotary.rotation`.
 
     Returns:
       [..., T, H, D] queries, scaled by 1 / sqrt(query_scalar); keys
-      [N, G, D, T] and values [N, G, T, D].
+      [N, G, D, T] and values [N, G, T, D] of G heads, where N is the product of
+      the leading sizes of `x`.
     """
     cfg = self.config
     batch = math.prod(x.shape[:-2])

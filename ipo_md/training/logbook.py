@@ -175,8 +175,7 @@ def describe(model_dir, state, frozen, mesh, examples) -> None:
   parts = [f'policy {size(state.params):,} parameters']
   for name in ('reference', 'judge'):
     params = getattr(frozen, name)
-    if params is not None:
-      parts.append(f'{name} {size(params):,}')
+    parts.append(f'no {name}' if params is None else f'{name} {size(params):,}')
   shape = ' x '.join(f'{k} {v}' for k, v in mesh.shape.items())
   counts = progress.counted(examples.counts)
   progress.say(f'{", ".join(parts)}; mesh {shape}; {counts}')

@@ -7,7 +7,10 @@ import jax
 
 
 class Profiler:
-  """Profiles a range of updates, and more when MODEL_DIR/PROFILE is touched.
+  """Profiles PROFILE_STEPS updates from PROFILE_START, and on demand.
+
+  Whenever the file MODEL_DIR/PROFILE is created or touched, the next
+  PROFILE_STEPS updates are profiled as well.
 
   Each process profiles its own devices and looks for the file by itself.
 

@@ -71,7 +71,9 @@ def load_frozen(
       start.reference_checkpoint_path,
       model.base,
       mesh,
-      name='REFERENCE_CHECKPOINT_PATH',
+      name='INITIAL_CHECKPOINT_PATH'
+      if start.reference_checkpoint_path == start.initial_checkpoint_path
+      else 'REFERENCE_CHECKPOINT_PATH',
       vocabulary=vocabulary,
       rules=start.reference_rules,
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import dataclasses
 import functools
 import pathlib
+import re
 
 import gin
 import jax
@@ -91,15 +92,6 @@ def complete_files(folder: pathlib.Path) -> list[pathlib.Path]:
   ]
 
 
-# The vocabulary size and the EOS id of a model, by the prefix of its file name.
-_VOCABULARIES = {
-  't5_tiny': (320, 1),
-  't5_': (32_100, 1),
-  'decoder_tiny': (320, 1),
-  'mistral': (32_000, 2),
-  'mixtral': (32_000, 2),
-  'llama': (128_256, 128_001),
-}
 _PREFERENCE_FILES = (
   "TRAIN_FILE = '/train.jsonl'",
   "VALIDATION_FILE = '/validation.jsonl'",
@@ -246,15 +238,36 @@ def resolve_files(
   gin.parse_config_files_and_bindings(paths, bindings, finalize_config=False)
   gin_config.check_macros(bindings)
   if vocabulary is not None:
-    size, eos_id = next(
-      v for k, v in _VOCABULARIES.items() if vocabulary.startswith(k)
-    )
     gin.bind_parameter(
-      'VOCABULARY/gin.macro.value', PlaceholderVocabulary(size, eos_id)
+      'VOCABULARY/gin.macro.value',
+      PlaceholderVocabulary(*_vocabulary_of(vocabulary)),
     )
   gin.finalize()
   run = gin.query_parameter('RUN/gin.macro.value')
   return gin.get_bindings(run.selector)
+
+
+def _vocabulary_of(model: str) -> tuple[int, int]:
+  """Returns the vocabulary size and the EOS id of a model, or of a prefix.
+
+  T5's vocabulary has fewer ids than its embedding has rows.
+  """
+  if model.startswith('t5_') and model != 't5_tiny':
+    return 32_100, 1
+  lines = _lines(ROOT / 'gin' / 'models' / f'{model.partition("+")[0]}.gin')
+  size = re.findall(r'^models\.\w+\.vocab_size = (\d+)', lines, re.M)
+  eos_id = re.findall(r'^EOS_ID = (\d+)', lines, re.M)
+  return int(size[-1]), int(eos_id[-1])
+
+
+def _lines(path: pathlib.Path) -> str:
+  """Returns a gin file with the files that it includes put in their place."""
+  return re.sub(
+    r"^include '(.+)'$",
+    lambda match: _lines(ROOT / match[1]),
+    path.read_text(),
+    flags=re.M,
+  )
 
 
 def batch_of(dataset: dataset_lib.Dataset, batch_size: int):

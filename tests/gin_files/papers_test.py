@@ -56,7 +56,7 @@ def test_run_has_published_settings_and_traces(name):
   arguments = gin_resolve.resolve_files(
     [f'gin/papers/{name}.gin'],
     [f'{key} = {value}' for key, value in given.items()],
-    vocabulary='mistral' if name.startswith('nca') else 't5_',
+    vocabulary='mistral_7b' if name.startswith('nca') else 't5_',
   )
   for binding, value in published.items():
     assert _value(binding) == value
