@@ -30,6 +30,7 @@ from typing import Any
 from etils import epy
 import numpy as np
 
+from ipo_md.core import quiet_imports
 from ipo_md.core import types
 from ipo_md.data import chat as chat_lib
 from ipo_md.data import conversations
@@ -259,7 +260,9 @@ def chunks(
     chat, place, getattr(task.source, 'max_bad_rows', 0)
   )
   batches = iter(dataset.with_options(options))
-  while (batch := _next(batches, place)) is not None:
+  with quiet_imports.quiet():  # SentencePiece logs when it reads the first text
+    batch = _next(batches, place)
+  while batch is not None:
     chunk = _columns(batch)
     k = example_checks.number(batch, k, place, first)
     example_checks.check_rows(chunk, k, place, first)
@@ -269,6 +272,7 @@ def chunks(
     first += len(chunk['inputs_lengths'])
     found += len(kept['inputs_lengths'])
     yield kept
+    batch = _next(batches, place)
   if not found:
     raise ValueError(f'Task {task.name}, split {split} has no examples.')
   render.report()

@@ -9,7 +9,6 @@ from etils import epy
 
 from ipo_md.core import identity
 from ipo_md.core import paths
-from ipo_md.core import quiet_imports
 from ipo_md.core import types
 from ipo_md.data import registry
 
@@ -128,8 +127,7 @@ def check_readable(vocabulary: types.Vocabulary) -> None:
   if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
     return
   try:
-    with quiet_imports.quiet():
-      _ = vocabulary.tf_tokenizer  # reads the file
+    _ = vocabulary.tokenizer  # reads the file
   except (OSError, tf.errors.OpError) as error:
     reason = (str(error).splitlines() or [''])[0]
     raise ValueError(
