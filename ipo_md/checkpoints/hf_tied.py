@@ -89,7 +89,9 @@ def with_own_head(
     raise ValueError(
       f'{what}: config.json ties {HEAD} to {(_T5 if t5 else _DECODER)[0]}, but '
       f'their values differ. Bind models.{name}.logits_via_embedding = False '
-      'to read both, as transformers does, or remove the array that is wrong.'
+      '(model_folder.network.logits_via_embedding = False with gin/models/'
+      'from_checkpoint.gin) to read both, as transformers does, or remove the '
+      'array that is wrong.'
     )
   return dict(fields) | {'logits_via_embedding': False}
 

@@ -13,11 +13,19 @@ def absolute(path: str, name: str) -> str:
     name: Name of the setting that holds it, for the message.
 
   Raises:
-    ValueError: The path is empty or not a text.
+    ValueError: The path is empty, not a text, or in the home of a user who does
+      not exist.
   """
   if not isinstance(path, str | os.PathLike):
     raise ValueError(f'{name} = {path!r} has to be a path, in quotes.')
   path = os.fspath(path)
   if not path.strip():
     raise ValueError(f'{name} is empty: it has to be a path.')
-  return path if '://' in path else os.path.abspath(os.path.expanduser(path))
+  if '://' in path:
+    return path
+  expanded = os.path.expanduser(path)
+  if expanded.startswith('~'):
+    raise ValueError(
+      f'{name} {path}: there is no user {path[1:].split("/")[0]}.'
+    )
+  return os.path.abspath(expanded)

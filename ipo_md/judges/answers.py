@@ -9,16 +9,18 @@ The rule, in this order:
    and '2nd' are the name 2. Part of a number (12, 1.5, 1/2, v1, -1), a number
    of things ('the 2 summaries', '2 errors') and questions name nothing.
 3. A stated answer counts ('Answer: 1', '\boxed{1}', '{"winner": 1}', 'The
-   better summary is 1'), the last one if there are several.
+   better summary is 1'), the last one if there are several. One with 'not',
+   'if' or the like before it in its sentence is none.
 4. A leading answer counts: a name that opens the text and is followed by the
    end of the line, punctuation or a reason. It does not count if another name
-   is joined to it ('1 or 2'), or if all else that is said is for the other.
+   is joined to it ('1 or 2'), if it numbers a step ('1. Read both'), or if all
+   else that is said is for the other.
 5. A closing answer counts: a last line, or a conclusion, that is a name alone.
 6. Claims count if all of them agree: '1 is better than 2', 'I prefer 1', '1
-   over 2', '1 > 2', '2 is worse than 1', '2 is not as good as 1'. A claim with
-   'not', 'if' or the like before it is none.
-7. If one name alone is left, it counts, unless the text denies it, finds both
-   equal or neither good, or finds fault.
+   over 2', '1 > 2', '1 is more accurate', '2 is worse than 1', '2 is not as
+   good as 1'. A claim with 'not', 'if' or the like before it is none.
+7. If one name alone is left, it counts if all other words are of the kind 'I
+   think it is', so that nothing is said but the name.
 
 Everything else is neither 1 nor 2. A text that was cut off counts by a stated
 or leading answer or a finished claim.
@@ -74,11 +76,19 @@ _STATED = re.compile(
   r'(?:that\s+|would\s+be\s+)?|\\boxed\s*|\[\[\s*)<([12])>'
   r'(?!\s*(?:,|and|or|&|/|nor)\s*<)'
 )
+_VIRTUES = (
+  r'(?:accurate|concise|complete|faithful|informative|clear|coherent|relevant|'
+  r'comprehensive|precise|specific|detailed|thorough|readable|useful|helpful|'
+  r'correct|fluent|natural|consistent|factual|succinct|convincing|truthful)'
+)
 _CLAIMS = tuple(
   (re.compile(pattern), wins)
   for pattern, wins in (
     (rf'<([12])>\s+{_IS}\s+{_VERY}{_GOOD}', True),
     (r'<([12])>\s+(?:clearly\s+|easily\s+)?(?:wins|beats|outperforms)\b', True),
+    (r'<([12])>\s+(?:clearly\s+|easily\s+)?(?:loses|lost)\b', False),
+    (rf'<([12])>\s+{_IS}\s+{_VERY}more\s+{_VIRTUES}\b', True),
+    (rf'<([12])>\s+{_IS}\s+{_VERY}less\s+{_VIRTUES}\b', False),
     (
       r'\b(?:prefer|choose|chose|pick|select|favou?r|recommend|go\s+with|'
       r'vote\s+for)\s+<([12])>(?!\s*(?:,|and|or|&)\s*<)',
@@ -92,18 +102,33 @@ _CLAIMS = tuple(
       False,
     ),
     (rf"<([12])>\s+(?:{_IS}\s+not|isn't)\s+(?:as|so)\s+\w+\s+as\s+<", False),
-    (r'\bnot\s+<([12])>,?\s+but\s+(?:rather\s+)?<', False),
+    (
+      r"\bnot\s+<([12])>[,;]?\s+(?:but|rather|it\s+is|it's)\s+(?:rather\s+)?<",
+      False,
+    ),
   )
 )
 _DENIAL = re.compile(
   r'\b(?:not|cannot|never|neither|no|nor|none|unable|whether|if|unless|hardly|'
   r"doubt|hard|unclear|were)\b|n't\b"
 )
-_UNDECIDED = re.compile(
-  r'\b(?:both|equal|equally|equals|tie|tied|draw|same|similar|similarly|either|'
-  r'unsure|undecided|depends|identical|comparable|sorry|invalid|or|'
-  r'bad|worse|worst|poor|wrong|incorrect|inaccurate|false|fails?|misses|lacks?|'
-  r'errors?|mistakes?)\b'
+# All words that may stand beside a lone name.
+_PLAIN_WORDS = """
+  a an and answer answers assistant believe best better candidate certainly
+  choice choose chose chosen clearly completion completions decision
+  definitely easily feel final finally for go going guess here i i'd i'll i'm
+  is it it's judge like me model my number obviously of ok okay one option
+  options output outputs overall pick picked please prefer preference
+  preferred probably reply response responses result say select selected
+  simply so summaries summary sure surely superior text texts than that that's
+  the then therefore think this thus to translation version vote well will
+  winner wins with would yes 答案
+"""
+_PLAIN = frozenset(_PLAIN_WORDS.split())
+# Steps of a plan, which are numbered like answers.
+_STEP = re.compile(
+  r'(?:read|compare|look|consider|check|identify|analy[sz]e|note|summari[sz]e|'
+  r'evaluate|determine|review|understand|assess|examine|first)\b'
 )
 _REASON = r'because|since|as|due|for|with|which|it|over|rather|instead|not'
 
@@ -137,7 +162,7 @@ def read(text: str, *, whole: bool = True) -> Reading | None:
   if not names:
     return None
   first = names[0]
-  if stated := _STATED.findall(marked):
+  if stated := _stated(marked):
     return Reading(stated[-1], 'last')
   leading, closing = _leading(marked), _closing(marked) if whole else None
   claimed = _claimed(marked)
@@ -149,9 +174,8 @@ def read(text: str, *, whole: bool = True) -> Reading | None:
   if len(claimed) == 1:
     (name,) = claimed
     return Reading(name, 'first' if name == first else None)
-  undecided = _UNDECIDED.search(marked) or _DENIAL.search(marked)
-  about = re.search(r'\b(?:in|about|from|regarding|to|than)\s+<', marked)
-  if whole and not claimed and len({*names}) == 1 and not (undecided or about):
+  words = re.findall(r"[^\W\d_][\w']*", re.sub('<[12]>', ' ', marked))
+  if whole and not claimed and len({*names}) == 1 and _PLAIN.issuperset(words):
     return Reading(first, 'first')
   return None
 
@@ -209,6 +233,18 @@ def _marked(text: str) -> str:
   return re.sub(_NUMBER, r'<\1>', text)
 
 
+def _stated(marked: str) -> list[str]:
+  """Returns the answers that are stated without a condition or a denial."""
+  found = []
+  for match in _STATED.finditer(marked):
+    before = re.split(r'[.;!\n{]', marked[: match.start()])[-1]
+    if not _DENIAL.search(before) and not re.search(
+      r'\b(?:less|worse)\b', before
+    ):
+      found.append(match[1])
+  return found
+
+
 def _leading(marked: str) -> str | None:
   """Returns the name that opens the text as an answer of its own."""
   start = re.match(r'[\W_]*?<([12])>', marked)
@@ -222,6 +258,8 @@ def _leading(marked: str) -> str | None:
   ):
     return None  # a list of remarks about both
   line = rest.split('\n', 1)[0].strip()
+  if _STEP.match(line.lstrip('.): ')):
+    return None
   if not line or re.match(rf'(?:{_REASON})\b', line):
     return name
   if re.match(r'[,;/&+=|]*\s*<|-\s*<[12]>\W*$|[=<>]', line):
@@ -232,9 +270,14 @@ def _leading(marked: str) -> str | None:
 def _closing(marked: str) -> str | None:
   """Returns the name that the last line or the conclusion consists of."""
   line = marked.strip().rsplit('\n', 1)[-1]
+  if echo := re.search(
+    r'<[12]>\s*(?:and|or)\s*<[12]>\s*:\s*<([12])>\W*$', line
+  ):
+    return echo[1]
   found = re.fullmatch(r'\W*<([12])>\W*', line) or re.search(
-    r'(?:^|[.!;]\s)\s*(?:(?:so|therefore|thus|hence|overall|finally|'
-    r'in conclusion)\b[,:]?\s*)?<([12])>[\s.!]*$',
+    r'(?:(?:^|[.!;]\s)\s*|(?:^|,\s*|[.!;]\s*)(?:so|therefore|thus|hence|overall|'
+    r'finally|in conclusion)\b[,:]?\s*)'
+    r'<([12])>[\s.!]*$',
     line,
   )
   if found is None or re.search(r'<[12]>\W*<[12]>\W*$', marked):

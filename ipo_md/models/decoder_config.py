@@ -6,6 +6,8 @@ of Llama.
 
 import dataclasses
 
+from ipo_md.models import sizes
+
 _CHOICES = {
   'norms': ('before', 'after', 'around'),
   'query_key_norm': ('none', 'head', 'joined'),
@@ -62,6 +64,19 @@ class DecoderOnlyConfig:
   reward_head: int = 0  # number of outputs of the reward head
 
   def __post_init__(self):
+    sizes.check(
+      self,
+      (
+        'vocab_size',
+        'emb_dim',
+        'num_heads',
+        'num_kv_heads',
+        'head_dim',
+        'num_layers',
+        'mlp_dim',
+        'num_experts',
+      ),
+    )
     for name in ('mlp_activations', 'rope_layers', 'local_layers'):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     for name, values in _CHOICES.items():

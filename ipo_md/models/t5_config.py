@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
+from ipo_md.models import sizes
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config:
@@ -27,4 +29,18 @@ class T5Config:
   norm_offset: ClassVar[float] = 0.0  # that of `DecoderOnlyConfig`
 
   def __post_init__(self):
+    sizes.check(
+      self,
+      (
+        'vocab_size',
+        'emb_dim',
+        'num_heads',
+        'head_dim',
+        'num_encoder_layers',
+        'num_decoder_layers',
+        'mlp_dim',
+        'relpos_num_buckets',
+        'relpos_max_distance',
+      ),
+    )
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))

@@ -178,3 +178,8 @@ def test_relative_paths_and_home(home, prefix):
 )
 def test_absolute_paths_and_buckets_stay(path):
   assert paths.absolute(path, 'X') == path
+
+
+def test_the_home_of_nobody_is_refused():
+  with pytest.raises(ValueError, match='MODEL_DIR ~nobodyx/q: .* user nobodyx'):
+    paths.absolute('~nobodyx/q', 'MODEL_DIR')

@@ -107,7 +107,7 @@ def load(path: pathlib.Path, vocabulary, allowed: int) -> dataset_lib.Dataset:
 
 @pytest.mark.parametrize('eos_id', [0, 2])
 @hypothesis.settings(
-  max_examples=4, deadline=None, phases=[hypothesis.Phase.generate]
+  max_examples=10, deadline=None, phases=[hypothesis.Phase.generate]
 )
 @hypothesis.given(rows=ROWS)
 def test_byte_level(eos_id, rows):
