@@ -192,7 +192,7 @@ def labelled() -> types.Labelled:
   )
 
 
-@pytest.mark.parametrize('per_token', [False, True])
+@pytest.mark.parametrize('per_token', [False, pytest.param(True, marks=PROOF)])
 @pytest.mark.parametrize('precomputed', [False, True])
 def test_it_is_zero_offline(precomputed, per_token):
   model = network('t5')
@@ -224,8 +224,10 @@ def test_it_is_zero_offline(precomputed, per_token):
 def test_dropout_stays_in_the_value_of_an_offline_loss():
   model = network('t5', dropout_rate=0.5)
   state, frozen = at_reference(model, 0)
-  step = functools.partial(
-    offline.offline_step, model=model, loss=margin, optimizer=OPTIMIZER
+  step = jax.jit(
+    functools.partial(
+      offline.offline_step, model=model, loss=margin, optimizer=OPTIMIZER
+    )
   )
   _, metrics = step(state, frozen, labelled(), jax.random.key(0))
   assert float(metrics['loss']) > 0.1

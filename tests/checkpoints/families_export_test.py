@@ -214,11 +214,10 @@ ALL = pytest.mark.parametrize(
   'family',
   [
     'gemma3',
-    'qwen2',
-    'olmo2',
-    'smollm3',
-    'qwen3_moe',
-    'gemma2',
+    *(
+      pytest.param(family, marks=pytest.mark.proof)
+      for family in ('qwen2', 'olmo2', 'smollm3', 'qwen3_moe', 'gemma2')
+    ),
     'phi3_partial',
   ],
 )
@@ -232,7 +231,9 @@ def _loss(model, params, k=2):
 
 
 @ALL
-@pytest.mark.parametrize('remat_policy', ['none', 'full'])
+@pytest.mark.parametrize(
+  'remat_policy', [pytest.param('none', marks=pytest.mark.proof), 'full']
+)
 @pytest.mark.slow
 def test_gradients_reach_every_parameter(family, remat_policy):
   for scan in (False, True):
@@ -263,7 +264,16 @@ def test_a_mesh_changes_no_loss(family):
   np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize('family', ['gemma3', 'qwen2', 'olmo2', 'qwen3_moe'])
+@pytest.mark.parametrize(
+  'family',
+  [
+    'qwen2',
+    *(
+      pytest.param(family, marks=pytest.mark.proof)
+      for family in ('gemma3', 'olmo2', 'qwen3_moe')
+    ),
+  ],
+)
 def test_adapters_leave_biases_and_norms_alone(family, tmp_path):
   base = families_test.network(family, scan=True)
   model = lora.Lora(base, rank=2, alpha=4.0, targets=('query', 'value'))

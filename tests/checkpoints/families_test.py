@@ -20,7 +20,7 @@ from tests.checkpoints import families
 from tests.checkpoints import networks
 
 EXPECTED = np.load(pathlib.Path(networks.TESTDATA) / 'families.npz')
-# The families that a fast run also scans.
+# The families that are scanned as well; the proofs scan all of them.
 SCANNED = ('gemma3', 'smollm3', 'qwen3_moe', 'qwen2_window')
 
 
@@ -74,7 +74,9 @@ CASES = [
   pytest.param(
     family,
     scan,
-    marks=[pytest.mark.slow] if scan and family not in SCANNED else [],
+    marks=[pytest.mark.slow]
+    if not scan or family in SCANNED
+    else [pytest.mark.slow, pytest.mark.proof],
   )
   for family in families.CONFIGS
   for scan in (False, True)

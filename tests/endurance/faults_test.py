@@ -35,6 +35,7 @@ def test_runs_that_are_killed_lose_nothing(tmp_path):
   assert 'a suspended process was reported' in said
 
 
+@pytest.mark.proof
 def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
   said = _said(
     'processes', tmp_path / 'runs', '--processes=1,2', '--last=supervised'

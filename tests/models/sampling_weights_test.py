@@ -103,7 +103,9 @@ def set_form(strip: int, monkeypatch) -> None:
   monkeypatch.setattr(cpu_layouts, 'PANELS', 2)
 
 
-@pytest.mark.parametrize('strip', [0, 2, 3])
+@pytest.mark.parametrize(
+  'strip', [0, 2, pytest.param(3, marks=pytest.mark.proof)]
+)
 @NETWORKS
 def test_sampled_log_probs_are_those_of_the_loss(
   family, scan, tied, adapted, strip, monkeypatch
@@ -149,7 +151,7 @@ def on_a_grid(params):
   return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
-@pytest.mark.parametrize('strip', [0, 2])
+@pytest.mark.parametrize('strip', [pytest.param(0, marks=pytest.mark.proof), 2])
 @NETWORKS
 def test_kernels_that_int8_holds_are_sampled_from_exactly(
   family, scan, tied, adapted, strip, monkeypatch
