@@ -49,7 +49,10 @@ error_of = command_line.error_of
     ({'LEARNING_RATE': 'le-4'}, 'LEARNING_RATE = le-4'),
     ({'LEARNING_RATE': '(1'}, 'A bracket is left open in LEARNING_RATE = '),
     ({'MIXTURE_COEFS': '(0.0,)*8'}, r'\(0.0,\)\*8: .* not an expression'),
-    ({'data.load.split': 'test'}, 'data.load.split = test .*needs quotes here: .* = 'test''),
+    (
+      {'data.load.split': 'test'},
+      "data.load.split = test .*needs quotes here: .* = 'test'",
+    ),
     ({'learning_rate': 1e-4}, 'learning_rate is set, .*mean LEARNING_RATE'),
     (
       {'LEARNING_RATE': "'1e-4'"},

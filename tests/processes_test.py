@@ -19,6 +19,8 @@ from ipo_md.core import sharding
 from tasks.mini_tldr import tasks
 from tests import command_line
 
+pytestmark = pytest.mark.slow
+
 _ROOT = command_line.ROOT
 arguments = command_line.arguments
 call_fixture = command_line.call_fixture

@@ -22,6 +22,7 @@ def reference_free(log_prob, preference):
   return losses.dpo(log_prob, preference, beta=0.5)
 
 
+@pytest.mark.slow
 def test_a_reference_free_objective_needs_no_reference():
   """The step runs without one, and equals one whose reference is uniform."""
   state, frozen = state_and_frozen()

@@ -12,6 +12,8 @@ import pytest
 from ipo_md.checkpoints import checksums
 from tests.training import micro_run
 
+pytestmark = pytest.mark.slow
+
 
 def run(path: pathlib.Path, steps: int = 6, **changes) -> None:
   """Starts a micro run that saves at every other step."""

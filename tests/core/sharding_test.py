@@ -18,6 +18,8 @@ from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 from ipo_md.sampling import sequences
 
+pytestmark = pytest.mark.slow
+
 COMMON = {
   'vocab_size': 64,
   'emb_dim': 16,

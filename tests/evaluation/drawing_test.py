@@ -8,6 +8,7 @@ import comparison
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ipo_md.checkpoints import load
 from ipo_md.checkpoints import manager
@@ -18,6 +19,8 @@ from ipo_md.evaluation import drawing
 from ipo_md.sampling import sampler as sampler_lib
 from ipo_md.sampling import sequences
 from tasks.mini_tldr import tasks
+
+pytestmark = pytest.mark.slow
 
 
 def test_policies_do_not_share_noise(tmp_path, paths):

@@ -21,6 +21,8 @@ from ipo_md.models import model as model_lib
 from ipo_md.sampling import sampler as sampler_lib
 from ipo_md.sampling import sequences
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = seqio.ByteVocabulary()
 TEXTS = ['a cat', 'two dogs ran', 'owl', 'the end of it', 'x']
 MODEL = model_lib.Model(

@@ -9,6 +9,8 @@ import pytest
 
 from tests.judges import rater_server
 
+pytestmark = pytest.mark.slow
+
 FAULTS = {
   'busy': (429, '0.1'),
   'busy without a time': 429,

@@ -15,6 +15,8 @@ from ipo_md.data import vocabularies
 from ipo_md.judges import reading
 from tests.judges import tiny_reward_model as tiny
 
+pytestmark = pytest.mark.slow
+
 CASES = list(tiny.CASES)
 
 

@@ -18,6 +18,8 @@ from launch.sweep import check as check_lib
 from launch.sweep import main
 from launch.sweep import read
 
+pytestmark = pytest.mark.slow
+
 _ROOT = pathlib.Path(__file__).parents[2]
 
 SPEC = """

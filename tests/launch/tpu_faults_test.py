@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 _503 = 'ERROR: HTTPError 503: Service Unavailable.'
 
 

@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_preempted_run_is_queued_again_and_goes_on(google):
   google.plan(workers=2)

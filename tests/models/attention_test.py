@@ -13,6 +13,8 @@ from ipo_md.models import attention
 from ipo_md.models import cpu_layouts
 from ipo_md.models import kv_cache
 
+pytestmark = pytest.mark.slow
+
 N, Q, H, G, D, S = 2, 19, 4, 2, 8, 11
 
 

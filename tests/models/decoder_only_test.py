@@ -21,6 +21,8 @@ from ipo_md.models import model
 from ipo_md.models import rotary
 from ipo_md.sampling import sequences
 
+pytestmark = pytest.mark.slow
+
 TINY = {
   'vocab_size': 50,
   'emb_dim': 16,

@@ -20,6 +20,8 @@ from ipo_md.optim import optimizers
 from ipo_md.sampling import sampler
 from tests.models import lora_networks
 
+pytestmark = pytest.mark.slow
+
 
 def state_of(model, params, optimizer, *, ema=False) -> types.TrainState:
   return types.TrainState(

@@ -12,6 +12,8 @@ from ipo_md.sampling import mixture
 from ipo_md.sampling import sequences
 from tests.models import lora_networks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize('family', ['t5', 'decoder'])
 def test_policy_is_the_merged_network_and_its_gradient_of_a_and_b(family):

@@ -14,6 +14,8 @@ from ipo_md.models import model
 from ipo_md.models import relative_positions
 from ipo_md.models import t5
 
+pytestmark = pytest.mark.slow
+
 TESTDATA = pathlib.Path(__file__).parents[1] / 'testdata' / 't5x'
 TINY = {
   'vocab_size': 256,

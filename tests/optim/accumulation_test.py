@@ -23,6 +23,8 @@ from ipo_md.models import t5
 from ipo_md.optim import accumulation
 from ipo_md.sampling import sampler
 
+pytestmark = pytest.mark.slow
+
 MODEL = model_lib.Model(
   functools.partial(
     t5.T5,

@@ -13,6 +13,8 @@ from ipo_md.sampling import log_ratios
 from ipo_md.sampling import sequences
 from tests.models import lora_networks
 
+pytestmark = pytest.mark.slow
+
 
 def network(family: str, dtype: str) -> model_lib.Model:
   sizes = lora_networks.COMMON | lora_networks.SIZES[family]

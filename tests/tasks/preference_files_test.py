@@ -12,6 +12,8 @@ from ipo_md.data import prompt_format
 from tasks import preference_files
 from tasks.mini_tldr import tasks
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = tasks.VOCABULARY
 PAIRS = [
   {'prompt': 'my dog', 'chosen': 'a dog', 'rejected': 'a cat'},

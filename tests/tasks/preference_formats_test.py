@@ -15,6 +15,8 @@ from ipo_md.data import prompt_format
 from tasks import preference_files
 from tasks.mini_tldr import tasks
 
+pytestmark = pytest.mark.slow
+
 TURN = lambda role, content: {'role': role, 'content': content}
 WORDS = ['my', 'dog', 'ate', 'the', 'cat', 'and', 'a', 'new', 'oven', 'at']
 

@@ -17,6 +17,8 @@ from ipo_md.training import evaluator
 from ipo_md.training import watchdog
 from tests.training import micro_run
 
+pytestmark = pytest.mark.slow
+
 
 def measured(metrics, name, batch_size, **frozen):
   model = micro_run.micro()
