@@ -60,6 +60,7 @@ class _Bucket:
     )
 
 
+@pytest.mark.slow
 def test_paths_of_cloud_storage(tmp_path, monkeypatch):
   """They are read and written by etils and TensorStore."""
   bucket, kvstore = _Bucket(tmp_path), t5x._kvstore

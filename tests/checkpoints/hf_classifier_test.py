@@ -31,6 +31,7 @@ def made(folder, **options):
   )
 
 
+@pytest.mark.slow
 def test_it_is_a_reward_model_on_the_device(tmp_path):
   folder = tiny.write(tmp_path / 'judge', 'turns')
   model = made(folder, reward_head=1)

@@ -84,6 +84,7 @@ class TestBatches:
     ids = many.completions.prompts.ids
     assert ids.addressable_shards[0].data.shape == (8 // devices, 6)
 
+  @pytest.mark.slow
   def test_two_hosts_read_one_batch(self, tmp_path):
     """Compares two processes of two devices with this one of four."""
     with socket.socket() as s:

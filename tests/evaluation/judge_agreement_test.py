@@ -211,6 +211,7 @@ def comparator(tmp_path_factory):
   return params, judge, path
 
 
+@pytest.mark.slow
 def test_a_judge_alone(tmp_path, comparator, capsys):
   _, judge, path = comparator
   run = functools.partial(

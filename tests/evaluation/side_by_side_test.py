@@ -19,6 +19,7 @@ from ipo_md.sampling import sampler as sampler_lib
 from tasks.mini_tldr import truth as truth_lib
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_same_bytes_twice(tmp_path, paths, capsys):
   comparison.compare(tmp_path / 'a', paths)
   comparison.compare(tmp_path / 'b', paths)

@@ -200,6 +200,7 @@ def test_converters_resolve(run, given):
   assert jax.tree.leaves(arguments['model'].abstract_params)
 
 
+@pytest.mark.slow
 def test_infer_traces():
   arguments = gin_resolve.resolve(
     Choice('infer', 'mistral_7b', 'tldr'),

@@ -38,6 +38,7 @@ def test_data_never_change():
   assert _digest(100) == 'd43852bfc6a0201c'
 
 
+@pytest.mark.slow
 def test_data_do_not_depend_on_the_process():
   code = (
     'from tasks.mini_tldr import writers;'
