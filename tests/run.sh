@@ -20,6 +20,6 @@ else
     echo "Checking types with pyright (about one minute) ..."
     pyright
   fi
-  echo "Running the tests (about twelve minutes on two cores) ..."
+  echo "Running the tests (about half an hour on two cores the first time) ..."
 fi
 python -m pytest --numprocesses 2 "$@"
