@@ -22,6 +22,7 @@ from ipo_md.checkpoints import hf_config
 from ipo_md.checkpoints import locate
 from ipo_md.core import types
 
+MODEL_FOLDER = 'model'  # of a MODEL_DIR, written by `model_folder.save`
 _FILES = (
   'generation_config.json',
   'tokenizer*',
@@ -111,17 +112,20 @@ class Source:
     return theirs
 
   def copy_files(self, directory: epath.Path) -> None:
-    """Copies the files of the tokenizer, the template and the generation."""
+    """Copies the files of the tokenizer, the template and the generation.
+
+    Files that an earlier, perhaps interrupted, copy left are replaced.
+    """
     if self.directory is None:
       return
     for path in self.directory.iterdir():
       if path.is_dir():
         if path.name in _FOLDERS:
-          (directory / path.name).mkdir()
+          (directory / path.name).mkdir(exist_ok=True)
           for file in path.iterdir():
-            file.copy(directory / path.name / file.name)
+            file.copy(directory / path.name / file.name, overwrite=True)
       elif any(fnmatch.fnmatch(path.name, pattern) for pattern in _FILES):
-        path.copy(directory / path.name)
+        path.copy(directory / path.name, overwrite=True)
 
 
 def _plain(eos_id: types.EosId | None) -> int | list[int] | None:
@@ -150,7 +154,7 @@ def find(path: str, name: str) -> epath.Path | None:
   if kind == 'gguf':
     return gguf_folder.unpacked(directory)
   if kind == 'orbax':
-    described = directory.parent.parent.parent / 'model'  # by `model_folder`
+    described = directory.parent.parent.parent / MODEL_FOLDER
     if (described / 'config.json').exists():
       return described
   lora = formats.metadata(directory).get('lora') if kind == 'orbax' else None

@@ -27,7 +27,6 @@ from ipo_md.checkpoints import locate
 from ipo_md.core import identity
 from ipo_md.core import types
 
-FOLDER = 'model'  # of a MODEL_DIR
 _NAME = 'MODEL_CONFIG_PATH'
 _GIN = ('operative_config.gin', 'config.gin', 'model.gin')
 _READ = (
@@ -70,9 +69,9 @@ def find(path: str | None, name: str = _NAME) -> epath.Path:
     return gguf_folder.unpacked(directory)
   checkpoint = directory if kind == 't5x' else directory.parent
   for folder in (
-    checkpoint.parent.parent / FOLDER,
-    checkpoint.parent / FOLDER,
-    checkpoint / FOLDER,
+    checkpoint.parent.parent / hf_source.MODEL_FOLDER,
+    checkpoint.parent / hf_source.MODEL_FOLDER,
+    checkpoint / hf_source.MODEL_FOLDER,
   ):
     if (folder / 'config.json').exists():
       return folder
@@ -167,11 +166,12 @@ def eos_id(*, path: str | None) -> types.EosId:
   for file in ('config.json', 'generation_config.json'):
     stated = _json(folder / file).get('eos_token_id')
     found += stated if isinstance(stated, list) else [stated]
-  ids = types.eos_ids([i for i in found if i is not None] or [-1])
-  if ids == (-1,):
+  found = [i for i in found if i is not None]
+  if not found:
     raise ValueError(
       f'{folder} states no EOS token (eos_token_id in config.json). Set EOS_ID.'
     )
+  ids = types.eos_ids(found)
   return ids[0] if len(ids) == 1 else ids
 
 
@@ -342,7 +342,7 @@ def save(
     )
   except ValueError:  # an activation that a config.json has no name for
     return
-  folder = epath.Path(model_dir) / FOLDER
+  folder = epath.Path(model_dir) / hf_source.MODEL_FOLDER
   folder.mkdir(exist_ok=True)
   if source is not None:
     hf_source.Source(directory=source).copy_files(folder)

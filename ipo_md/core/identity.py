@@ -90,7 +90,8 @@ def of_run() -> dict[str, Identity]:
       continue
     identify = getattr(target, 'reads', {}).get(parameter, _of_named_file)
     for name, text in _texts(f'{place}.{parameter}', value):
-      if name not in found:
+      # Of several that read one macro, any may know what its path names.
+      if found.get(name) is None:
         found[name] = identify(text, name)
   return {k: v for k, v in sorted(found.items()) if v is not None}
 

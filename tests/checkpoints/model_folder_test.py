@@ -265,6 +265,21 @@ def test_two_paths_are_all_that_a_run_needs(folder, tmp_path):
     assert (online / 'model' / name).read_bytes() == (
       folder / name
     ).read_bytes()
+  # A resumed run writes it again, whatever an interrupted one has left of it.
+  (online / 'model' / 'config.json').unlink()
+  command(
+    tmp_path,
+    'online',
+    'gin/judges/reward_model.gin',
+    'gin/algorithms/ipo_md.gin',
+    JUDGE_LENGTH=24,
+    MAX_NEW_TOKENS=8,
+    JUDGE_CHECKPOINT_PATH=repr(str(judge)),
+    **TRAINING | {'TRAIN_STEPS': 2},
+    **start,
+  )
+  assert (online / 'COMPLETED').read_text() == '2\n'
+  assert (online / 'model' / 'config.json').exists()
   drawn = command(
     tmp_path,
     'infer',
