@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import functools
 import importlib
+import os
 import re
 from typing import Any
 
@@ -186,18 +187,26 @@ def _array(dequantize: Callable, tensor: Any, heads: int | None) -> np.ndarray:
   return apart.swapaxes(1, 2).reshape(array.shape)
 
 
+@functools.lru_cache(maxsize=4)
+def _parsed(path: str, size: int, mtime_ns: int) -> Any:
+  del size, mtime_ns  # a file that has changed is read again
+  return importlib.import_module('gguf').GGUFReader(path)
+
+
 def _open(path: epath.Path) -> tuple[Any, Callable]:
   """Returns the reader of a file, and the function that dequantises."""
   if '://' in str(path):
     raise ValueError(f'{path}: GGUF is read from local files alone. Copy it.')
   try:
-    gguf = importlib.import_module('gguf')
+    importlib.import_module('gguf')
     quants = importlib.import_module('gguf.quants')
   except ImportError as error:
     raise ValueError(
       f"{path} needs the package gguf: pip install 'ipo_md[gguf]'."
     ) from error
   try:
-    return gguf.GGUFReader(str(path)), quants.dequantize
+    stat = os.stat(path)
+    reader = _parsed(str(path), stat.st_size, stat.st_mtime_ns)
+    return reader, quants.dequantize
   except (ValueError, IndexError, KeyError, OSError) as error:
     raise ValueError(f'{path} is damaged: {error}') from error

@@ -27,7 +27,7 @@ def unpacked(path: epath.Path) -> epath.Path:
 
 def check_tokenizer(path: epath.Path) -> None:
   """Raises a ValueError if the tokenizer of a GGUF file is not read."""
-  gguf_tokenizer.files(gguf_file.metadata(path), str(path))
+  gguf_tokenizer.check(gguf_file.metadata(path), str(path))
 
 
 @functools.cache

@@ -41,6 +41,23 @@ _RULES: Mapping[str, Sequence[Mapping[str, Any]]] = {
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
 
 
+def check(metadata: Mapping[str, Any], path: str) -> None:
+  """Raises a ValueError if the tokenizer is of a kind that is not read.
+
+  Args:
+    metadata: Fields of the GGUF file.
+    path: Path of the file, for the error message.
+  """
+  kind = metadata.get('tokenizer.ggml.model')
+  rule = metadata.get('tokenizer.ggml.pre', 'default')
+  if kind != 'gpt2' or rule not in _RULES:
+    raise ValueError(
+      f'{path}: its tokenizer is of the kind {kind!r} with the rule {rule!r}. '
+      f"Only 'gpt2' (byte-level BPE) with {', '.join(_RULES)} is read. Set "
+      'MODEL_CONFIG_PATH to the Hugging Face folder of the same model.'
+    )
+
+
 def files(metadata: Mapping[str, Any], path: str) -> dict[str, str]:
   """Returns the contents of the tokenizer's files, by name.
 
@@ -55,14 +72,8 @@ def files(metadata: Mapping[str, Any], path: str) -> dict[str, str]:
   Raises:
     ValueError: The tokenizer is of a kind that is not read.
   """
-  kind = metadata.get('tokenizer.ggml.model')
+  check(metadata, path)
   rule = metadata.get('tokenizer.ggml.pre', 'default')
-  if kind != 'gpt2' or rule not in _RULES:
-    raise ValueError(
-      f'{path}: its tokenizer is of the kind {kind!r} with the rule {rule!r}. '
-      f"Only 'gpt2' (byte-level BPE) with {', '.join(_RULES)} is read. Set "
-      'MODEL_CONFIG_PATH to the Hugging Face folder of the same model.'
-    )
   tokens = metadata['tokenizer.ggml.tokens']
   kinds = metadata['tokenizer.ggml.token_type']
   named = {

@@ -51,7 +51,7 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
   """Turns --gin.NAME=VALUE into --gin_bindings=NAME = VALUE, as T5X does.
 
   A text needs no quotes if NAME is a macro that takes a text (see
-  `macro_table`) or VALUE looks like a path (/a, ./a, ~/a, a/b, gs://a). What
+  `macros`) or VALUE looks like a path (/a, ./a, ~/a, a/b, gs://a). What
   starts as another value, or is one, is left to gin.
 
     rewrite_gin_args(['--gin.MODEL_DIR=/tmp/x'])

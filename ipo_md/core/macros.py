@@ -1,4 +1,4 @@
-"""Checks the values of macros against `macro_table`, and writes that table.
+"""Checks the values of macros against a table, and writes it as a page.
 
     python -m ipo_md.core.macros > docs/macros.md
 
@@ -16,10 +16,18 @@ from typing import Any
 
 import gin
 
-from ipo_md.core import macro_table
+from ipo_md.core import macro_kinds as kinds
 from ipo_md.core import private_apis
+from ipo_md.core import run_macros
+from ipo_md.core import task_macros
 
-TABLE = macro_table.TABLE
+GROUPS: Mapping[str, Mapping[str, kinds.Macro]] = {
+  **run_macros.GROUPS,
+  **task_macros.GROUPS,
+}
+TABLE: Mapping[str, kinds.Macro] = {
+  name: macro for group in GROUPS.values() for name, macro in group.items()
+}
 
 _PAGE = """\
 # Macros
@@ -114,7 +122,7 @@ def _shown(value: Any) -> str:
 def page() -> str:
   """Returns the page of all macros in Markdown."""
   lines = [_PAGE]
-  for group, table in macro_table.GROUPS.items():
+  for group, table in GROUPS.items():
     lines += [f'## {group}', '', '| macro | value | meaning |', '|---|---|---|']
     for name, macro in table.items():
       meaning = macro.meaning

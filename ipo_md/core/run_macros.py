@@ -1,4 +1,4 @@
-"""Macros of runs, checkpoints and models, by group (see `macro_table`)."""
+"""Macros of runs, checkpoints and models, by group (see `macros`)."""
 
 from collections.abc import Mapping
 

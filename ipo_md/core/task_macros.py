@@ -1,4 +1,4 @@
-"""Macros of data, algorithms, judges and comparisons (see `macro_table`)."""
+"""Macros of data, algorithms, judges and comparisons (see `macros`)."""
 
 from collections.abc import Mapping
 

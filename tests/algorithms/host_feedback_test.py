@@ -35,17 +35,10 @@ from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 from ipo_md.sampling import sampler
 from tasks.mini_tldr import tasks
+from tests import command_line
 
 pytestmark = pytest.mark.slow
 
-SIZES = {
-  'emb_dim': 16,
-  'num_heads': 2,
-  'head_dim': 8,
-  'num_encoder_layers': 1,
-  'num_decoder_layers': 1,
-  'mlp_dim': 16,
-}
 MODEL = model_lib.Model(
   functools.partial(
     t5.T5,
@@ -54,7 +47,7 @@ MODEL = model_lib.Model(
     logits_via_embedding=False,
     dropout_rate=0.0,
     scan=False,
-    **SIZES,
+    **command_line.SIZES,
   )
 )
 SAMPLING = {
@@ -238,7 +231,9 @@ def run_fixture(monkeypatch, tmp_path, url):
       'CHECKPOINT_PERIOD': 0,
       'LEARNING_RATE': 0.01,
       'data.load.split': "'validation'",
-      **{f'models.T5.{size}': value for size, value in SIZES.items()},
+      **{
+        f'models.T5.{size}': value for size, value in command_line.SIZES.items()
+      },
     } | changes
     gin.clear_config()
     for flag in ('gin_file', 'gin_bindings'):

@@ -19,18 +19,11 @@ from ipo_md.core import types
 from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 from tasks.mini_tldr import tasks
+from tests import command_line
 from tests.judges import tiny_reward_model
 
 pytestmark = pytest.mark.slow
 
-SIZES = {
-  'emb_dim': 16,
-  'num_heads': 2,
-  'head_dim': 8,
-  'num_encoder_layers': 1,
-  'num_decoder_layers': 1,
-  'mlp_dim': 16,
-}
 MINE = """
 from __gin__ import dynamic_registration
 from ipo_md import judges
@@ -86,7 +79,7 @@ def run_fixture(monkeypatch, tmp_path, my_judges):
       logits_via_embedding=False,
       dropout_rate=0.0,
       scan=False,
-      **SIZES,
+      **command_line.SIZES,
     )
   )
   params = model.init(jax.random.key(0))
@@ -101,7 +94,9 @@ def run_fixture(monkeypatch, tmp_path, my_judges):
     mine.write_text(MINE.format(judge=judge, bindings='\n'.join(lines)))
     bindings = {
       'MODEL_DIR': f"'{tmp_path / name}'",
-      **{f'models.T5.{size}': value for size, value in SIZES.items()},
+      **{
+        f'models.T5.{size}': value for size, value in command_line.SIZES.items()
+      },
     } | changes
     gin.clear_config()
     for flag in ('gin_file', 'gin_bindings'):
