@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
-import re
 from typing import Literal
 
 from etils import epy
@@ -24,15 +23,14 @@ from etils import epy
 from ipo_md.core import row_files
 from ipo_md.data import chat_template
 from ipo_md.data import conversations
+from ipo_md.data import special_marks
 
 with epy.lazy_imports():
   import tokenizers
 
   from ipo_md.data import hf_vocabulary
 
-# Texts have no NUL character. Inside of a special token that a turn writes out
-# it keeps the token from being read; see `_Marks`.
-_NUL = '\0'
+# Texts have no NUL character; see `special_marks`.
 _SENTINEL = '\0here\0'
 
 Message = conversations.Message
@@ -90,8 +88,8 @@ class Chat:
     return f'{self.template.digest} {own}'
 
   @functools.cached_property
-  def _marks(self) -> _Marks:
-    return _Marks(self.vocabulary.added_special_tokens)
+  def _marks(self) -> special_marks.Marks:
+    return special_marks.Marks(self.vocabulary.added_special_tokens)
 
   def check_end(self) -> None:
     """Checks with a conversation of one letter that EOS ends a turn.
@@ -185,7 +183,7 @@ class _Draft:
 
   chat: Chat
   messages: Conversation
-  marks: _Marks | None
+  marks: special_marks.Marks | None
   text: str
   context: str
   answers: Sequence[str]
@@ -341,39 +339,3 @@ def _without_oldest(messages: Conversation) -> Conversation | None:
     if messages[i]['role'] == 'user':
       return [*messages[:first], *messages[i:]]
   return None
-
-
-class _Marks:
-  """Tells special tokens that a turn writes out from those of the template.
-
-    turn       stop <|im_end|> now
-    put        stop <\\0|im_end|> now            before the template is rendered
-    template   ...<\\0|im_end|> now<|im_end|>
-    read       ...<|im_end|> now\\0special 2\\0   the names of a tokenizer that
-                                               finds no special token in texts
-
-  Args:
-    special: The special tokens, id -> text.
-  """
-
-  def __init__(self, special: Mapping[int, str]):
-    self.special = dict(special)
-    self._ids = {text: i for i, text in special.items()}
-    texts = sorted(self._ids, key=len, reverse=True)
-    self._pattern = re.compile('|'.join(map(re.escape, texts)) or '(?!)')
-
-  def found_in(self, text: str) -> bool:
-    return self._pattern.search(text) is not None
-
-  def put(self, text: str) -> str:
-    return self._pattern.sub(lambda m: m[0][0] + _NUL + m[0][1:], text)
-
-  def take(self, text: str) -> str:
-    return text.replace(_NUL, '')
-
-  def read(self, text: str) -> str:
-    """Returns a rendered text for a tokenizer with hidden special tokens."""
-    parts = re.split(f'({self._pattern.pattern})', text)
-    parts[::2] = map(self.take, parts[::2])
-    parts[1::2] = [hf_vocabulary.hidden_name(self._ids[p]) for p in parts[1::2]]
-    return ''.join(parts)

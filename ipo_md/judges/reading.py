@@ -22,6 +22,7 @@ from ipo_md.core import row_files
 from ipo_md.core import types
 from ipo_md.data import chat_template
 from ipo_md.data import encoding
+from ipo_md.data import special_marks
 
 with epy.lazy_imports():
   from ipo_md.data import hf_vocabulary
@@ -101,7 +102,11 @@ class Reader:
 
   def _filled(self, prompt: str, completion: str) -> str:
     """Returns the whole text, in which special tokens have hidden names."""
-    prompt, completion = self._marked(prompt), self._marked(completion)
+    marks = self._marks
+    # A text has no NUL character, because hidden names have them.
+    prompt, completion = (
+      marks.put(marks.take(t)) for t in (prompt, completion)
+    )
     if self.text is not None:
       fields = {'{text}': prompt, '{first}': completion}
       parts = re.split(r'({\w+})', self.text)
@@ -116,33 +121,13 @@ class Reader:
         raw = self.template.render(messages, ask=False)
       except row_files.BadRow as error:
         raise ValueError(f'The prompt {prompt[:80]!r}: {error}.') from None
-    parts = self._special.split(raw)
-    parts[::2] = [part.replace('\0', '') for part in parts[::2]]
-    parts[1::2] = [self._names[token] for token in parts[1::2]]
-    return ''.join(parts)
-
-  def _marked(self, text: str) -> str:
-    """Puts a NUL into special tokens that a text writes out.
-
-    The text has no other, because hidden names have them.
-    """
-    text = text.replace('\0', '')
-    return self._special.sub(lambda m: m[0][0] + '\0' + m[0][1:], text)
+    return marks.read(raw)
 
   @functools.cached_property
-  def _names(self) -> dict[str, str]:
-    """Text of each special token -> its hidden name, the longest text first."""
+  def _marks(self) -> special_marks.Marks:
     if not isinstance(self.vocabulary, hf_vocabulary.TokenizerVocabulary):
-      return {}
-    special = encoding.special_tokens(self.vocabulary)
-    return {
-      token: hf_vocabulary.hidden_name(i)
-      for i, token in sorted(special.items(), key=lambda x: -len(x[1]))
-    }
-
-  @functools.cached_property
-  def _special(self) -> re.Pattern[str]:
-    return re.compile(f'({"|".join(map(re.escape, self._names)) or "(?!)"})')
+      return special_marks.Marks({})
+    return special_marks.Marks(encoding.special_tokens(self.vocabulary))
 
   def _shortened(self, prompt: str, completion: str, length: int) -> list[int]:
     """Returns the tokens of a text whose prompt is cut until it fits."""
