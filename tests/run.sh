@@ -22,4 +22,4 @@ else
   fi
   echo "Running the tests (about half an hour on two cores the first time) ..."
 fi
-python -m pytest --numprocesses 2 "$@"
+python -m pytest --numprocesses 2 --dist worksteal "$@"

@@ -19,8 +19,8 @@ without_data = gin_resolve.without_data
 # One model of each kind of network. The others differ in sizes and details.
 NETWORKS = (
   't5_tiny',
-  't5_1_1_large+judge_t5_1_1_xl',
-  'mistral_7b',
+  't5_1_1_small+judge_t5_1_1_base',
+  'llama_3_2_1b',
 )
 REWARD_ALGORITHMS = [
   name

@@ -61,6 +61,129 @@ def _texts(row):
   ]
 
 
+# A row of pairs, and what is said of it.
+BAD_ROWS = [
+  ('{"prompt": "a"', 'pairs.jsonl, row 3: not JSON'),
+  ('[1, 2]', 'row 3: not an object'),
+  (
+    '{"prompt": "a", "chosen": "b"}',
+    "row 3: field 'rejected' is missing",
+  ),
+  (
+    '{"prompt": "a", "chosen": 1, "rejected": "c"}',
+    "row 3: field 'chosen' is 1",
+  ),
+  (
+    '{"prompt": " ", "chosen": "b", "rejected": "c"}',
+    "row 3: field 'prompt' is empty",
+  ),
+  (
+    '{"prompt": "\\ud83d", "chosen": "b", "rejected": "c"}',
+    "row 3: field 'prompt' has half of a surrogate pair",
+  ),
+  ('[' * 100_000, 'row 3: not JSON'),
+  (
+    '{"prompt": "a\\u0000", "chosen": "b", "rejected": "c"}',
+    "row 3: field 'prompt' has a NUL character at 1",
+  ),
+  (
+    '{"prompt": "a", "prompt": "d", "chosen": "b", "rejected": "c"}',
+    "row 3: field 'prompt' is there twice",
+  ),
+  (
+    '{"prompt": [{"role": "system", "content": "a"}, {"role": "user", '
+    '"content": "a"}], "chosen": "b", "rejected": "c"}',
+    "row 3: field 'prompt' has the turns system, user before the completion"
+    '. Only a chat template reads more .* set CHAT_TEMPLATE',
+  ),
+  (
+    '{"prompt": [], "chosen": "b", "rejected": "c"}',
+    "row 3: field 'prompt' is empty",
+  ),
+  (
+    '{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", '
+    '"content": "a"}], "chosen": "b", "rejected": "c"}',
+    "row 3: field 'prompt' ends with a turn of the assistant",
+  ),
+  (
+    '{"prompt": "a", "system": "d", "chosen": "b", "rejected": "c"}',
+    "row 3: field 'prompt' has the turns system, user before",
+  ),
+  (
+    '{"prompt": "a", "history": [["d", "e"]], "chosen": "b", "rejected": "c"}',
+    "row 3: field 'history' is not read",
+  ),
+  (
+    '{"prompt": "a", "tools": [{"name": "d"}], "chosen": "b", "rejected": "c"}',
+    "row 3: field 'tools' is not read",
+  ),
+  (
+    '{"prompt": "a", "completion": "b", "label": true}',
+    "row 3: field 'label' marks one completion as good or bad",
+  ),
+  (
+    '{"chosen": "b", "rejected": "c"}',
+    "row 3: field 'prompt' is missing",
+  ),
+  *(
+    (
+      _turns(*turns),
+      f"row 3: field 'chosen' has the turns {named} before the completion",
+    )
+    for turns, named in (
+      (
+        ['user', 'assistant', 'user', 'assistant'],
+        'user, assistant, user',
+      ),
+      (['system', 'user', 'assistant'], 'system, user'),
+    )
+  ),
+  *(
+    (
+      _turns(*turns),
+      "row 3: field 'chosen' has other turns before the completion",
+    )
+    for turns in (['system', 'assistant'], ['assistant', 'assistant'])
+  ),
+  *(
+    (
+      _turns(*turns),
+      f"row 3: field 'chosen' has the turns {named}. The last one must be",
+    )
+    for turns, named in (
+      (['user', 'assistant', 'user'], 'user, assistant, user'),
+      (['user'], 'user'),
+      (['assistant', 'user'], 'assistant, user'),
+      (['user', 'assistant', 'tool'], 'user, assistant, tool'),
+      (['model'], 'model'),
+      ([], 'none'),
+    )
+  ),
+  (
+    _turns('user', 'assistant').replace('"a"', '"b"', 1),
+    "field 'chosen.0.content' is another text than `prompt`",
+  ),
+  (
+    '{"prompt": "a", "chosen": [{"from": "gpt", "text": "b"}]}',
+    "field 'chosen.0.value' is missing",
+  ),
+  (
+    '{"prompt": "a", "chosen": [{"content": "b"}]}',
+    "field 'chosen.0.role' is missing",
+  ),
+  (
+    '{"prompt": "a", "chosen": [{"role": "assistant", "content": "", '
+    '"tool_calls": [1]}]}',
+    "field 'chosen.0.tool_calls' is not supported",
+  ),
+  (
+    '{"prompt": "a", "chosen": [{"role": "assistant", "content": '
+    '[{"type": "text", "text": "b"}]}]}',
+    r"field 'chosen.0.content' is .* not a text",
+  ),
+]
+
+
 class TestPairs:
   def test_rows(self, tmp_path):
     files = _write(tmp_path / 'pairs.jsonl', PAIRS)
@@ -82,139 +205,21 @@ class TestPairs:
       file.write(json.dumps(PAIRS[0]) + '\n')
     assert len(_load(name, cache_dir=cache)) == 1
 
-  @pytest.mark.parametrize(
-    ('line', 'match'),
-    [
-      ('{"prompt": "a"', 'pairs.jsonl, row 3: not JSON'),
-      ('[1, 2]', 'row 3: not an object'),
-      (
-        '{"prompt": "a", "chosen": "b"}',
-        "row 3: field 'rejected' is missing",
-      ),
-      (
-        '{"prompt": "a", "chosen": 1, "rejected": "c"}',
-        "row 3: field 'chosen' is 1",
-      ),
-      (
-        '{"prompt": " ", "chosen": "b", "rejected": "c"}',
-        "row 3: field 'prompt' is empty",
-      ),
-      (
-        '{"prompt": "\\ud83d", "chosen": "b", "rejected": "c"}',
-        "row 3: field 'prompt' has half of a surrogate pair",
-      ),
-      ('[' * 100_000, 'row 3: not JSON'),
-      (
-        '{"prompt": "a\\u0000", "chosen": "b", "rejected": "c"}',
-        "row 3: field 'prompt' has a NUL character at 1",
-      ),
-      (
-        '{"prompt": "a", "prompt": "d", "chosen": "b", "rejected": "c"}',
-        "row 3: field 'prompt' is there twice",
-      ),
-      (
-        '{"prompt": [{"role": "system", "content": "a"}, {"role": "user", '
-        '"content": "a"}], "chosen": "b", "rejected": "c"}',
-        "row 3: field 'prompt' has the turns system, user before the completion"
-        '. Only a chat template reads more .* set CHAT_TEMPLATE',
-      ),
-      (
-        '{"prompt": [], "chosen": "b", "rejected": "c"}',
-        "row 3: field 'prompt' is empty",
-      ),
-      (
-        '{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", '
-        '"content": "a"}], "chosen": "b", "rejected": "c"}',
-        "row 3: field 'prompt' ends with a turn of the assistant",
-      ),
-      (
-        '{"prompt": "a", "system": "d", "chosen": "b", "rejected": "c"}',
-        "row 3: field 'prompt' has the turns system, user before",
-      ),
-      (
-        '{"prompt": "a", "history": [["d", "e"]], "chosen": "b", '
-        '"rejected": "c"}',
-        "row 3: field 'history' is not read",
-      ),
-      (
-        '{"prompt": "a", "tools": [{"name": "d"}], "chosen": "b", '
-        '"rejected": "c"}',
-        "row 3: field 'tools' is not read",
-      ),
-      (
-        '{"prompt": "a", "completion": "b", "label": true}',
-        "row 3: field 'label' marks one completion as good or bad",
-      ),
-      (
-        '{"chosen": "b", "rejected": "c"}',
-        "row 3: field 'prompt' is missing",
-      ),
-      *(
-        (
-          _turns(*turns),
-          f"row 3: field 'chosen' has the turns {named} before the completion",
-        )
-        for turns, named in (
-          (
-            ['user', 'assistant', 'user', 'assistant'],
-            'user, assistant, user',
-          ),
-          (['system', 'user', 'assistant'], 'system, user'),
-        )
-      ),
-      *(
-        (
-          _turns(*turns),
-          "row 3: field 'chosen' has other turns before the completion",
-        )
-        for turns in (['system', 'assistant'], ['assistant', 'assistant'])
-      ),
-      *(
-        (
-          _turns(*turns),
-          f"row 3: field 'chosen' has the turns {named}. The last one must be",
-        )
-        for turns, named in (
-          (['user', 'assistant', 'user'], 'user, assistant, user'),
-          (['user'], 'user'),
-          (['assistant', 'user'], 'assistant, user'),
-          (['user', 'assistant', 'tool'], 'user, assistant, tool'),
-          (['model'], 'model'),
-          ([], 'none'),
-        )
-      ),
-      (
-        _turns('user', 'assistant').replace('"a"', '"b"', 1),
-        "field 'chosen.0.content' is another text than `prompt`",
-      ),
-      (
-        '{"prompt": "a", "chosen": [{"from": "gpt", "text": "b"}]}',
-        "field 'chosen.0.value' is missing",
-      ),
-      (
-        '{"prompt": "a", "chosen": [{"content": "b"}]}',
-        "field 'chosen.0.role' is missing",
-      ),
-      (
-        '{"prompt": "a", "chosen": [{"role": "assistant", "content": "", '
-        '"tool_calls": [1]}]}',
-        "field 'chosen.0.tool_calls' is not supported",
-      ),
-      (
-        '{"prompt": "a", "chosen": [{"role": "assistant", "content": '
-        '[{"type": "text", "text": "b"}]}]}',
-        r"field 'chosen.0.content' is .* not a text",
-      ),
-    ],
-  )
+  @pytest.mark.parametrize(('line', 'match'), BAD_ROWS)
   def test_bad_rows(self, tmp_path, line, match):
     files = _write(tmp_path / 'pairs.jsonl', PAIRS)
     with open(files['train'], 'a') as file:
       file.write(line + '\n')
     with pytest.raises(ValueError, match=match):
       _load(preference_files.pairs(files=files))
-    allowed = preference_files.pairs(files=files, max_bad_rows=1)
-    assert len(_load(allowed)) == 2
+
+  def test_bad_rows_are_left_out(self, tmp_path):
+    files = _write(tmp_path / 'pairs.jsonl', PAIRS)
+    with open(files['train'], 'a') as file:
+      file.writelines(line + '\n' for line, _ in BAD_ROWS)
+    assert len(_load(preference_files.pairs(files=files, max_bad_rows=99))) == 2
+    with pytest.raises(ValueError, match='row 3: not JSON'):
+      _load(preference_files.pairs(files=files, max_bad_rows=1))
 
   def test_missing_and_unreadable_files(self, tmp_path):
     for path, message in (
