@@ -125,9 +125,13 @@ def test_side_by_side_over_http(tmp_path):
   assert metrics([''], ['#### 1'])[0].keys() == {'exact_match'}
 
 
-def test_side_by_side_mini_tldr():
-  choice = Choice('side_by_side_mini_tldr', 't5_tiny', 'mini_tldr')
-  paths = ('REFERENCE', 'PREFERENCE_MODEL', 'REWARD_MODEL')
+@pytest.mark.parametrize(
+  'run', ['side_by_side_mini_tldr', 'side_by_side_truth']
+)
+def test_side_by_side_of_the_embedded_task(run):
+  choice = Choice(run, 't5_tiny', 'mini_tldr')
+  learned = ('PREFERENCE_MODEL',) * (run == 'side_by_side_mini_tldr')
+  paths = ('REFERENCE', 'REWARD_MODEL', *learned)
   arguments = gin_resolve.resolve(
     choice,
     [
@@ -149,7 +153,7 @@ def test_side_by_side_mini_tldr():
     gin_resolve.batch_of(dataset, prompts.batch_size),
     jax.eval_shape(jax.random.key, 0),
   )
-  for name in ('preference_model', 'reward_model'):
+  for name in ('reward_model', *map(str.lower, learned)):
     bound = gin.get_bindings(f'{name}/judges.LearnedJudge')
     judged = jax.eval_shape(
       bound['judge'], bound['model'].abstract_params, drawn
@@ -295,6 +299,7 @@ def test_every_run_file_has_a_test():
     'reference_log_probs',
     'side_by_side',
     'side_by_side_mini_tldr',
+    'side_by_side_truth',
     'supervised',
   }
   assert set(gin_resolve.files('runs')) == tested
