@@ -63,6 +63,7 @@ setuptools.setup(
     'gpu': ['jax[cuda13]'],
     'parquet': ['pyarrow'],
     'gguf': ['gguf'],
+    'wandb': ['wandb'],
     'docs': [
       'ipykernel',
       'mkdocs-material',
@@ -79,6 +80,7 @@ setuptools.setup(
       'pytest',
       'pytest-xdist',
       'ruff',
+      'wandb',
     ],
   },
 )

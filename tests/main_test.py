@@ -1,5 +1,6 @@
 """The command line: what a user gets wrong."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -236,3 +237,18 @@ def test_first_contact_is_a_short_usage_and_nothing_heavy(args):
     assert 'side_by_side' in said
   for module in ('tensorflow', 'seqio', 'orbax'):
     assert not any(line.split('|')[-1].strip() == module for line in imported)
+
+
+def test_a_tracker_without_its_package_leaves_nothing(
+  call, tmp_path, capsys, monkeypatch
+):
+  find_spec = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    'find_spec',
+    lambda name, *rest: None if name == 'wandb' else find_spec(name, *rest),
+  )
+  files = (*FILES, 'gin/wandb.gin')
+  said = error_of(call, arguments(tmp_path / 'run', files=files), capsys)
+  assert "pip install 'ipo_md[wandb]'" in said
+  assert not (tmp_path / 'run').exists()

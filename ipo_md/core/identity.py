@@ -79,15 +79,16 @@ def of_run() -> dict[str, Identity]:
   Modules that the gin files refer to count, unless they are of this package or
   of an installed one.
 
-  What does not exist is left out: whatever reads it will say so.
+  What does not exist is left out: whatever reads it will say so. So is what a
+  resumed run may change (see `bindings`), such as a tracker.
   """
   found = {}
-  for target, place, parameter, value in private_apis.used_bindings():
+  for target, place, parameter, value in private_apis.used_bindings(
+    lambda target, parameter: parameter not in getattr(target, 'may_change', ())
+  ):
     module = getattr(target, '__module__', None) or ''
     if _is_code_of_a_user(module) and module not in found:
       found[module] = of_module(module, place)
-    if parameter in getattr(target, 'may_change', ()):
-      continue
     identify = getattr(target, 'reads', {}).get(parameter, _of_named_file)
     for name, text in _texts(f'{place}.{parameter}', value):
       # Of several that read one macro, any may know what its path names.

@@ -11,6 +11,8 @@ from typing import Any
 from etils import epath
 import jax
 
+from ipo_md.core import trackers
+
 METRICS_FILE = 'metrics.jsonl'
 PERFORMANCE_FILE = 'performance.jsonl'
 
@@ -28,9 +30,10 @@ class MetricWriter:
 
   Args:
     model_dir: MODEL_DIR, a local path or one in a bucket.
+    tracker: TRACKER, to which the same goes as to TensorBoard; or None.
   """
 
-  def __init__(self, model_dir: str):
+  def __init__(self, model_dir: str, tracker: trackers.Tracker | None = None):
     self._directory = epath.Path(model_dir)
     self._tensorboard = None
     if jax.process_index():
@@ -50,13 +53,15 @@ class MetricWriter:
     self._tensorboard = metric_writers.AsyncMultiWriter(
       [metric_writers.SummaryWriter(str(self._directory / 'tensorboard'))]
     )
+    self._tracker = trackers.InBackground(tracker)
 
   def __enter__(self) -> 'MetricWriter':
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
     if self._tensorboard is not None:
       self._tensorboard.close()
+      self._tracker.close(failed=kind is not None)
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes the scalars of one step; a value may be an array of shape []."""
@@ -79,14 +84,15 @@ class MetricWriter:
         file.write(line)
     except OSError as error:
       raise ValueError(_cannot_write(path, error)) from error
-    self._tensorboard.write_scalars(
-      int(step), {prefix + name: value for name, value in values.items()}
-    )
+    shown = {prefix + name: value for name, value in values.items()}
+    self._tensorboard.write_scalars(int(step), shown)
+    self._tracker.scalars(int(step), shown)
 
   def texts(self, step: int, values: Mapping[str, str]) -> None:
-    """Shows texts, such as samples, in TensorBoard."""
+    """Shows texts, such as samples, in TensorBoard and the tracker."""
     if self._tensorboard is not None:
       self._tensorboard.write_texts(int(step), values)
+      self._tracker.texts(int(step), values)
 
 
 def _cannot_write(path: epath.Path, error: OSError) -> str:

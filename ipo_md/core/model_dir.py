@@ -7,25 +7,18 @@
   MODEL_DIR/earlier/N     metrics of runs that ended before they saved anything
 
 A run may change some of its settings when it is resumed: those that leave its
-results as they are. The function or class that takes such a parameter declares
-it with `may_change`. A macro may change if everything that refers to it may, so
-a new macro cannot be forgotten here.
+results as they are (see `bindings`).
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 import contextlib
 import difflib
-import functools
-import importlib
-import re
-from typing import Any
-from typing import TypeVar
 
 from etils import epath
 import jax
 
+from ipo_md.core import bindings as bindings_lib
 from ipo_md.core import identity
 from ipo_md.core import metrics
 from ipo_md.core import ownership
@@ -39,27 +32,14 @@ _OF_A_RUN = (
   'versions.json',
   'profile',
   'tensorboard',
+  'wandb',
   metrics.METRICS_FILE,
   metrics.PERFORMANCE_FILE,
 )
 
 absolute = paths.absolute
-
-_Target = TypeVar('_Target', bound=Callable[..., Any])
-
-
-def may_change(*parameters: str) -> Callable[[_Target], _Target]:
-  """Declares parameters that a resumed run may change.
-
-  Args:
-    *parameters: Names of parameters of the decorated function or class.
-  """
-
-  def attach(target: _Target) -> _Target:
-    target.may_change = frozenset(parameters)  # pyright: ignore[reportFunctionMemberAccess]  # typeshed's functions lack it
-    return target
-
-  return attach
+bindings = bindings_lib.kept
+may_change = bindings_lib.may_change
 
 
 def check(
@@ -263,7 +243,7 @@ def _record(
 
 def _same(one: str, other: str) -> bool:
   """Returns whether configurations are equal, of which MODEL_DIR is no part."""
-  return _all_bindings(one) == _all_bindings(other)
+  return bindings_lib.every(one) == bindings_lib.every(other)
 
 
 def _set_aside(directory: epath.Path) -> None:
@@ -296,63 +276,6 @@ def _checkpoints(directory: epath.Path) -> list[int]:
   if not folder.exists():
     return []
   return [int(d.name) for d in folder.iterdir() if d.name.isdigit()]
-
-
-def bindings(config: str) -> list[str]:
-  """Returns the bindings that a resumed run has to keep, one a line.
-
-  Args:
-    config: Text of a configuration, as `gin.config_str()` writes it.
-  """
-  lines = _all_bindings(config)
-  modules = _modules(lines)
-  values = dict(line.split(' = ', 1) for line in lines if ' = ' in line)
-
-  @functools.cache
-  def free(key: str) -> bool:
-    """Whether a parameter may change, or all uses of a macro may."""
-    if '.' in key:
-      selector, _, parameter = key.rpartition('/')[2].rpartition('.')
-      return parameter in _declared(selector, modules)
-    pattern = re.compile(rf'%{re.escape(key)}(?![\w/.])')
-    users = [k for k, v in values.items() if pattern.search(v)]
-    return bool(users) and all(map(free, users))
-
-  return [
-    line
-    for line in lines
-    if ' = ' not in line or not free(line.split(' = ', 1)[0])
-  ]
-
-
-def _all_bindings(config: str) -> list[str]:
-  """Returns all bindings and imports of a configuration, one a line."""
-  config = re.sub(r'\\\n\s*', '', config)
-  config = re.sub(r'\n[ \t]+', ' ', config)
-  lines = [re.sub(r'\s+', ' ', line).strip() for line in config.splitlines()]
-  return [line for line in lines if line and not line.startswith('#')]
-
-
-def _modules(lines: list[str]) -> dict[str, str]:
-  """Returns the modules that a configuration imports, by their names there."""
-  found = {}
-  for line in lines:
-    if match := re.fullmatch(r'from (\S+) import (\w+)(?: as (\w+))?', line):
-      package, module, alias = match.groups()
-      found[alias or module] = f'{package}.{module}'
-  return found
-
-
-def _declared(selector: str, modules: Mapping[str, str]) -> frozenset[str]:
-  """Returns the parameters that `selector` declares with `may_change`."""
-  module, _, attributes = selector.partition('.')
-  try:
-    target = importlib.import_module(modules[module])
-    for attribute in attributes.split('.'):
-      target = getattr(target, attribute)
-  except (KeyError, ImportError, AttributeError):
-    return frozenset()  # of another version, or not ours
-  return getattr(target, 'may_change', frozenset())
 
 
 def is_completed(model_dir: str, train_steps: int) -> bool:

@@ -4,6 +4,7 @@ They stand here alone, each with the reason, so that a new version of either
 library breaks one file.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import itertools
 from typing import Any
@@ -43,12 +44,17 @@ def process_count() -> int:
   return distributed.global_state.num_processes or 1
 
 
-def used_bindings() -> Iterator[tuple[Any, str, str, Any]]:
+def used_bindings(
+  counts: Callable[[Any, str], bool] = lambda target, parameter: True,
+) -> Iterator[tuple[Any, str, str, Any]]:
   """Yields what the run binds: (target, name of the target, parameter, value).
 
   Only targets that RUN refers to, directly or through others, are visited. gin
   has no public way to walk its configuration, nor to ask what a reference
   refers to.
+
+  Args:
+    counts: Whether a parameter of a target is visited.
   """
   config = gin_config._CONFIG
   todo = [(config.get(('RUN', 'gin.macro'), {}).get('value'), ())]
@@ -72,6 +78,8 @@ def used_bindings() -> Iterator[tuple[Any, str, str, Any]]:
         key = ('/'.join(scopes[:length]), selector)
         bound |= config.get(key, {})
       for parameter, bound_value in bound.items():
+        if not counts(target.wrapped, parameter):
+          continue
         name = '/'.join([*scopes, reference.selector])
         yield target.wrapped, name, parameter, bound_value
         todo.append((bound_value, scopes))

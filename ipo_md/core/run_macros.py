@@ -43,6 +43,26 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
       'Whether a run goes on although a file or checkpoint that it reads has '
       'changed under its path.',
     ),
+    'TRACKER': Macro(
+      kinds.Reference('a tracker', '@trackers.Wandb()', made=True),
+      'Writer that shows metrics, samples and win rates as well.',
+      'TensorBoard alone',
+    ),
+    'WANDB_PROJECT': Macro(_TEXT, 'Project of Weights & Biases.'),
+    'WANDB_ENTITY': Macro(
+      _TEXT, 'User or team to whom the run belongs there.', "the user's default"
+    ),
+    'WANDB_GROUP': Macro(_TEXT, 'Group of the run there.', 'no group'),
+    'WANDB_TAGS': Macro(
+      kinds.Sequence(_TEXT, what='texts'), 'Tags of the run there.', 'no tags'
+    ),
+    'WANDB_NAME': Macro(
+      _TEXT, 'Name of the run there.', 'that of the folder MODEL_DIR'
+    ),
+    'WANDB_MODE': Macro(
+      kinds.Text(choices=('online', 'offline')),
+      "Whether it is uploaded, or recorded for 'wandb sync'.",
+    ),
   },
   'Training': {
     'TRAIN_STEPS': Macro(_COUNT, 'Number of updates.'),

@@ -34,12 +34,14 @@ from ipo_md.core import part_store
 from ipo_md.core import paths as paths_lib
 from ipo_md.core import progress
 from ipo_md.core import sharding
+from ipo_md.core import trackers
 from ipo_md.evaluation import drawing
 from ipo_md.evaluation import drawn_samples
 from ipo_md.evaluation import judge_agreement
 from ipo_md.evaluation import results
 from ipo_md.evaluation import rows as rows_lib
 from ipo_md.evaluation import text_policies
+from ipo_md.evaluation import tracking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,9 @@ class BestOf:
     return math.log(self.n) - (self.n - 1) / self.n
 
 
-@model_dir_lib.may_change('model_dir', 'mesh_shape', 'accept_changed_inputs')
+@model_dir_lib.may_change(
+  'model_dir', 'mesh_shape', 'tracker', 'accept_changed_inputs'
+)
 def side_by_side(
   *,
   model_dir: str,
@@ -87,6 +91,7 @@ def side_by_side(
   task_metrics: Callable[..., judges_lib.Measure | None] | None = None,
   best_of: BestOf | None = None,
   agreement: judge_agreement.Agreement | None = None,
+  tracker: trackers.Tracker | None = None,
   accept_changed_inputs: bool = False,
 ) -> None:
   """Samples and judges completions, and writes the results and the report.
@@ -113,6 +118,7 @@ def side_by_side(
       None.
     best_of: Best-of-n row, or None.
     agreement: Pairs on which the judges are compared, or None.
+    tracker: TRACKER, which shows the win rates and the report as well; or None.
     accept_changed_inputs: ACCEPT_CHANGED_INPUTS, whether results are accepted
       though a policy, a judge or another input has changed under its path.
 
@@ -126,6 +132,7 @@ def side_by_side(
     for name, path in rows.items()
   }
   _check(groups, judges, compared, best_of, agreement)
+  trackers.check(tracker)
   texts = rows_lib.given_as_text(paths, judges)
   claim = {
     'inputs': identity.of_run()
@@ -184,6 +191,7 @@ def side_by_side(
         progress.say(f'WARNING: {line}')
       results.write(epath.Path(model_dir), found, comparison)
       report.write(model_dir, runs)
+      tracking.show(tracker, epath.Path(model_dir), found)
     model_dir_lib.complete(model_dir, 0)
 
 

@@ -21,6 +21,7 @@ from ipo_md.core import model_dir as model_dir_lib
 from ipo_md.core import partitioning
 from ipo_md.core import progress
 from ipo_md.core import sharding
+from ipo_md.core import trackers
 from ipo_md.training import config
 from ipo_md.training import evaluator
 from ipo_md.training import logbook
@@ -56,7 +57,9 @@ def one_program(
   return update
 
 
-@model_dir_lib.may_change('model_dir', 'mesh_shape', 'accept_changed_inputs')
+@model_dir_lib.may_change(
+  'model_dir', 'mesh_shape', 'tracker', 'accept_changed_inputs'
+)
 def train(
   *,
   model_dir: str,
@@ -74,6 +77,7 @@ def train(
   program: Callable[..., Any] = one_program,
   microbatches: int = 1,
   part_weight: Callable[[Any], jax.Array] | None = None,
+  tracker: trackers.Tracker | None = None,
   accept_changed_inputs: bool = False,
 ) -> None:
   """Runs updates until TRAIN_STEPS, from the last checkpoint if there is one.
@@ -98,6 +102,7 @@ def train(
     microbatches: MICROBATCHES, parts of a batch whose gradients are summed one
       after another. It takes less memory and as much work.
     part_weight: Weight of a part in the sum (`optim.accumulate`).
+    tracker: TRACKER, which shows the metrics elsewhere than in TensorBoard.
     accept_changed_inputs: ACCEPT_CHANGED_INPUTS, whether the run may be resumed
       though what it reads by path has changed.
 
@@ -107,6 +112,7 @@ def train(
     ValueError: The configuration does not fit together.
   """
   # Everything that can be refused is refused before anything is written.
+  trackers.check(tracker)
   mesh = sharding.make_mesh(mesh_shape)
   optim.check(batch_size, microbatches, mesh)
   sharding.params(mesh, model.abstract_params, model.logical_axes)
@@ -154,7 +160,7 @@ def train(
     ),
     meter_lib.Meter() as meter,
     checkpoints.open_manager(model_dir, keep=schedule.keep) as saved,
-    metrics_lib.MetricWriter(model_dir) as writer,
+    metrics_lib.MetricWriter(model_dir, tracker) as writer,
     watchdog_lib.Watchdog(watch.hang_seconds) as watchdog,
     profiler_lib.Profiler(
       model_dir, first=watch.profile_start, count=watch.profile_steps

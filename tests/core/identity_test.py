@@ -12,6 +12,7 @@ import pytest
 
 from ipo_md.core import gin_config
 from ipo_md.core import identity
+from ipo_md.core import model_dir
 from ipo_md.core import private_apis
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -51,8 +52,8 @@ def folder_fixture(tmp_path):
   return tmp_path
 
 
-def supervised(parse, folder, **changes):
-  files = [*SUPERVISED, str(folder / 'vocabulary.gin')]
+def supervised(parse, folder, *overlays, **changes):
+  files = [*SUPERVISED, str(folder / 'vocabulary.gin'), *map(str, overlays)]
   bindings = {
     'MODEL_DIR': "'/x'",
     'TRAIN_STEPS': 1,
@@ -152,7 +153,11 @@ def test_any_text_that_names_a_file_is_an_input(folder):
   target.__module__ = 'builtins'
   uses = [(target, 'own.template', 'path', str(template))]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(private_apis, 'used_bindings', lambda: iter(uses))
+    patch.setattr(
+      private_apis,
+      'used_bindings',
+      lambda counts: (use for use in uses if counts(use[0], use[2])),
+    )
     (found,) = identity.of_run().items()
     assert found[0] == 'own.template.path'
     target.may_change = {'path'}
@@ -257,3 +262,22 @@ def test_a_damaged_record_is_named(tmp_path):
   (tmp_path / identity.FILE).write_text('{"X": 1}')
   with pytest.raises(ValueError, match='inputs.json is damaged'):
     identity.read(epath.Path(tmp_path))
+
+
+def test_a_tracker_of_the_user_is_no_input(parse, folder, monkeypatch):
+  """Neither its code nor the file to which it writes."""
+  monkeypatch.syspath_prepend(str(folder))
+  (folder / 'metrics.csv').write_text('step,loss\n')
+  (folder / 'my_writer.py').write_text(
+    'class Csv:\n  def __init__(self, path):\n    self.path = path\n'
+  )
+  overlay = folder / 'mine.gin'
+  overlay.write_text(
+    'from __gin__ import dynamic_registration\nimport my_writer\n'
+    'TRACKER = @my_writer.Csv()\n'
+    f'my_writer.Csv.path = {str(folder / "metrics.csv")!r}\n'
+  )
+  plain = supervised(parse, folder)
+  bindings = model_dir.bindings(gin.config_str())
+  assert supervised(parse, folder, overlay) == plain
+  assert model_dir.bindings(gin.config_str()) == bindings

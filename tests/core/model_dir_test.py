@@ -82,6 +82,41 @@ def test_bindings_are_one_a_line_whatever_gin_puts_between_them():
   assert model_dir_lib.bindings(config) == ['A = 1', 'B = (1, 2)', 'x.y.a = %A']
 
 
+@pytest.mark.parametrize('source', ['from ipo_md.core ', 'from mine ', ''])
+def test_another_tracker_is_no_other_run(tmp_path, source):
+  """Neither its own settings nor its import, even of a module of the user's."""
+  plain = (
+    'from ipo_md import training\n'
+    'RUN = @training.train\nTAU = 0.1\nTRACKER = None\n'
+    'training.train.model = @my_model\n'
+    'training.train.tracker = %TRACKER\n'
+  )
+  tracked = (
+    f'{source}import trackers\n'
+    + plain.replace('None', '@a/trackers.Wandb()')
+    + "PROJECT = 'x'\ntrackers.Wandb.project = %PROJECT\n"
+  )
+  model_dir_lib.claim(str(tmp_path), plain)
+  (tmp_path / 'COMPLETED').write_text('1')
+  model_dir_lib.claim(str(tmp_path), tracked)
+  model_dir_lib.claim(str(tmp_path), tracked.replace("'x'", "'y'"))
+  # What the run itself uses as well may not change.
+  shared = tracked.replace('@my_model', '@trackers.model')
+  model_dir_lib.claim(str(tmp_path / 'b'), shared)
+  (tmp_path / 'b' / 'COMPLETED').write_text('1')
+  with pytest.raises(ValueError, match=f'-{source}import trackers'):
+    model_dir_lib.claim(
+      str(tmp_path / 'b'),
+      shared.replace(f'{source}import', 'from other import'),
+    )
+  # Nor may macros that the run uses as well.
+  both = tracked.replace('@my_model', '%PROJECT')
+  model_dir_lib.claim(str(tmp_path / 'c'), both)
+  (tmp_path / 'c' / 'COMPLETED').write_text('1')
+  with pytest.raises(ValueError, match="-PROJECT = 'x'"):
+    model_dir_lib.claim(str(tmp_path / 'c'), both.replace("'x'", "'y'"))
+
+
 def test_check_writes_nothing(tmp_path):
   model_dir_lib.check(str(tmp_path / 'new'), CONFIG, inputs=inputs(A='1'))
   assert not any(tmp_path.iterdir())

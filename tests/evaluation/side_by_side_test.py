@@ -77,6 +77,58 @@ def test_kl_is_over_plain_samples(tmp_path, paths):
   assert a['words'] != b['words']
 
 
+def test_a_tracker_shows_the_win_rates(tmp_path, paths):
+  class Recorder:
+    def __init__(self):
+      self.scalars = {}
+
+    def write_hparams(self, hparams):
+      del hparams
+
+    def write_scalars(self, step, scalars):
+      assert step == 0
+      self.scalars |= scalars
+
+    def write_texts(self, step, texts):
+      raise AssertionError
+
+    def write_report(self, tables, files):
+      self.tables, self.files = tables, files
+
+    def fail(self):
+      raise AssertionError
+
+    def close(self):
+      self.texts = [file.read_text() for file in self.files]
+
+  tracker = Recorder()
+  plain = {'best_of': None, 'agreement': None}
+  comparison.compare(tmp_path, paths, tracker=tracker, **plain)
+  found = json.loads((tmp_path / 'results.json').read_text())
+  assert tracker.scalars == {
+    f'win_rate/{judge}/ipo_over_supervised': found['win_rate'][judge][1][0]
+    for judge in ('ground_truth', 'reward_model')
+  }
+  table = tracker.tables['win_rates']
+  assert table.columns == ('judge', 'policy', 'over', 'win rate', 'low', 'high')
+  assert table.rows == [
+    (
+      judge,
+      'ipo',
+      'supervised',
+      found['win_rate'][judge][1][0],
+      *found['interval'][judge][1][0],
+    )
+    for judge in ('ground_truth', 'reward_model')
+  ]
+  assert [file.name for file in tracker.files] == [
+    'results.json',
+    'completions.jsonl',
+    'index.html',
+  ]
+  assert json.loads(tracker.texts[0]) == found
+
+
 def test_bad_configurations(tmp_path, paths):
   best = functools.partial(side_by_side.BestOf, n=3)
   for changes, message in (

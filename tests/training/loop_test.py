@@ -96,6 +96,40 @@ def test_online_resume_is_the_uninterrupted_run(trained, tmp_path):
   assert metrics_lib.read_metrics(str(tmp_path / 'b')) == metrics
 
 
+def test_a_run_goes_on_with_another_tracker(trained, tmp_path):
+  """What is shown is what is written, and the updates are the same."""
+
+  class Recorder:
+    def __init__(self):
+      self.scalars, self.ends = {}, []
+
+    def write_hparams(self, hparams):
+      del hparams
+
+    def write_scalars(self, step, scalars):
+      self.scalars.setdefault(step, {}).update(scalars)
+
+    def write_texts(self, step, texts):
+      raise AssertionError('a supervised run shows no texts')
+
+    def close(self):
+      self.ends.append('closed')
+
+  class Failing(Recorder):
+    def write_scalars(self, step, scalars):
+      raise OSError('no network')
+
+  recorder = Recorder()
+  micro_run.supervised(tmp_path, 2, tracker=recorder)
+  micro_run.supervised(tmp_path, 4, tracker=Failing())
+  assert recorder.ends == ['closed']
+  written = metrics_lib.read_metrics(str(tmp_path))
+  assert written == metrics_lib.read_metrics(str(trained))
+  for step in (0, 1, 2):
+    assert written[step].items() <= recorder.scalars[step].items()
+  assert 'performance/goodput' in recorder.scalars[2]
+
+
 def test_fewer_updates_than_are_done_are_no_finished_run(tmp_path):
   micro_run.supervised(tmp_path, 4, evaluation=None)
   with pytest.raises(ValueError, match='TRAIN_STEPS 2 is less than the 4'):
