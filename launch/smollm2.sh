@@ -26,7 +26,7 @@ model=(
   --gin.TASK_FEATURE_LENGTHS="{'inputs': 128, 'targets': 48}"
 )
 case $SMOKE in
-  full) sft=48 judge=40 policy=32 prompts=96 evaluated=16 ;;
+  full) sft=100 judge=80 policy=60 prompts=128 evaluated=16 ;;
   quick) sft=2 judge=1 policy=1 prompts=8 evaluated=8 ;;
 esac
 
@@ -53,12 +53,12 @@ train() {
     --gin.CHECKPOINT_PERIOD=$(((steps + 1) / 2)) \
     --gin.EVAL_PERIOD="$steps" --gin.LOG_PERIOD=$(((steps + 7) / 8)) \
     --gin.EVAL_EXAMPLES=$evaluated --gin.EVAL_BATCH_SIZE=8 \
-    --gin.BATCH_SIZE=8 --gin.KEEP_CHECKPOINTS=1
+    --gin.BATCH_SIZE=4 --gin.KEEP_CHECKPOINTS=1
 }
 
 supervised() {
   train supervised supervised "$sft" --gin.INITIAL_CHECKPOINT_PATH="$start" \
-    --gin.LEARNING_RATE=2e-4
+    --gin.LEARNING_RATE=1e-4
 }
 
 judge() {

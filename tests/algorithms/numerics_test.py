@@ -305,6 +305,7 @@ def test_the_gradient_is_that_of_the_loss_in_the_networks_own_type():
   def value(params):
     return log_ratios.log_prob(model, params, batch.completions)
 
+  value = jax.jit(value)
   rho = value(policy) - value(frozen.reference)
   weights = jax.grad(lambda rho: jnp.mean(IPO(rho, batch.preference)))(rho)
 
@@ -312,16 +313,16 @@ def test_the_gradient_is_that_of_the_loss_in_the_networks_own_type():
     found, _ = sequences.log_probs(model, policy, batch.completions)
     return jnp.sum(weights * jnp.sum(found, axis=-1))
 
-  expected = jax.grad(weighed)(policy)
+  expected = jax.jit(jax.grad(weighed))(policy)
   gradient = optax.sgd(1.0)  # params - next params
-  after, _ = offline.offline_step(
+  step = functools.partial(
+    offline.offline_step, model=model, loss=IPO, optimizer=gradient
+  )
+  after, _ = jax.jit(step)(
     state.replace(params=policy, opt_state=gradient.init(policy)),
     frozen,
     batch,
     None,
-    model=model,
-    loss=IPO,
-    optimizer=gradient,
   )
   size = optax.global_norm(expected)
   error = jax.tree.map(

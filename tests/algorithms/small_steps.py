@@ -81,14 +81,15 @@ def online(coefs=(0.125, 0.125), *, judge=JUDGE, feedback=(), sampler=(), **kw):
       **{'max_new_tokens': T, 'eos_id': EOS} | dict(sampler)
     ),
   }
-  return functools.partial(online_lib.online_step, **arguments | kw)
+  return jax.jit(functools.partial(online_lib.online_step, **arguments | kw))
 
 
 def offline(loss, **changes):
-  return functools.partial(
+  step = functools.partial(
     offline_lib.offline_step,
     model=MODEL,
     optimizer=OPTIMIZER,
     loss=loss,
     **changes,
   )
+  return jax.jit(step)

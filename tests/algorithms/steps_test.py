@@ -38,7 +38,7 @@ def test_int8_changes_samples_and_nothing_else_of_a_step():
   state = state.replace(params=frozen.reference)
   errors = {}
   for int8 in (False, True):
-    step = jax.jit(online(sampler={'int8': int8}))
+    step = online(sampler={'int8': int8})
     _, metrics = step(state, frozen, prompts(), jax.random.key(3))
     assert abs(float(metrics['log_ratio'])) < 1e-5
     errors[int8] = float(metrics['sampling_error'])
@@ -105,7 +105,7 @@ def test_meshes_agree_with_one_device(mesh_shape, monkeypatch):
   state = state.replace(opt_state=gradient.init(state.params))
   step = online(optimizer=gradient)
   rng = jax.random.key(7)
-  expected, metrics = jax.jit(step)(state, frozen, prompts(), rng)
+  expected, metrics = step(state, frozen, prompts(), rng)
   mesh = sharding.make_mesh(mesh_shape)
   placed = sharding.params(mesh, state.params, MODEL.logical_axes)
   with jax.set_mesh(mesh):
@@ -116,7 +116,7 @@ def test_meshes_agree_with_one_device(mesh_shape, monkeypatch):
     sharded = types.FrozenParams(
       reference=put(frozen.reference), judge=put(frozen.judge)
     )
-    found, other = jax.jit(step)(put(state), sharded, batch, rng)
+    found, other = step(put(state), sharded, batch, rng)
   assert float(other['length']) == float(metrics['length'])
   assert float(other.pop('sampling_error')) < 1e-5
   assert float(metrics.pop('sampling_error')) < 1e-5

@@ -186,7 +186,9 @@ def test_a_reward_does_not_depend_on_padding_or_on_the_other_completions(
   joined,
 ):
   bound = template(144, '{text} summary {first}') if joined else None
-  judge = functools.partial(learned.reward_model, model=MODEL, template=bound)
+  judge = jax.jit(
+    functools.partial(learned.reward_model, model=MODEL, template=bound)
+  )
   rewards = judge(PARAMS, pairs().completions).rewards
   wide = judge(PARAMS, pairs(36, 80).completions).rewards
   np.testing.assert_allclose(wide, rewards, atol=1e-5)
@@ -202,9 +204,12 @@ def test_a_reward_does_not_depend_on_padding_or_on_the_other_completions(
 
 def test_likelihood_is_the_summed_log_probability():
   completions = pairs().completions
-  log_probs, _ = sequences.log_probs(MODEL, PARAMS, completions)
-  judged = learned.likelihood(PARAMS, completions, model=MODEL)
-  np.testing.assert_allclose(judged.rewards, log_probs.sum(-1), rtol=1e-6)
+  log_probs, _ = jax.jit(functools.partial(sequences.log_probs, MODEL))(
+    PARAMS, completions
+  )
+  judge = jax.jit(functools.partial(learned.likelihood, model=MODEL))
+  rewards = judge(PARAMS, completions).rewards
+  np.testing.assert_allclose(rewards, log_probs.sum(-1), rtol=1e-6)
 
 
 def with_head(outputs: int) -> model_lib.Model:
