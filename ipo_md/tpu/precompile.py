@@ -175,6 +175,7 @@ def compile_case(
     'topology': case.topology,
     'slices': case.num_slices,
     'chips': case.chips,
+    'devices': case.devices,
     'mesh': dict(mesh.shape),
     'batch_size': case.batch_size,
     'state_bytes': {
@@ -187,7 +188,7 @@ def compile_case(
     'compile_cpu_seconds': round(time.process_time() - cpu, 1),
     'host_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
   }
-  found = tpu_slices.chip(case.topology)
+  found = tpu_slices.chip(case.topology).device
   if compiled is None:
     report |= report_lib.does_not_fit(error, report['state_bytes'])
   else:
@@ -198,7 +199,7 @@ def compile_case(
       compiled.as_text(), bytes_per_cycle=found.hbm_bandwidth / found.clock
     )
     work = work_of(run, state, batch, mesh)
-    report |= report_lib.phases(program, work, found, case.chips)
+    report |= report_lib.phases(program, work, found, case.devices)
     report['collectives'] = report_lib.collectives(program)
   return report, sharding.table(state) + sharding.table(frozen)
 
