@@ -31,8 +31,8 @@ class Chip:
     units: What one chip adds to the number in the accelerator type, which
       counts TensorCores on v4 and v5p, and chips on v5e and v6e.
     runtime: Software version of a TPU VM
-      (https://cloud.google.com/tpu/docs/runtimes). Empty if the chip is on
-      offer in GKE only.
+      (https://cloud.google.com/tpu/docs/runtimes). Empty if Cloud TPU's API
+      does not offer the chip, but GKE does.
     cubes: Largest number of 4 x 4 x 4 cubes in a slice; 0 if a slice is flat.
       Any topology that is made of cubes is on offer, its axes in rising order.
     devices: Number of devices that JAX sees in one chip.

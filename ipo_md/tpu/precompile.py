@@ -35,6 +35,7 @@ from ipo_md.core import tpu_slices
 from ipo_md.core import types
 from ipo_md.tpu import devices as devices_lib
 from ipo_md.tpu import hlo
+from ipo_md.tpu import networks
 from ipo_md.tpu import report as report_lib
 from ipo_md.tpu import roofline
 from ipo_md.tpu import search
@@ -104,6 +105,12 @@ def precompile(
     run['batch_size'],
     run['microbatches'],
   )
+  kind = step_kinds.of(run['step'])
+  print(
+    networks.describe(
+      run['model'], run['start'], trains_judge=kind.trains_judge
+    )
+  )
   attempt = functools.partial(compile_case, run, num_completions)
   report, shardings = attempt(case)
   print(report_lib.render(report))
@@ -141,6 +148,11 @@ def compile_case(
   Returns:
     The report and the table of shardings.
   """
+  print(
+    f'Compiling BATCH_SIZE {case.batch_size} for {case.num_slices} x '
+    f'{case.topology}. A large step takes several minutes, without a word.',
+    flush=True,
+  )
   devices = devices_lib.devices(case.topology, case.num_slices)
   mesh = sharding.make_mesh(case.mesh_shape, devices)
   optim.check(case.batch_size, case.microbatches, mesh)
