@@ -178,7 +178,7 @@ def check_model_dir(directory: str | None, words: Sequence[str]) -> None:
       'write gs://NAME/FOLDER.'
     )
   for name in re.findall('gs://([^/\'" ]*)', ' '.join(words)):
-    if not re.fullmatch('[a-z0-9][a-z0-9._-]+', name):
+    if not re.fullmatch('[a-z0-9][a-z0-9._-]*', name):
       raise Failed(
         f'gs://{name} is no bucket: write the name of yours instead of {name}.'
       )

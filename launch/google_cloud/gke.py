@@ -45,8 +45,7 @@ def run(shell: cloud.Shell, args: argparse.Namespace) -> int:
   Raises:
     cloud.Failed: The workload was not created, or did not succeed.
   """
-  for program in ('xpk', 'kubectl'):
-    shell.check_installed(program)
+  shell.check_installed('xpk')
   if not any(flag.startswith('--storage') for flag in args.xpk):
     cloud.check_model_dir(worker.model_dir(args.command), args.command)
   accelerators.check_mesh(args.command, args.accelerator, args.slices)
@@ -66,9 +65,8 @@ def run(shell: cloud.Shell, args: argparse.Namespace) -> int:
         cloud.say(f'{args.name} is {state}. Creating it again.')
         shell.call(*delete)
       if code := _create(shell, where, args, commit):
-        done = f'xpk workload create failed ({code}).'
-        deleted = shell.call(*delete).strip() or 'Nothing was created.'
-        raise cloud.Failed(f'{done} {deleted}')
+        left = shell.call(*delete).strip() or 'Nothing was created.'
+        raise cloud.Failed(f'xpk workload create failed ({code}). {left}')
     return _wait(shell, kubectl, args.name)
   except (KeyboardInterrupt, cloud.Unreachable):
     cloud.say(f'\n{args.name} may be running; to end it: {shlex.join(delete)}')
@@ -93,7 +91,6 @@ def _kubectl(
       f'There is no cluster {cluster}: `xpk cluster create` makes it '
       '(launch/README.md).'
     )
-  # XPK makes regional clusters.
   region = zone.partition('=')[2].rpartition('-')[0]
   location = found[0] if found else region
   shell.call(

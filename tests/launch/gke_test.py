@@ -132,7 +132,8 @@ def test_a_workload_that_someone_deletes_is_no_success(call):
   assert (code, 'ipo-tau0-1 was deleted' in output) == (1, True), output
 
 
-def test_a_dry_run_prints_commands_that_can_be_run(call, tmp_path):
+def test_a_dry_run_prints_commands_that_can_be_run(call, tmp_path, monkeypatch):
+  monkeypatch.setenv('TMPDIR', str(tmp_path))
   words = [*_RUN[:5], '--dry_run', *_RUN[5:]]
   code, output, called = call(*words)
   assert (code, called) == (0, []), output
