@@ -127,7 +127,8 @@ def _join_launched() -> bool:
   """
   launchers = [row for row in _LAUNCHERS if row[1] in os.environ]
   several = [row for row in launchers if os.environ.get(row[0], '1') != '1']
-  if launchers and not several:
+  kubernetes = 'KUBERNETES_SERVICE_HOST' in os.environ and not _has_tpu()
+  if not several and (launchers or not kubernetes):
     return False
   if several:
     size, rank, address = several[0]

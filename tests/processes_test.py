@@ -227,19 +227,16 @@ def test_libtpu_without_chips_is_no_tpu(
   monkeypatch.setattr(main.importlib.util, 'find_spec', lambda name: name)
   monkeypatch.setattr(main, '_has_tpu', lambda: tpu)
 
-  def initialize(*args, **options):
-    joined.append(args)
-    if not args and not tpu:
-      raise ValueError('coordinator_address should be defined.')  # as JAX does
-
-  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *args, **_: joined.append(args)
+  )
   monkeypatch.setattr(jax.config, 'update', lambda k, v: set_.append(k))
   for name in ('coordinator_address', 'num_processes', 'process_id'):
     flags.FLAGS[name].unparse()
   flags.FLAGS(['ipo_md'])
   main.start_processes()
   assert (joined == [()]) == cluster
-  assert cluster or joined[-1][1:] == (1, 0)
+  assert cluster or joined[0][1:] == (1, 0)
   assert set_ == config
 
 
@@ -308,6 +305,22 @@ def test_one_of_several_tasks_does_not_run_alone(monkeypatch, told, cure):
   with pytest.raises(ValueError, match='one of several') as raised:
     main.start_processes()
   assert cure in str(raised.value)
+
+
+@pytest.mark.parametrize('found', [True, False])
+def test_a_pod_of_kubernetes_joins_what_jax_finds(monkeypatch, found):
+  joined = []
+
+  def initialize(*args, **_):
+    joined.append(args[1:])
+    if not args and not found:
+      raise ValueError('coordinator_address should be defined.')  # as JAX does
+
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  monkeypatch.setenv('KUBERNETES_SERVICE_HOST', '10.0.0.1')
+  flags.FLAGS(['ipo_md'])
+  main.start_processes()
+  assert joined == ([()] if found else [(), (1, 0)])
 
 
 def test_a_lone_task_has_all_devices_of_its_node(monkeypatch):

@@ -69,7 +69,7 @@ def test_a_judge_of_its_own_size_is_named(monkeypatch, capsys, tmp_path):
     for name in ('policy', 'judge')
   )
   assert judge_size > policy
-  assert re.search(r'judge .*including\.gin\)', said)
+  assert re.search(r'judge .*/judge\.gin\)', said)
   more = ['judge/models.T5.mlp_dim = 128']
   said = _said(monkeypatch, capsys, tmp_path, more=more)
   assert re.search(r'judge .*the command line', said)
