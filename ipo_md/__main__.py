@@ -39,12 +39,21 @@ _GIN_SEARCH_PATHS = flags.DEFINE_list(
 _COORDINATOR = flags.DEFINE_string(
   'coordinator_address',
   None,
-  'host:port of process 0; found without it on TPU.',
+  'host:port of process 0; found without it on TPU, by srun and by mpirun.',
 )
 _PROCESSES = flags.DEFINE_integer('num_processes', 1, 'Number of processes.')
 _PROCESS = flags.DEFINE_integer('process_id', 0, 'Number of this process.')
 _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show where an error of the configuration was raised.'
+)
+
+# What launchers tell each process: how many there are, which one this is, and
+# the variable without which JAX does not find process 0. JAX asks Open MPI
+# before Slurm; Open MPI 5, MPICH and Intel MPI do not name process 0.
+_LAUNCHERS = (
+  ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK', 'OMPI_MCA_orte_hnp_uri'),
+  ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_STEP_NODELIST'),
+  ('PMI_SIZE', 'PMI_RANK', ''),
 )
 
 # What gin adds to the error of a call in which arguments are missing.
@@ -79,6 +88,10 @@ def start_processes() -> None:
   """Joins the other processes of a run.
 
   A lone process joins itself as well: JAX saves on SIGTERM only then.
+
+  Raises:
+    ValueError: Flags are missing or do not fit, or this is one of several
+      processes and none of them is known to be the first.
   """
   _check_processes()
   if _COORDINATOR.value:
@@ -93,10 +106,47 @@ def start_processes() -> None:
     ):
       # libtpu is installed to compile only; asking it for chips takes seconds.
       jax.config.update('jax_platforms', 'cpu')
-    with socket.socket() as probe:
-      probe.bind(('localhost', 0))
-      port = probe.getsockname()[1]
-    jax.distributed.initialize(f'localhost:{port}', 1, 0)
+    if not _join_launched():
+      with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        port = probe.getsockname()[1]
+      # Detection would give a lone task of Slurm one GPU of its node.
+      jax.distributed.initialize(
+        f'localhost:{port}', 1, 0, cluster_detection_method='deactivate'
+      )
+
+
+def _join_launched() -> bool:
+  """Joins the processes that srun, mpirun or Kubernetes started with this one.
+
+  Returns:
+    Whether there are any; False if this process is alone.
+
+  Raises:
+    ValueError: There are others, but JAX cannot tell which one is process 0.
+  """
+  launchers = [row for row in _LAUNCHERS if row[1] in os.environ]
+  several = [row for row in launchers if os.environ.get(row[0], '1') != '1']
+  kubernetes = 'KUBERNETES_SERVICE_HOST' in os.environ and not _has_tpu()
+  if not several and (launchers or not kubernetes):
+    return False
+  if several:
+    size, rank, address = several[0]
+    if address not in os.environ:
+      raise ValueError(
+        f'{size}={os.environ[size]} and {rank}={os.environ[rank]}: this is one '
+        'of several processes, but nothing says where process 0 is. Start them '
+        'with srun (`srun --ntasks=1` for one alone) or give each one '
+        f'--coordinator_address=HOST:PORT --num_processes=${size} '
+        f'--process_id=${rank}.'
+      )
+  try:
+    jax.distributed.initialize()
+  except ValueError as error:
+    if several or 'coordinator_address' not in str(error):
+      raise
+    return False
+  return True
 
 
 def _check_processes() -> None:

@@ -226,8 +226,9 @@ def test_libtpu_without_chips_is_no_tpu(
     monkeypatch.setenv('JAX_PLATFORMS', platforms)
   monkeypatch.setattr(main.importlib.util, 'find_spec', lambda name: name)
   monkeypatch.setattr(main, '_has_tpu', lambda: tpu)
+
   monkeypatch.setattr(
-    jax.distributed, 'initialize', lambda *args: joined.append(args)
+    jax.distributed, 'initialize', lambda *args, **_: joined.append(args)
   )
   monkeypatch.setattr(jax.config, 'update', lambda k, v: set_.append(k))
   for name in ('coordinator_address', 'num_processes', 'process_id'):
@@ -237,3 +238,100 @@ def test_libtpu_without_chips_is_no_tpu(
   assert (joined == [()]) == cluster
   assert cluster or joined[0][1:] == (1, 0)
   assert set_ == config
+
+
+_SLURM = {
+  'SLURM_JOB_ID': '{port}',
+  'SLURM_STEP_NODELIST': 'localhost',
+  'SLURM_NTASKS': '2',
+  'SLURM_PROCID': '{rank}',
+  'SLURM_LOCALID': '{rank}',
+}
+_OPEN_MPI = {
+  'OMPI_MCA_orte_hnp_uri': '{jobs}.0;tcp://127.0.0.1:34911',
+  'OMPI_COMM_WORLD_SIZE': '2',
+  'OMPI_COMM_WORLD_RANK': '{rank}',
+  'OMPI_COMM_WORLD_LOCAL_RANK': '{rank}',
+}
+
+
+@pytest.mark.parametrize('launcher', [_SLURM, _OPEN_MPI])
+def test_what_a_launcher_starts_is_one_run(launcher):
+  """Two processes that know no more than srun or mpirun tells them."""
+  program = (
+    'from absl import flags\nfrom ipo_md import __main__ as main\n'
+    'flags.FLAGS(["ipo_md"])\nmain.start_processes()\nimport jax\n'
+    'print(jax.process_index(), jax.process_count(), jax.device_count())'
+  )
+  port = os.getpid() % 4096  # JAX takes the port from the number of the job
+  started = []
+  for rank in range(2):
+    told = {
+      name: value.format(rank=rank, port=port, jobs=port * 4096)
+      for name, value in launcher.items()
+    }
+    started.append(
+      subprocess.Popen(
+        [sys.executable, '-c', program],
+        cwd=_ROOT,
+        env=os.environ | told | {'XLA_FLAGS': ''},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+    )
+  said = [process.communicate(timeout=120) for process in started]
+  assert [out for out, _ in said] == ['0 2 2\n', '1 2 2\n'], said
+
+
+@pytest.mark.parametrize(
+  ('told', 'cure'),
+  [
+    ({'SLURM_NTASKS': '2', 'SLURM_PROCID': '0'}, 'Start them with srun'),
+    (
+      {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '1'},
+      '--process_id=$OMPI_COMM_WORLD_RANK',
+    ),
+    ({'PMI_SIZE': '4', 'PMI_RANK': '3'}, '--num_processes=$PMI_SIZE'),
+  ],
+)
+def test_one_of_several_tasks_does_not_run_alone(monkeypatch, told, cure):
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *_, **__: pytest.fail('it runs')
+  )
+  for name, value in told.items():
+    monkeypatch.setenv(name, value)
+  flags.FLAGS(['ipo_md'])
+  with pytest.raises(ValueError, match='one of several') as raised:
+    main.start_processes()
+  assert cure in str(raised.value)
+
+
+@pytest.mark.parametrize('found', [True, False])
+def test_a_pod_of_kubernetes_joins_what_jax_finds(monkeypatch, found):
+  joined = []
+
+  def initialize(*args, **_):
+    joined.append(args[1:])
+    if not args and not found:
+      raise ValueError('coordinator_address should be defined.')  # as JAX does
+
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  monkeypatch.setenv('KUBERNETES_SERVICE_HOST', '10.0.0.1')
+  flags.FLAGS(['ipo_md'])
+  main.start_processes()
+  assert joined == ([()] if found else [(), (1, 0)])
+
+
+def test_a_lone_task_has_all_devices_of_its_node(monkeypatch):
+  joined = []
+  monkeypatch.setattr(
+    jax.distributed,
+    'initialize',
+    lambda *args, **options: joined.append((args[1:], options)),
+  )
+  for name, value in (_SLURM | {'SLURM_NTASKS': '1'}).items():
+    monkeypatch.setenv(name, value.format(rank=0, port=7))
+  flags.FLAGS(['ipo_md'])
+  main.start_processes()
+  assert joined == [((1, 0), {'cluster_detection_method': 'deactivate'})]

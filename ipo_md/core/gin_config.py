@@ -21,6 +21,8 @@ _PATH = re.compile(
   r'(?:~|/|\.{1,2}/|[A-Za-z_][\w.+-]*/|[a-z][a-z0-9]*://)[\w./+:=,~-]*'
 )
 
+_given: dict[str, Sequence[str]] = {'files': (), 'bindings': ()}
+
 _WORD = re.compile(r'[A-Za-z_][\w.+-]*')
 _EXPRESSION = re.compile(r'[\w)\]] *[*/+-]')
 _SYNTAX = (
@@ -98,6 +100,11 @@ def find(path: str) -> str:
   return path
 
 
+def given() -> tuple[Sequence[str], Sequence[str]]:
+  """Returns the files and the bindings that were parsed last."""
+  return _given['files'], _given['bindings']
+
+
 def run_files() -> list[str]:
   """Returns the names of the run files that a user may give."""
   texts = {
@@ -125,6 +132,7 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
   Raises:
     ValueError: Something cannot be read, is set and unused, or is not set.
   """
+  _given.update(files=files, bindings=bindings)
   try:
     gin.parse_config_files_and_bindings(
       [find(file) for file in files], list(bindings), finalize_config=False

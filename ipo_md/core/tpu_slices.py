@@ -1,4 +1,4 @@
-"""Describes TPU chips and the slices that Google Cloud offers.
+"""Describes TPU chips, the slices that Google Cloud offers, and GPUs.
 
 Launching and compiling share this table. It uses the standard library only,
 because launch/ runs on machines that do not have JAX.
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 import difflib
 import math
+import re
 from typing import Any
 
 
@@ -22,15 +23,20 @@ class Chip:
     ici_bandwidth: Bandwidth to all neighbours together, one way, in bytes/s.
     clock: Clock rate in cycles/s. This is `flops` divided by the FLOPs that the
       matrix units do in one cycle (128 x 128 x 2 per unit; v5e has 4 units, v4
-      and v5p have 8, v6e has 16).
-    slices: Topologies on offer, written as the chips along each axis.
+      and v5p have 8, v6e has 16, and tpu7x 32 if each of its two TensorCores
+      has as many as v6e).
+    slices: Usual topologies, written as the chips along each axis.
     accelerator: Prefix of Google's accelerator type: 'v5litepod' in
       'v5litepod-16'.
     units: What one chip adds to the number in the accelerator type, which
       counts TensorCores on v4 and v5p, and chips on v5e and v6e.
     runtime: Software version of a TPU VM
-      (https://cloud.google.com/tpu/docs/runtimes).
-    options: Options that libtpu needs to present one chip as one device.
+      (https://cloud.google.com/tpu/docs/runtimes). Empty if Cloud TPU's API
+      does not offer the chip, but GKE does.
+    cubes: Largest number of 4 x 4 x 4 cubes in a slice; 0 if a slice is flat.
+      Any topology that is made of cubes is on offer, its axes in rising order.
+    devices: Number of devices that JAX sees in one chip.
+    options: Options that libtpu needs to present a chip as such devices.
   """
 
   flops: float
@@ -42,7 +48,48 @@ class Chip:
   accelerator: str
   units: int
   runtime: str
+  cubes: int = 0
+  devices: int = 1
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def device(self) -> 'Chip':
+    """The figures of one device, which has an equal part of its chip."""
+    return dataclasses.replace(
+      self,
+      flops=self.flops / self.devices,
+      hbm_bytes=self.hbm_bytes / self.devices,
+      hbm_bandwidth=self.hbm_bandwidth / self.devices,
+      ici_bandwidth=self.ici_bandwidth / self.devices,
+      devices=1,
+    )
+
+  def has(self, shape: str) -> bool:
+    """Returns whether a topology such as '4x4x8' is on offer."""
+    if shape in self.slices:
+      return True
+    if not re.fullmatch(r'[1-9]\d*x[1-9]\d*x[1-9]\d*', shape):
+      return False
+    sizes = [int(size) for size in shape.split('x')]
+    return (
+      not any(size % 4 for size in sizes)
+      and sizes == sorted(sizes)
+      and math.prod(sizes) <= 64 * self.cubes
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gpu:
+  """One GPU, with the figures of its data sheet.
+
+  Attributes:
+    flops: Rate of bfloat16 matrix products without sparsity, in FLOP/s. The
+      data sheets of H100, H200 and L4 state twice that, with sparsity.
+    hbm_bandwidth: Bandwidth of the memory, in bytes/s.
+  """
+
+  flops: float
+  hbm_bandwidth: float
 
 
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
@@ -51,7 +98,9 @@ _CUBES = (
   *('8x8x16', '8x16x16', '16x16x16'),
 )
 
-# "System architecture" of https://cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
+# "System architecture" of https://docs.cloud.google.com/tpu/docs/NAME with v4,
+# v5e, v5p, v6e and tpu7x. The pages state the links' bandwidth both ways
+# together. tpu7x: each of the two devices of a chip is a TensorCore.
 CHIPS = {
   'v4': Chip(
     flops=275e12,
@@ -63,6 +112,7 @@ CHIPS = {
     accelerator='v4',
     units=2,
     runtime='tpu-ubuntu2204-base',
+    cubes=64,
     options={'chip_config_name': 'megacore'},
   ),
   'v5e': Chip(
@@ -82,22 +132,49 @@ CHIPS = {
     hbm_bandwidth=2765e9,
     ici_bandwidth=600e9,
     clock=1.75e9,
-    slices=_CUBES,
+    slices=(*_CUBES, '16x16x24'),
     accelerator='v5p',
     units=2,
     runtime='v2-alpha-tpuv5',
+    cubes=96,
   ),
   'v6e': Chip(
     flops=918e12,
     hbm_bytes=32 * 2**30,
     hbm_bandwidth=1640e9,
-    ici_bandwidth=448e9,
+    ici_bandwidth=400e9,
     clock=1.75e9,
     slices=_FLAT,
     accelerator='v6e',
     units=1,
     runtime='v2-alpha-tpuv6e',
   ),
+  'tpu7x': Chip(
+    flops=2307e12,
+    hbm_bytes=192 * 2**30,
+    hbm_bandwidth=7380e9,
+    ici_bandwidth=600e9,
+    clock=2.2e9,
+    slices=_CUBES,
+    accelerator='tpu7x',
+    units=2,
+    runtime='',
+    cubes=144,
+    devices=2,
+  ),
+}
+
+# By what JAX calls a device, which is the name that the driver gives it.
+# https://www.nvidia.com/en-us/data-center/NAME with a100, h100, h200 and l4.
+_A100_40GB = Gpu(flops=312e12, hbm_bandwidth=1555e9)
+GPUS = {
+  'NVIDIA A100-SXM4-40GB': _A100_40GB,
+  'NVIDIA A100-PCIE-40GB': _A100_40GB,
+  'NVIDIA A100-SXM4-80GB': Gpu(flops=312e12, hbm_bandwidth=2039e9),
+  'NVIDIA A100 80GB PCIe': Gpu(flops=312e12, hbm_bandwidth=1935e9),
+  'NVIDIA H100 80GB HBM3': Gpu(flops=989.5e12, hbm_bandwidth=3350e9),
+  'NVIDIA H200': Gpu(flops=989.5e12, hbm_bandwidth=4800e9),
+  'NVIDIA L4': Gpu(flops=121e12, hbm_bandwidth=300e9),
 }
 
 
@@ -123,7 +200,7 @@ def chip(topology: str, *, setting: str = 'TOPOLOGY = ') -> Chip:
       f"example '{first}:{CHIPS[first].slices[3]}'."
     )
   found = CHIPS[kind]
-  if shape not in found.slices:
+  if not found.has(shape):
     near = sorted(found.slices, key=lambda s: _distance(shape, s))[:3]
     offered = ' or '.join(repr(f'{kind}:{s}') for s in near)
     raise ValueError(

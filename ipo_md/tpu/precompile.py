@@ -35,6 +35,7 @@ from ipo_md.core import tpu_slices
 from ipo_md.core import types
 from ipo_md.tpu import devices as devices_lib
 from ipo_md.tpu import hlo
+from ipo_md.tpu import networks
 from ipo_md.tpu import report as report_lib
 from ipo_md.tpu import roofline
 from ipo_md.tpu import search
@@ -104,6 +105,12 @@ def precompile(
     run['batch_size'],
     run['microbatches'],
   )
+  kind = step_kinds.of(run['step'])
+  print(
+    networks.describe(
+      run['model'], run['start'], trains_judge=kind.trains_judge
+    )
+  )
   attempt = functools.partial(compile_case, run, num_completions)
   report, shardings = attempt(case)
   print(report_lib.render(report))
@@ -141,6 +148,11 @@ def compile_case(
   Returns:
     The report and the table of shardings.
   """
+  print(
+    f'Compiling BATCH_SIZE {case.batch_size} for {case.num_slices} x '
+    f'{case.topology}. A large step takes several minutes, without a word.',
+    flush=True,
+  )
   devices = devices_lib.devices(case.topology, case.num_slices)
   mesh = sharding.make_mesh(case.mesh_shape, devices)
   optim.check(case.batch_size, case.microbatches, mesh)
@@ -175,6 +187,7 @@ def compile_case(
     'topology': case.topology,
     'slices': case.num_slices,
     'chips': case.chips,
+    'devices': case.devices,
     'mesh': dict(mesh.shape),
     'batch_size': case.batch_size,
     'state_bytes': {
@@ -187,7 +200,7 @@ def compile_case(
     'compile_cpu_seconds': round(time.process_time() - cpu, 1),
     'host_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
   }
-  found = tpu_slices.chip(case.topology)
+  found = tpu_slices.chip(case.topology).device
   if compiled is None:
     report |= report_lib.does_not_fit(error, report['state_bytes'])
   else:
@@ -198,7 +211,7 @@ def compile_case(
       compiled.as_text(), bytes_per_cycle=found.hbm_bandwidth / found.clock
     )
     work = work_of(run, state, batch, mesh)
-    report |= report_lib.phases(program, work, found, case.chips)
+    report |= report_lib.phases(program, work, found, case.devices)
     report['collectives'] = report_lib.collectives(program)
   return report, sharding.table(state) + sharding.table(frozen)
 

@@ -194,9 +194,12 @@ def render(report: Mapping[str, Any]) -> str:
   """Renders the report as text."""
   gib = lambda size: f'{size / 2**30:.2f} GiB'
   mesh = ' x '.join(f'{k} {v}' for k, v in report['mesh'].items())
+  chips = f'{report["chips"]} chips'
+  if report['devices'] > report['chips']:
+    chips += f' of {report["devices"]} devices, each a chip in what follows'
   lines = [
-    f'{report["slices"]} x {report["topology"]}, {report["chips"]} chips, mesh '
-    f'{mesh}, BATCH_SIZE {report["batch_size"]}',
+    f'{report["slices"]} x {report["topology"]}, {chips}, mesh {mesh}, '
+    f'BATCH_SIZE {report["batch_size"]}',
     'HBM per chip: '
     + ', '.join(f'{k} {gib(v)}' for k, v in report['hbm_bytes'].items()),
     'arguments: '

@@ -33,6 +33,11 @@ class Case:
     """Number of chips in all slices."""
     return tpu_slices.size(self.topology) * self.num_slices
 
+  @property
+  def devices(self) -> int:
+    """Number of JAX's devices in all slices."""
+    return self.chips * tpu_slices.chip(self.topology).devices
+
 
 def largest_batch(case: Case, attempt: Attempt, fits: bool) -> dict[str, Any]:
   """Finds the largest BATCH_SIZE that fits, in multiples of `_unit`.
@@ -91,6 +96,6 @@ def smallest_slice(case: Case, attempt: Attempt) -> dict[str, Any]:
 def _unit(case: Case) -> int:
   """Divisor of every valid batch: MICROBATCHES x data x fsdp."""
   sizes = [size for size in case.mesh_shape if size != -1]
-  rest = case.chips // math.prod(sizes)
+  rest = case.devices // math.prod(sizes)
   data, fsdp = (rest if s == -1 else s for s in case.mesh_shape[:2])
   return data * fsdp * case.microbatches

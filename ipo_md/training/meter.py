@@ -17,14 +17,15 @@ import jax
 
 from ipo_md.core import tpu_slices
 
-# FLOP/s in bfloat16, by what JAX calls a chip.
+# FLOP/s in bfloat16, by what JAX calls a device.
 PEAK_FLOPS = {
   'TPU v4': tpu_slices.CHIPS['v4'].flops,
   'TPU v5 lite': tpu_slices.CHIPS['v5e'].flops,
   'TPU v5': tpu_slices.CHIPS['v5p'].flops,
   'TPU v5p': tpu_slices.CHIPS['v5p'].flops,
   'TPU v6 lite': tpu_slices.CHIPS['v6e'].flops,
-}
+  'TPU7x': tpu_slices.CHIPS['tpu7x'].device.flops,
+} | {name: gpu.flops for name, gpu in tpu_slices.GPUS.items()}
 _COMPILE_EVENTS = (
   '/jax/core/compile/jaxpr_trace_duration',
   '/jax/core/compile/jaxpr_to_mlir_module_duration',

@@ -12,6 +12,8 @@ _CHIPS = {chip.accelerator: chip for chip in tpu_slices.CHIPS.values()}
 def accelerator_type(tpu: str) -> str:
   """Returns Google's name of a slice: v5litepod-16 for v5e:4x4.
 
+  A cube of an unusual shape has no such name. XPK takes v5p-4x4x16 for it.
+
   Args:
     tpu: A topology such as v5e:4x4, or an accelerator type, which is returned
       unchanged.
@@ -24,6 +26,9 @@ def accelerator_type(tpu: str) -> str:
       chip = tpu_slices.chip(tpu, setting='--tpu=')
     except ValueError as error:
       raise cloud.Failed(str(error)) from error
+    shape = tpu.partition(':')[2]
+    if shape not in chip.slices:
+      return f'{chip.accelerator}-{shape}'
     return f'{chip.accelerator}-{chip.units * tpu_slices.size(tpu)}'
   prefix, _, units = tpu.rpartition('-')
   if prefix in _CHIPS and units.isdigit():
@@ -37,12 +42,21 @@ def accelerator_type(tpu: str) -> str:
 
 
 def runtime_version(accelerator: str) -> str:
-  """Returns the software version of the TPU VMs of an accelerator type."""
-  return _CHIPS[accelerator.rpartition('-')[0]].runtime
+  """Returns the software version of the TPU VMs of an accelerator type.
+
+  Raises:
+    cloud.Failed: Cloud TPU has no such type, but GKE does.
+  """
+  prefix, _, units = accelerator.rpartition('-')
+  if not _CHIPS[prefix].runtime or not units.isdigit():
+    raise cloud.Failed(
+      f'{accelerator} cannot be queued in Cloud TPU: use launch/gke.py.'
+    )
+  return _CHIPS[prefix].runtime
 
 
 def check_mesh(command: list[str], accelerator: str, slices: int) -> None:
-  """Refuses a command whose MESH_SHAPE does not use all chips of the slices.
+  """Refuses a command whose MESH_SHAPE does not use all of the slices.
 
   Args:
     command: Words of the command. The last --gin.MESH_SHAPE= counts.
@@ -51,7 +65,7 @@ def check_mesh(command: list[str], accelerator: str, slices: int) -> None:
 
   Raises:
     cloud.Failed: The shape does not match. The message names the shape and the
-      number of chips.
+      number of devices, of which a TPU7x chip has two and others one.
   """
   flag = '--gin.MESH_SHAPE='
   shapes = [word for word in command if word.startswith(flag)]
@@ -61,47 +75,21 @@ def check_mesh(command: list[str], accelerator: str, slices: int) -> None:
   except (IndexError, SyntaxError, TypeError, ValueError):
     return  # There is no shape, or the command itself reports what is wrong.
   prefix, _, units = accelerator.rpartition('-')
-  chips = int(units) // _CHIPS[prefix].units * slices
+  chip = _CHIPS[prefix]
+  in_slice = math.prod(map(int, units.split('x')))
+  if units.isdigit():
+    in_slice //= chip.units
+  devices = in_slice * chip.devices * slices
   rest = len(shape) - len(known)
   made = math.prod(known)
   if (
     len(shape) not in (3, 4)
     or rest > 1
     or min(known, default=1) < 1
-    or (chips % made if rest else chips != made)
+    or (devices % made if rest else devices != made)
   ):
     raise cloud.Failed(
-      f'{shapes[-1]} does not match the {chips} chips of {slices} x '
-      f'{accelerator}: MESH_SHAPE needs 3 or 4 sizes whose product is {chips}; '
-      'one of them may be -1.'
+      f'{shapes[-1]} does not match the {devices} devices of {slices} x '
+      f'{accelerator}: MESH_SHAPE needs 3 or 4 sizes whose product is '
+      f'{devices}; one of them may be -1.'
     )
-
-
-def check_offered(
-  shell: cloud.Shell, where: list[str], accelerator: str
-) -> None:
-  """Refuses an accelerator type that Cloud TPU does not offer in the zone.
-
-  Args:
-    shell: Shell that runs gcloud.
-    where: The flags --project=... and --zone=...
-    accelerator: Accelerator type, such as v5litepod-16.
-
-  Raises:
-    cloud.Failed: The zone does not offer it. The message names the nearest
-      types that it does offer.
-  """
-  found = shell.call(
-    *('gcloud', 'compute', 'tpus', 'accelerator-types', 'list', *where),
-    '--format=value(type)',
-  ).split()
-  if shell.dry_run or accelerator in found:
-    return
-  prefix, _, wanted = accelerator.rpartition('-')
-  units = {t: int(t.rpartition('-')[2]) for t in found if t.startswith(prefix)}
-  factor = lambda name: abs(math.log(units[name] / max(int(wanted), 1)))
-  near = sorted(units, key=factor)[:3] or sorted(found)
-  raise cloud.Failed(
-    f'{accelerator} is not offered in this zone ({where[-1]}). '
-    + (f'It offers: {", ".join(near)}.' if near else 'It has no TPUs.')
-  )

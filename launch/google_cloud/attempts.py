@@ -42,14 +42,14 @@ def until_done(
       a row were lost or too short.
   """
   lost = short = 0
+  workers = slices.workers(tpu.look()) if running else 0
   while True:
     if not running:
-      _ready(tpu, args)
       job = jobs.following(job, tpu.shell, args.bucket, tpu.name)
-      _start(tpu, args, job, make(job.folder))
+      job, workers = _start(tpu, args, job, make)
     running = False
     begin = time.monotonic()
-    how = _follow(tpu, job)
+    how = _follow(tpu, job, workers)
     tpu.shell.did(f'{job.folder}: {how}.')
     if how in ('done', 'stopped'):
       return how == 'done'
@@ -103,11 +103,15 @@ def is_running(
   return True
 
 
-def _ready(tpu: slices.Slices, args: argparse.Namespace) -> None:
-  """Waits for the slices, and queues them again if they were preempted."""
+def _ready(tpu: slices.Slices, args: argparse.Namespace) -> int:
+  """Waits for the slices, and queues them again if they were preempted.
+
+  Returns:
+    The number of their workers; 0 in a dry run.
+  """
   resource = tpu.look()
   state = slices.state_of(resource)
-  if state in ('SUSPENDING', 'SUSPENDED', 'FAILED'):
+  if state in slices.LOST:
     cloud.say(
       f'{tpu.name} is {state} {slices.reason(resource)}: queueing it again.'
     )
@@ -118,32 +122,66 @@ def _ready(tpu: slices.Slices, args: argparse.Namespace) -> None:
     raise cloud.Failed(f'Someone else deleted {tpu.name}.')
   elif state != 'ACTIVE':
     tpu.wait()
+  else:
+    return slices.workers(resource)
+  return slices.workers(tpu.look())
 
 
 def _start(
-  tpu: slices.Slices, args: argparse.Namespace, job: jobs.Job, script: str
-) -> None:
-  """Starts the job on every worker. The slices may vanish while it does."""
-  if tpu.shell.dry_run:
-    settings = script.partition('\n\n')[0].partition('\n#')[0]
-    cloud.say(f'# start.sh begins with\n{settings}')
-  copy = f'gcloud storage cp --quiet {job.folder}/start.sh start.sh'
+  tpu: slices.Slices,
+  args: argparse.Namespace,
+  job: jobs.Job,
+  make: _MakeScript,
+) -> tuple[jobs.Job, int]:
+  """Starts a job on every worker. The slices may vanish while it does.
+
+  gcloud succeeds even if it reached only some of the workers, or none, so their
+  states are counted.
+
+  Returns:
+    The job, which is a later one if some workers had started it before others
+    vanished, and the number of workers.
+  """
   for left in (2, 1, 0):
+    workers = _ready(tpu, args)
+    script = make(job.folder)
+    if tpu.shell.dry_run:
+      settings = script.partition('\n\n')[0].partition('\n#')[0]
+      cloud.say(f'# start.sh begins with\n{settings}')
     try:
       job.put('start.sh', script)
+      copy = f'gcloud storage cp --quiet {job.folder}/start.sh start.sh'
       tpu.ssh(f'{copy} && bash start.sh')
+      if (started := _started(tpu, job, workers)) < workers:
+        raise cloud.Failed(f'gcloud reached {started} of {workers} workers.')
       tpu.shell.did(f'Started {job.folder}.')
-      return
+      break
     except cloud.Failed as error:
       if not left:
         raise
       cloud.say(f'Not started; trying again: {error}')
       time.sleep(tpu.poll)
-      _ready(tpu, args)
+      if cloud.patiently(job.states, tpu.poll):
+        job = jobs.following(job, tpu.shell, args.bucket, tpu.name)
+  return job, workers
 
 
-def _follow(tpu: slices.Slices, job: jobs.Job) -> str:
+def _started(tpu: slices.Slices, job: jobs.Job, workers: int) -> int:
+  """Returns how many workers have a state, at the second look if need be."""
+  look = lambda: len(cloud.patiently(job.states, tpu.poll).keys() - {'stop'})
+  if (found := look()) >= workers:
+    return found
+  time.sleep(tpu.poll)
+  return look()
+
+
+def _follow(tpu: slices.Slices, job: jobs.Job, workers: int) -> str:
   """Prints the output of a job until the job ends.
+
+  Args:
+    tpu: Slices that the job runs on.
+    job: Attempt to follow.
+    workers: Number of workers, of which all have to end.
 
   Returns:
     How it ended: 'done', 'stopped' (by the user), 'to be started again',
@@ -160,7 +198,7 @@ def _follow(tpu: slices.Slices, job: jobs.Job) -> str:
     hosts = {h: words for h, words in states.items() if h != 'stop'}
     shown += _show(tpu, job, hosts, shown)
     codes = {h: int(n) for h, (word, n) in hosts.items() if word == 'exited'}
-    over = bool(hosts) and len(codes) == len(hosts)
+    over = bool(hosts) and len(codes) == len(hosts) >= workers
     if over and not any(codes.values()):
       return 'done'
     resource = tpu.look()

@@ -1,6 +1,7 @@
 """Runs Google's commands, and reports failures to the user."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import hashlib
 import pathlib
@@ -158,6 +159,29 @@ def upload(shell: Shell, bucket: str, *copy: str, stdin: str | None = None):
     raise Failed(
       f'--bucket={bucket} cannot be written. Nothing was created.\n{error}'
     ) from error
+
+
+def check_model_dir(directory: str | None, words: Sequence[str]) -> None:
+  """Refuses a command that would write or read in vain.
+
+  Args:
+    directory: MODEL_DIR of the command, or None.
+    words: Words of the command.
+
+  Raises:
+    Failed: MODEL_DIR is on a disk that is deleted with its machine, or the name
+      of a bucket is one that no bucket has, such as BUCKET.
+  """
+  if directory is not None and not directory.startswith('gs://'):
+    raise Failed(
+      f'MODEL_DIR = {directory} is on a disk that is deleted with the TPUs: '
+      'write gs://NAME/FOLDER.'
+    )
+  for name in re.findall('gs://([^/\'" ]*)', ' '.join(words)):
+    if not re.fullmatch('[a-z0-9][a-z0-9._-]*', name):
+      raise Failed(
+        f'gs://{name} is no bucket: write the name of yours instead of {name}.'
+      )
 
 
 def bucket_folder(bucket: str) -> str:

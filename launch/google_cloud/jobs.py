@@ -4,6 +4,7 @@ BUCKET/jobs/NAME/0001/start.sh     what each worker runs in the first attempt
 BUCKET/jobs/NAME/0001/HOST.log     what the command printed on that worker
 BUCKET/jobs/NAME/0001/HOST.state   "HOST running BEAT" or "HOST exited CODE"
 BUCKET/jobs/NAME/0001/stop.state   "stop requested"
+(HOST is a machine's name, with slice-N- before it if there are several slices.)
 """
 
 from collections.abc import Callable

@@ -38,7 +38,7 @@ def check_same(args: argparse.Namespace, resource: dict) -> None:
   node = resource['tpu']['nodeSpec'][0]['node']
   there = {
     'tpu': node.get('acceleratorType') or node.get('acceleratorConfig'),
-    'slices': _count(resource),
+    'slices': slices.count(resource),
     'spot': 'spot' in resource,
     'reserved': _is_reserved(resource),
   }
@@ -54,13 +54,6 @@ def check_same(args: argparse.Namespace, resource: dict) -> None:
         f'{args.name} exists with {flag} {there[flag]}, not {value}: `run` it '
         'without --tpu, --slices, --spot and --reserved, or `delete` it first.'
       )
-
-
-def _count(resource: dict) -> int:
-  """Returns the number of slices."""
-  specs = resource['tpu']['nodeSpec']
-  several = specs[0].get('multisliceParams', {})
-  return int(several.get('nodeCount', len(specs)))
 
 
 def _is_reserved(resource: dict) -> bool:
@@ -99,7 +92,7 @@ def again(args: argparse.Namespace, resource: dict) -> list[str]:
   return [
     f'--accelerator-type={node["acceleratorType"]}',
     f'--runtime-version={node["runtimeVersion"]}',
-    *_nodes(args.name, _count(resource)),
+    *_nodes(args.name, slices.count(resource)),
     *(['--spot'] if 'spot' in resource else []),
     *(['--reserved'] if _is_reserved(resource) else []),
     f'--valid-until-duration={args.queue_for}',

@@ -7,8 +7,12 @@ import time
 
 from launch.google_cloud import cloud
 
-GONE = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'DELETING', 'not there')
-_QUEUED = ('gcloud', 'compute', 'tpus', 'queued-resources')
+# States in which a queued resource has no TPUs, or not all of them, any more.
+LOST = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'PREEMPTED')
+GONE = (*LOST, 'DELETING', 'not there')
+_TPUS = ('gcloud', 'compute', 'tpus')
+_QUEUED = (*_TPUS, 'queued-resources')
+_LOST_NODE = ('PREEMPTED', 'TERMINATED', 'STOPPING', 'STOPPED', 'DELETING')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,20 +39,35 @@ class Slices:
   def find(self) -> dict | None:
     """Returns Google's description of the queued resource, or None.
 
+    An active one gets the entry 'nodes', the descriptions of its slices. It
+    stays active when one of them is preempted.
+
     Raises:
       cloud.Failed: gcloud failed, or did not print JSON.
     """
-    found = self.shell.call(*_QUEUED, 'list', *self.where, '--format=json')
+    found = self._list(_QUEUED)
+    end = f'/queuedResources/{self.name}'
+    found = next((r for r in found if r.get('name', '').endswith(end)), None)
+    if found and found.get('state', {}).get('state') == 'ACTIVE':
+      nodes = [
+        node
+        for node in self._list((*_TPUS, 'tpu-vm'))
+        if node.get('queuedResource', '').endswith(end)
+      ]
+      found['nodes'] = nodes + [{}] * (count(found) - len(nodes))
+    return found
+
+  def _list(self, kind: tuple[str, ...]) -> list[dict]:
+    """Returns what gcloud lists in this zone, or nothing in a dry run."""
+    found = self.shell.call(*kind, 'list', *self.where, '--format=json')
     if self.shell.dry_run:
-      return None
+      return []
     try:
-      resources = json.loads(found)
+      return json.loads(found)
     except ValueError:
       raise cloud.Failed(
         f'gcloud did not print JSON: {found[:200]!r}'
       ) from None
-    end = f'/queuedResources/{self.name}'
-    return next((r for r in resources if r.get('name', '').endswith(end)), None)
 
   def look(self) -> dict | None:
     """Finds the queued resource even if the network fails for a while.
@@ -88,8 +107,7 @@ class Slices:
       raise cloud.Failed(f'{error}\nNothing was created.') from error
     except KeyboardInterrupt:
       cloud.say(
-        f'\n{self.name} may be in the queue: `status` shows it, and '
-        f'{self.to_delete} removes it.'
+        f'\n{self.name} may be in the queue; {self.to_delete} removes it.'
       )
       raise
 
@@ -183,10 +201,29 @@ class Slices:
 
 
 def state_of(resource: dict | None) -> str:
-  """Returns Google's state of a queued resource, or 'not there'."""
+  """Returns Google's state of a queued resource, or 'not there'.
+
+  An active one of which a slice is lost is 'PREEMPTED'.
+  """
   if resource is None:
     return 'not there'
+  nodes = resource.get('nodes', [])
+  if any(node.get('state', 'TERMINATED') in _LOST_NODE for node in nodes):
+    return 'PREEMPTED'
   return resource.get('state', {}).get('state', 'ACCEPTED')
+
+
+def workers(resource: dict | None) -> int:
+  """Returns the number of TPU VMs of an active resource, or else 0."""
+  nodes = (resource or {}).get('nodes', [])
+  return sum(len(node.get('networkEndpoints', [])) for node in nodes)
+
+
+def count(resource: dict) -> int:
+  """Returns the number of slices."""
+  specs = resource['tpu']['nodeSpec']
+  several = specs[0].get('multisliceParams', {})
+  return int(several.get('nodeCount', len(specs)))
 
 
 def reason(resource: dict | None) -> str:

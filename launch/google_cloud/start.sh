@@ -8,6 +8,12 @@
 #   COMMAND  words of the command
 
 set -euo pipefail
+
+# Names of hosts are random. Process 0 is worker 0 of slice 0.
+slice=$(curl -sf -H 'Metadata-Flavor: Google' \
+  http://metadata.google.internal/computeMetadata/v1/instance/attributes/tpu-env |
+  sed -n "s/^MEGASCALE_SLICE_ID: *'\{0,1\}\([0-9]*\).*/\1/p") || slice=
+host=${slice:+slice-$slice-}$HOSTNAME
 home=$HOME/ipo_md
 root=$home/code
 mkdir -p "$root"
@@ -36,9 +42,9 @@ if ! command -v python3.12 > /dev/null && ! command -v python3.11 > /dev/null; t
   export PATH=${python%/*}:$PATH
 fi
 
-printf '%s running 0\n' "$HOSTNAME" | gcloud storage cp --quiet - "$JOB/$HOSTNAME.state"
+printf '%s running 0\n' "$host" | gcloud storage cp --quiet - "$JOB/$host.state"
 export EXTRAS=tpu
-setsid nohup python3 launch/google_cloud/worker.py --setup --report="$JOB" --host="$HOSTNAME" \
+setsid nohup python3 launch/google_cloud/worker.py --setup --report="$JOB" --host="$host" \
   -- "${COMMAND[@]}" < /dev/null > "$home/worker.log" 2>&1 &
 echo $! > "$home/pid"
-echo "$HOSTNAME: started."
+echo "$host: started."

@@ -8,14 +8,12 @@
           all workers, runs the command, and follows it to its end. Preempted
           slices are queued again, and the run resumes. At the end, deletes the
           slices if `run` queued them. Repeat the command to follow a run
-  status  shows the slices, and the last run on each worker
-  logs    prints the output of the last run
   stop    sends SIGTERM to the last run, which saves
   delete  deletes the slices
 
 A run is done when its MODEL_DIR/COMPLETED exists (worker.py). BUCKET/code holds
-the commits that ran, BUCKET/jobs/NAME the logs (jobs.py), BUCKET/cache/jax the
-compiled programs, and BUCKET/data the data sets (TFDS_DATA_DIR).
+the commits that ran, BUCKET/jobs/NAME logs and states (jobs.py), BUCKET/data
+the data sets (TFDS_DATA_DIR), and BUCKET/cache/jax the compiled programs.
 
 --dry_run prints every command and runs none. See launch/README.md.
 """
@@ -31,6 +29,7 @@ from launch.google_cloud import cloud
 from launch.google_cloud import jobs
 from launch.google_cloud import queue_flags
 from launch.google_cloud import slices
+from launch.google_cloud import worker
 
 # Succeeds where the run has ended already, so that every worker is reached.
 _STOP = (
@@ -44,7 +43,6 @@ def create(tpu: slices.Slices, args: argparse.Namespace) -> int:
   wanted = queue_flags.new(args)
   if found := tpu.find():
     raise cloud.Failed(f'{tpu.name} is {slices.state_of(found)} already.')
-  accelerators.check_offered(tpu.shell, tpu.where, args.accelerator)
   _ship(tpu.shell, args.bucket)
   tpu.obtain(wanted)
   return 0
@@ -57,6 +55,7 @@ def run(tpu: slices.Slices, args: argparse.Namespace) -> int:
     cloud.Failed: The command failed for good, or there is nothing to run it on.
       Slices that `run` queued are deleted before the error is raised.
   """
+  cloud.check_model_dir(worker.model_dir(args.command), args.command)
   found = tpu.find()
   while slices.state_of(found) == 'DELETING':
     cloud.say(f'{tpu.name} is being deleted. Waiting until it is gone.')
@@ -69,7 +68,6 @@ def run(tpu: slices.Slices, args: argparse.Namespace) -> int:
     raise cloud.Failed(f'There are no slices {tpu.name}: give --tpu=v5e:4x4.')
   if needed:
     wanted = queue_flags.new(args)
-    accelerators.check_offered(tpu.shell, tpu.where, args.accelerator)
   if args.accelerator:
     accelerators.check_mesh(args.command, args.accelerator, args.slices)
   commit, archive = _ship(tpu.shell, args.bucket)
@@ -123,29 +121,6 @@ def _ship(shell: cloud.Shell, bucket: str) -> tuple[str, str]:
     shell.call(*git, f'--output={file.name}', commit)
     cloud.upload(shell, bucket, file.name, archive)
   return commit, archive
-
-
-def status(tpu: slices.Slices, args: argparse.Namespace) -> int:
-  """Shows the slices, and the state of the last run on each worker."""
-  resource = tpu.find()
-  said = f'{tpu.name}: {slices.state_of(resource)} {slices.reason(resource)}'
-  cloud.say(said.rstrip())
-  if job := jobs.last(tpu.shell, args.bucket, tpu.name):
-    cloud.say(f'{job.folder}:')
-    for host, words in sorted(job.states().items()):
-      cloud.say(f'  {host}: {" ".join(words)}')
-  return 0
-
-
-def logs(tpu: slices.Slices, args: argparse.Namespace) -> int:
-  """Prints the output of the last run on one worker."""
-  job = _last(tpu, args)
-  hosts = [h for h in job.states() if h != 'stop']
-  if hosts:
-    host = args.host or jobs.lead(hosts)
-    cloud.say(f'{job.folder}/{host}.log (of {", ".join(sorted(hosts))}):')
-    cloud.say(job.log(host))
-  return 0
 
 
 def stop(tpu: slices.Slices, args: argparse.Namespace) -> int:
@@ -230,9 +205,6 @@ def _arguments() -> argparse.Namespace:
   add('create', create, [place, bucket, arguments.shape(required=True), queue])
   shape = arguments.shape(required=False)
   add('run', run, [place, bucket, shape, queue, command])
-  add('status', status, [place, bucket])
-  action = add('logs', logs, [place, bucket])
-  action.add_argument('--host', help='worker whose log to print')
   add('stop', stop, [place, bucket])
   add('delete', delete, [place])
   return parser.parse_args()

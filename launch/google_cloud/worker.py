@@ -20,6 +20,7 @@ runs before the environment is installed.
 
 import argparse
 import ast
+import contextlib
 import json
 import os
 import re
@@ -51,16 +52,18 @@ print(json.dumps({
 
 
 def model_dir(command):
-  """Returns MODEL_DIR as the last binding of a command sets it, or None."""
+  """Returns MODEL_DIR as the last binding of a command sets it, or None.
+
+  A path needs no quotes in --gin.MODEL_DIR=gs://NAME/FOLDER.
+  """
   found = None
   pattern = r'(?:--?(?:gin\.|gin_bindings=))?MODEL_DIR *= *(.*)'
   for word in command:
     if match := re.fullmatch(pattern, word, re.DOTALL):
-      try:
-        found = ast.literal_eval(match.group(1))
-      except (SyntaxError, ValueError):
-        found = None  # The command itself reports what is wrong with it.
-  return found
+      found = match.group(1).strip()
+      with contextlib.suppress(SyntaxError, ValueError):
+        found = ast.literal_eval(found)
+  return found if isinstance(found, str) else None
 
 
 def look(directory, environment, output):

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import itertools
 import pathlib
+import re
 import tomllib
 from typing import Any
 
@@ -165,6 +166,12 @@ def _check(spec: spec_lib.Spec, path: str) -> None:
       f"{path}: [select] checkpoints = {spec.checkpoints!r} is neither 'last' "
       "nor 'all'."
     )
+  for word in [spec.out, *spec.launcher, *spec.env.values()]:
+    if placeholder := re.search('gs://(?![a-z0-9])[^/]*', word):
+      raise ValueError(
+        f'{path}: {word}: write the name of your bucket in place of '
+        f'{placeholder[0]}.'
+      )
   if not isinstance(spec.at_once, int) or spec.at_once < 1:
     raise ValueError(f'{path}: at_once = {spec.at_once!r} must be a number.')
   _check_seeds(spec, path)

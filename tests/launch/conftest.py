@@ -20,7 +20,7 @@ _STATES = ['ACCEPTED', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE']
 _PLAN = {
   'project': 'p',
   'compute/zone': 'us-west4-a',
-  'types': ['v5litepod-8', 'v5litepod-16', 'v5litepod-64', 'v6e-4'],
+  'types': ['v5litepod-8', 'v5litepod-16'],
   'states': _STATES,
   'workers': 1,
 }
@@ -28,14 +28,16 @@ _PLAN = {
 # Stands in for a training run and saves a checkpoint in each attempt. $1 says
 # how the first attempts end.
 _TRAIN = r"""
-dir=$(echo "$2" | sed "s/.*='\(.*\)'/\1/")
+dir=$(echo "$2" | sed "s/.*='\(.*\)'/\1/; s|gs:/|$FAKE/gs|")
 step=$((10#${JOB##*/} - 1))
 mkdir -p "$dir/checkpoints"
 touch "$dir/config.gin"
+echo "Host $HOSTNAME"
 echo "Resumed from step $step; $TFDS_DATA_DIR; commit $(cat COMMIT)"
 until_term() { trap 'exit 0' TERM; while true; do sleep .05; done; }
 [ $1 = fail ] || mkdir -p "$dir/checkpoints/$((step + 1))"
 case $1-$step in
+  lose-0) echo 1 > "$FAKE/lost"; sleep 60 ;;
   preempt-0) touch "$FAKE/preempt"; sleep 60 ;;
   often-*) kill -TERM $PPID; until_term ;;
   preempt-1) kill -TERM $PPID; until_term ;;
@@ -58,11 +60,14 @@ class Cloud:
 
   def __init__(self, path: pathlib.Path):
     self.fake, self.repository = path / 'fake', path / 'repository'
-    self.model_dir = path / 'run'
+    self.model_dir = self.fake / 'gs/bucket/run'
     self.fake.mkdir()
     replaced = {
       '_BEAT = 90 ': '_BEAT = 10 ',
       '_REPORT_PERIOD = 30 ': '_REPORT_PERIOD = 1 ',
+      'epath.Path(sys.argv[1])': (
+        f"epath.Path(sys.argv[1].replace('gs:/', '{self.fake}/gs'))"
+      ),
     }
     checkout.make(self.repository, replaced)
     (self.repository / 'launch' / 'setup.sh').write_text('')
@@ -98,7 +103,7 @@ class Cloud:
 
   def run(self, how: str, *flags: str) -> list[str]:
     """Returns the arguments of a run whose attempts end as `how` says."""
-    binding = f"--gin.MODEL_DIR='{self.model_dir}'"
+    binding = "--gin.MODEL_DIR='gs://bucket/run'"
     return [*self.words('run', *flags), '--', 'bash', 'train.sh', how, binding]
 
   def calls(self, *words: str) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""launch/gke.py against a fake gcloud and a fake xpk (tests/testdata/bin)."""
+"""launch/gke.py against a fake gcloud, xpk and kubectl (tests/testdata/bin)."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from tests.launch import checkout
 _PLAN = {
   'project': 'p',
   'compute/zone': 'us-west4-a',
-  'types': ['v5litepod-16', 'v5litepod-256'],
 }
 _WHERE = ['--project=p', '--zone=us-west4-a']
 
@@ -39,18 +38,20 @@ def call(tmp_path):
     calls = [json.loads(line) for line in lines]
     return done.returncode, done.stdout + done.stderr, calls
 
-  call.image, call.commit = fake / 'image', commit
+  call.fake, call.image, call.commit = fake, fake / 'image', commit
   return call
 
 
 _RUN = [
   *('run', 'ipo_tau0.1', '--cluster=pods', '--tpu=v5e:4x4', '--image=image'),
-  *('--bucket=gs://bucket', '--', 'python', '-m', 'ipo_md', '--gin.TAU=0.1'),
+  *('--bucket=gs://bucket', '--priority=high', '--project-number=12'),
+  *('--', 'python', '-m', 'ipo_md', '--gin.TAU=0.1'),
 ]
+_DELETE = 'kubectl --context=gke_p_us-west4_pods --namespace=default delete'
 
 
 def test_run_ships_the_commit_and_waits_for_the_end(call):
-  code, output, (_, created, waited) = call(*_RUN)
+  code, output, (created,) = call(*_RUN)
   assert code == 0, output
   assert created[:2] == ['workload', 'create']
   assert {
@@ -63,9 +64,9 @@ def test_run_ships_the_commit_and_waits_for_the_end(call):
     '--env=TFDS_DATA_DIR=gs://bucket/data',
     '--command=exec python launch/google_cloud/worker.py -- '
     'python -m ipo_md --gin.TAU=0.1',
+    '--priority=high',
+    '--project-number=12',
   } <= set(created)
-  assert waited[:2] == ['workload', 'list']
-  assert waited[-1] == '--wait-for-job-completion=ipo-tau0-1'
   assert (call.image / 'launch/google_cloud/worker.py').exists()
   assert (call.image / 'COMMIT').read_text() == f'{call.commit}\n'
 
@@ -75,17 +76,22 @@ def test_run_ships_the_commit_and_waits_for_the_end(call):
   [
     (
       {'workload create': 1},
-      'create failed (1). Deleted, nothing is running: ipo-tau0-1.',
-      3,
+      'create failed (1). Nothing was created.',
+      1,
     ),
     (
-      {'workload create': 1, 'workload delete': 1},
-      'It may still exist: `python launch/gke.py stop ipo-tau0-1 --cluster=',
-      3,
+      {'workload create': 2},
+      'create failed (2). jobset.jobset.x-k8s.io "ipo-tau0-1" deleted',
+      1,
     ),
-    ({'workload wait': 125}, 'ipo-tau0-1 did not succeed; `logs` says why', 3),
-    ({'workload wait': 1}, 'As far as is known, ipo-tau0-1 is still', 7),
-    ({'types': ['v5litepod-8']}, 'v5litepod-16 is not offered in this zone', 0),
+    (
+      {'workload create': 2, 'kubectl delete': 1},
+      f'{_DELETE} jobset ipo-tau0-1',
+      1,
+    ),
+    ({'states': ['', 'Failed']}, 'ipo-tau0-1 did not succeed; the logs of', 1),
+    ({'kubectl get': 1}, 'Unable to connect to the server', 0),
+    ({'location': ''}, 'There is no cluster pods: `xpk cluster create`', 0),
     ({'forbidden': True}, 'gs://bucket cannot be written. Nothing was', 0),
     ({'project': '(unset)'}, 'No project is set: give --project=', 0),
   ],
@@ -97,17 +103,94 @@ def test_a_run_that_fails_says_so(call, plan, message, calls):
   assert len(called) == calls
 
 
+@pytest.mark.parametrize('other', ['Failed', ''])
+def test_a_workload_whose_name_begins_alike_is_another_one(call, other):
+  """XPK waits for the first name that it finds."""
+  jobsets = {'ipo-tau0-1-b': [other], 'a-ipo-tau0-1': [other]}
+  (call.fake / 'jobsets.json').write_text(json.dumps(jobsets))
+  code, output, called = call(*_RUN, states=['', '', 'Completed'])
+  assert code == 0, output
+  assert [words[1] for words in called] == ['create']
+
+
 @pytest.mark.parametrize(
-  ('state', 'actions'),
-  [('Admitted', ['list', 'list']), ('Finished', ['list', 'delete', 'create'])],
+  ('states', 'actions'),
+  [(['', 'Completed'], []), (['Completed'], ['create'])],
 )
 def test_a_workload_that_is_there_is_waited_for_or_made_anew(
-  call, state, actions
+  call, states, actions
 ):
-  table = f'Jobset Name  Status\nipo-tau0-1-b  Failed\nipo-tau0-1  {state}'
-  code, output, called = call(*_RUN, workloads=table)
+  jobsets = {'ipo-tau0-1': states}
+  (call.fake / 'jobsets.json').write_text(json.dumps(jobsets))
+  code, output, called = call(*_RUN)
   assert code == 0, output
-  assert [words[1] for words in called][: len(actions)] == actions
+  assert [words[1] for words in called] == actions
+
+
+def test_a_workload_that_someone_deletes_is_no_success(call):
+  code, output, _ = call(*_RUN, states=[])
+  assert (code, 'ipo-tau0-1 was deleted' in output) == (1, True), output
+
+
+def test_a_dry_run_prints_commands_that_can_be_run(call, tmp_path, monkeypatch):
+  monkeypatch.setenv('TMPDIR', str(tmp_path))
+  words = [*_RUN[:5], '--dry_run', *_RUN[5:]]
+  code, output, called = call(*words)
+  assert (code, called) == (0, []), output
+  assert not (call.fake / 'gs').exists()
+  commands = tmp_path / 'commands'
+  start = output.index('mkdir -p')
+  commands.write_text(output[start : output.index('kubectl', start)])
+  done = subprocess.run(
+    ['bash', '-e', commands],
+    env=os.environ
+    | {'FAKE': str(call.fake)}
+    | {'PATH': f'{checkout.FAKES}:{os.environ["PATH"]}'},
+  )
+  assert done.returncode == 0, output
+  assert (call.image / 'COMMIT').read_text() == f'{call.commit}\n'
+  assert (call.image / 'launch/google_cloud/worker.py').exists()
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (["--gin.MODEL_DIR='/tmp/x'"], 'MODEL_DIR = /tmp/x is on a disk that is'),
+    (['--gin.MODEL_DIR=/tmp/x'], 'MODEL_DIR = /tmp/x is on a disk that is'),
+    (['--gin.MODEL_DIR=gs://BUCKET/x'], 'gs://BUCKET is no bucket'),
+    (["--gin.A='gs://$BUCKET/x'"], 'gs://$BUCKET is no bucket'),
+  ],
+)
+def test_what_would_be_lost_is_refused(call, words, message):
+  code, output, called = call(*_RUN, *words)
+  assert (code, called) == (1, []), output
+  assert message in output
+  assert not (call.fake / 'gs').exists()
+
+
+def test_a_mounted_disk_may_hold_model_dir(call):
+  words = [*_RUN[:5], '--storage=disk', *_RUN[5:], '--gin.MODEL_DIR=/disk/x']
+  code, output, _ = call(*words)
+  assert code == 0, output
+
+
+@pytest.mark.parametrize(
+  ('tpu', 'mesh', 'named'),
+  [
+    ('tpu7x:2x2x1', '(1,8,1)', 'tpu7x-8'),
+    ('v5p:16x16x24', '(1,6144,1)', 'v5p-12288'),
+    ('v5p:4x4x16', '(1,256,1)', 'v5p-4x4x16'),
+  ],
+)
+def test_larger_cubes_and_the_seventh_generation_are_run(
+  call, tpu, mesh, named
+):
+  words = [f'--tpu={tpu}' if '--tpu' in word else word for word in _RUN]
+  code, output, (created,) = call(*words, f'--gin.MESH_SHAPE={mesh}')
+  assert code == 0, output
+  assert f'--tpu-type={named}' in created
+  code, output, _ = call(*words, '--gin.MESH_SHAPE=(1,3,1)')
+  assert 'does not match the' in output
 
 
 def test_without_xpk_nothing_is_written(call, tmp_path):
@@ -122,57 +205,8 @@ def test_without_xpk_nothing_is_written(call, tmp_path):
   assert not (tmp_path / 'fake' / 'gs').exists()
 
 
-@pytest.mark.parametrize(
-  ('words', 'action', 'named'),
-  [
-    (_RUN, 'workload create', 'stop ipo-tau0-1 --cluster=pods --project=p'),
-    (_RUN, 'workload wait', 'stop ipo-tau0-1 --cluster=pods --project=p'),
-    (
-      ['create', 'c', '--tpu=v5e:4x4'],
-      'cluster create',
-      'delete c --project=p',
-    ),
-  ],
-)
-def test_what_ctrl_c_may_leave_is_named(call, words, action, named):
-  code, output, _ = call(*words, interrupt=action)
+@pytest.mark.parametrize('action', ['workload create', 'kubectl get'])
+def test_what_ctrl_c_may_leave_is_named(call, action):
+  code, output, _ = call(*_RUN, interrupt=action)
   assert code == 130
-  assert f'`python launch/gke.py {named} --zone=us-west4-a`' in output
-
-
-def test_a_cluster_is_made_and_deleted(call):
-  code, output, _ = call('create', 'pods', '--tpu=v5e:16x16', '--spot')
-  assert code == 0, output
-  _, _, (created, deleted) = call('delete', 'pods')
-  assert created == [
-    *('cluster', 'create', '--cluster=pods', *_WHERE),
-    *('--tpu-type=v5litepod-256', '--num-slices=1', '--spot'),
-  ]
-  assert deleted == ['cluster', 'delete', '--cluster=pods', *_WHERE, '--force']
-
-
-def test_a_cluster_that_could_not_be_made_is_deleted(call):
-  words = ('create', 'pods', '--tpu=v5e:4x4')
-  code, output, called = call(*words, **{'cluster create': 1})
-  assert code == 1
-  assert 'Created and deleted: pods.' in output
-  assert [words[:2] for words in called] == [
-    ['cluster', 'create'],
-    ['cluster', 'delete'],
-  ]
-
-
-def test_a_cluster_of_others_is_left_alone(call):
-  words = ('create', 'pods', '--tpu=v5e:4x4')
-  code, output, called = call(*words, clusters='pods')
-  assert (code, called) == (1, [])
-  assert 'pods exists already' in output
-
-
-def test_stop_status_and_logs(call):
-  for action in ('status', 'stop'):
-    assert call(action, 'ipo', '--cluster=pods')[0] == 0
-  code, output, (status, stop) = call('logs', 'ipo', '--cluster=pods')
-  assert (code, 'step 10' in output) == (0, True)
-  assert status[:2] == ['workload', 'list']
-  assert stop[:3] == ['workload', 'delete', '--workload=ipo']
+  assert f'{_DELETE} jobset ipo-tau0-1' in output

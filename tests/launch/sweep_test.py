@@ -289,6 +289,11 @@ def test_one_sweep_at_a_time(spec, tmp_path):
     ("'test'", "'validation'", 'Set both, to different splits'),
     ('policies = ["supervised"]', 'policies = ["sft"]', "'sft' is not one of"),
     ('at_once = 2', 'at_once = 0', 'at_once = 0'),
+    (
+      'launcher = [',
+      'launcher = ["--bucket=gs://BUCKET", ',
+      'the name of your bucket in',
+    ),
     ('at_once = 2', 'at_once 2', 'line 2'),
     ('[algorithms.ipo]', '[algorithms.supervised]', 'both a run and an algo'),
   ],

@@ -20,6 +20,7 @@ _503 = 'ERROR: HTTPError 503: Service Unavailable.'
       {'quota': True},
       'TPUV5sLitepodPerProject exceeded.\nNothing was created.',
     ),
+    ({'types': []}, 'is not available here.\nNothing was created.'),
   ],
 )
 @pytest.mark.parametrize('action', ['create', 'run'])
@@ -43,7 +44,7 @@ def test_a_hiccup_of_google_ends_no_run(google):
     ['queued-resources list', [6], _503],
     ['0001/start.sh', [1], _503],
     ['0001/*.state', [1], '\n'],
-    ['0001/*.state', [2], 't1v-0-w-0'],
+    ['0001/*.state', [2], 't1v-n-f0c9b1-w-0'],
     ['queued-resources delete', [1, 3], _503],
     ['queued-resources create', [2], _503],
   ]
@@ -122,3 +123,44 @@ def test_slices_made_in_another_way_are_kept_when_preempted(google):
   assert code == 1
   assert 'cannot be queued again as it was: it has no acceleratorT' in output
   assert not google.queued('delete')
+
+
+@pytest.mark.parametrize('slices', [1, 2])
+def test_a_slice_that_is_lost_before_the_start_is_queued_again(google, slices):
+  """Its queued resource stays active, and gcloud's ssh succeeds without it."""
+  flags = ('--tpu=v5e:4x4', '--spot', f'--slices={slices}')
+  google.call(*google.words('create', *flags))
+  (google.fake / 'lost').write_text(str(slices - 1))
+  code, output = google.call(*google.run('other'))
+  assert code == 0, output
+  assert (google.model_dir / 'COMPLETED').exists()
+  assert 'ipo-md is PREEMPTED' in output
+  assert len(google.queued('create')) == 2
+  assert len(google.jobs('*/*.log')) == slices
+
+
+def test_a_slice_that_is_lost_while_it_starts_leaves_no_run_alone(google):
+  node = {
+    'name': 'projects/p/locations/z/nodes/ipo-md-0',
+    'queuedResource': 'projects/p/locations/z/queuedResources/ipo-md',
+    'state': 'READY',
+    'networkEndpoints': [{}, {}],
+  }
+  nodes = json.dumps([node, node])
+  google.plan(hiccups=[['tpu-vm list', [1, 2], nodes]], workers=2)
+  (google.fake / 'lost').write_text('1')
+  words = google.run('other', '--tpu=v5e:4x4', '--spot', '--slices=2')
+  code, output = google.call(*words)
+  assert code == 0, output
+  assert 'gcloud reached 2 of 4 workers' in output
+  assert len(google.queued('create')) == 2
+  # The workers that had started are not those of the next attempt.
+  assert len(google.jobs('0002/*.state')) == 4
+
+
+def test_a_slice_that_is_lost_in_a_run_is_a_preemption(google):
+  words = google.run('lose', '--tpu=v5e:4x4', '--spot', '--slices=2')
+  code, output = google.call(*words)
+  assert code == 0, output
+  assert '0001: preempted.' in output
+  assert len(google.queued('create')) == 2

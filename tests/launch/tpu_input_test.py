@@ -7,10 +7,10 @@ import pytest
   ('flags', 'changes', 'message'),
   [
     (['--tpu=v5e:4x5'], {}, "v5e has no slice '4x5'. Nearest: 'v5e:4x4'"),
-    (['--tpu=v5x:4x4'], {}, "v4, v5e, v5p, v6e. Write for example 'v5p:"),
+    (['--tpu=v5x:4x4'], {}, 'v4, v5e, v5p, v6e, tpu7x. Write'),
     (['--tpu=v5e'], {}, 'is not a TPU slice. Write GENERATION:SHAPE'),
-    (['--tpu=v5litepod-12'], {}, 'v5litepod-12 is not offered in this zone'),
-    (['--tpu=v4:2x2x2'], {}, 'v4-16 is not offered in this zone'),
+    (['--tpu=tpu7x:2x2x1'], {}, 'tpu7x-8 cannot be queued in Cloud TPU: use'),
+    (['--tpu=v5p:4x4x16'], {}, 'v5p-4x4x16 cannot be queued in Cloud TPU'),
     (['--tpu=v5e:4x4', '--slices=0'], {}, '--slices=0 must be at least 1'),
     (['--tpu=v5e:4x4', '--poll=-1'], {}, '--poll=-1 must be more than 0'),
     (
@@ -80,7 +80,7 @@ def test_a_mesh_that_the_chips_do_not_make_is_refused(google):
       *words, '--', 'python', f'--gin.MESH_SHAPE={shape}'
     )
     assert code == (0 if right else 1), output
-    refused = 'does not match the 16 chips of 1 x v5litepod-16' in output
+    refused = 'does not match the 16 devices of 1 x v5litepod-16' in output
     assert refused != right
 
 
@@ -90,3 +90,23 @@ def test_a_bucket_that_cannot_be_listed_is_named(google):
   assert code == 1
   assert '--bucket=gs://bucket cannot be listed. Nothing was created' in output
   assert not google.queued('create')
+
+
+@pytest.mark.parametrize(
+  ('word', 'message'),
+  [
+    ("--gin.MODEL_DIR='/tmp/x'", 'MODEL_DIR = /tmp/x is on a disk that is'),
+    ('--gin.MODEL_DIR=/tmp/x', 'MODEL_DIR = /tmp/x is on a disk that is'),
+    ('--gin.MODEL_DIR=gs://BUCKET/x', 'gs://BUCKET is no bucket: write the'),
+  ],
+)
+@pytest.mark.parametrize('dry', [['--dry_run'], []])
+def test_what_would_be_lost_with_the_machines_is_refused(
+  google, word, message, dry
+):
+  words = google.words('run', '--tpu=v5e:4x4', *dry)
+  code, output = google.call(*words, '--', 'python', word)
+  assert code == 1
+  assert message in output, output
+  assert not google.queued('create')
+  assert not (google.fake / 'gs').exists()

@@ -55,6 +55,11 @@ def test_a_model_dir_that_cannot_be_read_is_the_commands_own_error():
   assert _start('exit 1', 'run', '--gin.MODEL_DIR=/tmp/x').wait(30) == 1
 
 
+def test_a_path_needs_no_quotes(tmp_path):
+  (tmp_path / 'config.gin').touch()
+  assert _start('true', 'run', f'--gin.MODEL_DIR={tmp_path}').wait(30) == 42
+
+
 def test_a_command_without_model_dir_has_its_own_exit_code():
   assert _start('exit 7').wait(timeout=30) == 7
 

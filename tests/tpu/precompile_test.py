@@ -212,9 +212,11 @@ def test_the_smallest_slice_is_found():
 
 
 @needs_libtpu
-@pytest.mark.parametrize(('slice_', 'chips_'), [('v5e:1x1', 1), ('v5e:2x2', 4)])
-def test_a_program_for_a_tpu_knows_that_it_is(slice_, chips_):
-  mesh = sharding.make_mesh((1, chips_, 1), devices.devices(slice_, 1))
+@pytest.mark.parametrize(
+  ('slice_', 'devices_'), [('v5e:1x1', 1), ('v5e:2x2', 4), ('tpu7x:2x2x1', 8)]
+)
+def test_a_program_for_a_tpu_knows_that_it_is(slice_, devices_):
+  mesh = sharding.make_mesh((1, devices_, 1), devices.devices(slice_, 1))
   assert not partitioning.on_tpu()
   with jax.set_mesh(mesh):
     traced = []

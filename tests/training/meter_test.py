@@ -56,6 +56,14 @@ def test_mfu_is_its_formula(monkeypatch):
   assert found['mfu_at_least'] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+  ('kind', 'flops'),
+  [('NVIDIA H200', 989.5e12), ('NVIDIA L4', 121e12), ('TPU7x', 1153.5e12)],
+)
+def test_a_device_has_its_own_peak(kind, flops):
+  assert meter_lib.PEAK_FLOPS[kind] == flops
+
+
 def test_a_program_that_is_compiled_again_is_named():
   def wobbly(x):
     return x * meter_constant()
