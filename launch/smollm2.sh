@@ -12,8 +12,8 @@
 # template.
 #
 # SEED=0       drives data order and samples.
-# SMOKE=full   trains for about an hour on two cores; needs 12 GB of memory.
-# SMOKE=quick  takes a few steps in each stage and writes the report, in minutes.
+# SMOKE=full   makes 60 to 100 updates in each stage.
+# SMOKE=quick  makes one or two updates in each stage, and the report.
 #
 # Repeat the command with the same DIR to resume. Ctrl-C saves first.
 set -euo pipefail
