@@ -56,8 +56,11 @@ _LAUNCHERS = (
   ('PMI_SIZE', 'PMI_RANK', ''),
 )
 
-# What gin adds to the error of a call in which arguments are missing.
-_LACKING = 'No values supplied by Gin or caller for arguments'
+# What gin says of functions, and Python of classes that gin calls.
+_LACKING = re.compile(
+  r'No values supplied by Gin or caller for arguments|'
+  r'missing \d+ required (?:[\s\S]*)In call to configurable'
+)
 
 _USAGE = """\
 usage: python -m ipo_md --gin_file=FILE ... [--gin.NAME=VALUE ...]
@@ -267,7 +270,7 @@ def error_text(error: BaseException) -> str:
 
 def _lacks_arguments(error: BaseException) -> bool:
   """Returns whether gin called a function whose arguments are not all bound."""
-  return isinstance(error, TypeError) and _LACKING in str(error)
+  return isinstance(error, TypeError) and bool(_LACKING.search(str(error)))
 
 
 def leave() -> None:

@@ -109,6 +109,10 @@ def online(folder, *, judge='likelihood', algorithm='ipo', **changes):
       {'LOSS': '@losses.ipo()'},
       "ipo.. missing .* 'preference'. Bind them, or leave out the brackets",
     ),
+    (
+      {'JUDGE': '@other/sampling.Sampler()'},
+      'JUDGE, a Sampler, cannot be called: it must be a judge',
+    ),
     ({'JUDGE': None}, 'JUDGE = None: algorithms.Feedback.judge of this run'),
     ({'EOS_ID': None}, 'EOS_ID = None: .*sampling.Sampler.eos_id of this run'),
     ({'PROMPT_TASK': None}, 'PROMPT_TASK = None: MIXTURE_OR_TASK_NAME must be'),
@@ -252,3 +256,22 @@ def test_a_tracker_without_its_package_leaves_nothing(
   said = error_of(call, arguments(tmp_path / 'run', files=files), capsys)
   assert "pip install 'ipo_md[wandb]'" in said
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_class_that_lacks_arguments_is_named(call, tmp_path, capsys):
+  overlay = tmp_path / 'judges.gin'
+  overlay.write_text(
+    'from __gin__ import dynamic_registration\n'
+    'from ipo_md import judges\n'
+    "JUDGES = {'mine': @judges.LearnedJudge()}\n"
+    'judges.LearnedJudge.judge = @judges.likelihood\n'
+  )
+  args = [
+    '--gin_file=gin/runs/side_by_side.gin',
+    *(f'--gin_file={file}' for file in (*FILES[1:], overlay)),
+    "--gin.POLICIES={'a': '/no/a', 'b': '/no/b'}",
+    '--gin.REFERENCE_CHECKPOINT_PATH=/no/a',
+    f'--gin.MODEL_DIR={tmp_path / "run"}',
+  ]
+  err = error_of(call, args, capsys)
+  assert re.search('LearnedJudge.* missing .*batch_size.*Bind them', err), err

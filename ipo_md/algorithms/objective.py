@@ -39,7 +39,12 @@ class Feedback:
   truncation_reward: float | None = None
 
   def check(self, loss: Loss) -> None:
-    """Raises a ValueError if a setting does not apply to the objective."""
+    """Raises a ValueError if JUDGE is none, or a setting does not apply."""
+    if not callable(self.judge):
+      raise ValueError(
+        f'JUDGE, a {type(self.judge).__name__}, cannot be called: it must be a '
+        'judge, such as @judges.likelihood.'
+      )
     kind = needs.of(loss).feedback
     if self.label is not None and kind != 'preference':
       raise ValueError(

@@ -157,7 +157,7 @@ def means(
       raise FloatingPointError(
         f'{values} at step {step}'
         + (f', the gradient of {in_a_row} updates in a row' if in_a_row else '')
-        + '. The checkpoints in MODEL_DIR are from before it; a lower '
+        + '. Any checkpoint in MODEL_DIR is from before it. A lower '
         'LEARNING_RATE is the usual remedy, MAX_SKIPPED skips such updates.'
       )
     if not in_a_row:

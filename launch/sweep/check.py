@@ -63,6 +63,14 @@ def _check_judge(judge: str) -> None:
     )
 
 
+def _accepts_changed_inputs() -> bool:
+  """Returns ACCEPT_CHANGED_INPUTS of the parsed configuration, if it has it."""
+  try:
+    return gin.query_parameter('ACCEPT_CHANGED_INPUTS/gin.macro.value')
+  except ValueError:  # a run without that option
+    return False
+
+
 def main() -> int:
   gin_config.add_root()
   seen = {}
@@ -73,7 +81,12 @@ def main() -> int:
       if run['judge']:
         _check_judge(run['judge'])
       if folder and (epath.Path(folder) / 'config.gin').exists():
-        model_dir.check(folder, gin.config_str(), inputs=identity.of_run())
+        model_dir.check(
+          folder,
+          gin.config_str(),
+          inputs=identity.of_run(),
+          accept_changed_inputs=_accepts_changed_inputs(),
+        )
     except (ValueError, OSError) as error:
       print(f'{name}: {error}')
       return 1

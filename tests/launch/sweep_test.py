@@ -14,6 +14,8 @@ import types
 import gin
 import pytest
 
+from ipo_md.core import identity
+from ipo_md.core import model_dir
 from launch.sweep import check as check_lib
 from launch.sweep import main
 from launch.sweep import read
@@ -360,3 +362,38 @@ def test_an_axis_is_checked_before_anything_starts(
   finally:
     gin.clear_config()
   assert not (tmp_path / 'out').exists()
+
+
+def test_changed_inputs_are_accepted_on_request(tmp_path, monkeypatch, capsys):
+  folder, rows = tmp_path / 'run', tmp_path / 'rows.jsonl'
+  rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+  arguments = [
+    '--gin_file=gin/runs/supervised.gin',
+    '--gin_file=gin/models/t5_tiny.gin',
+    '--gin_file=gin/tasks/preference_files.gin',
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}",
+    '--gin.TRAIN_STEPS=1',
+    '--gin.BATCH_SIZE=1',
+    f'--gin.TRAIN_FILE={rows}',
+    f'--gin.VALIDATION_FILE={rows}',
+    f'--gin.MODEL_DIR={folder}',
+  ]
+
+  def check(*more: str) -> int:
+    run = {'arguments': [*arguments, *more], 'axes': [], 'judge': None}
+    given = io.StringIO(json.dumps({'run': {**run, 'folder': str(folder)}}))
+    monkeypatch.setattr(sys, 'stdin', given)
+    return check_lib.main()
+
+  try:
+    check_lib.config_of(arguments, [])
+    config = gin.config_str()
+    model_dir.claim(str(folder), config, inputs=identity.of_run())
+    (folder / 'COMPLETED').write_text('1\n')
+    assert check() == 0
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "d"}\n')
+    assert check() == 1
+    assert 'holds results from other inputs' in capsys.readouterr().out
+    assert check('--gin.ACCEPT_CHANGED_INPUTS=True') == 0
+  finally:
+    gin.clear_config()
