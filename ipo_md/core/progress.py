@@ -4,17 +4,20 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
-import sys
 import time
 from typing import Any
 from typing import TypeVar
 
 import jax
+import rich.console
+import rich.live
+import rich.text
 
 from ipo_md.core import durations
 
 _LOG_SECONDS = 30  # between two lines of `progress` in a log file
 _TERMINAL_SECONDS = 0.2
+_CONSOLE = rich.console.Console(highlight=False)  # prints to sys.stdout
 
 _Item = TypeVar('_Item')
 
@@ -127,23 +130,30 @@ def progress(
 
 
 class _Line:
-  """A line of text that replaces the one before it on a terminal."""
+  """A line of text that replaces the one before it on a terminal.
+
+  What is printed in between appears above it.
+  """
 
   def __init__(self):
-    self.terminal = sys.stdout.isatty()
+    self.terminal = _CONSOLE.is_terminal
     self._silent = jax.process_index() != 0
-    self._width = 0
+    self._live = None
 
   def show(self, text: str) -> None:
     if self._silent:
       return
-    if self.terminal:
-      print(f'\r{text:{self._width}}', end='', flush=True)
-      self._width = len(text)
-    else:
+    if not self.terminal:
       print(text, flush=True)
+      return
+    if self._live is None:
+      self._live = rich.live.Live(console=_CONSOLE, auto_refresh=False)
+      self._live.start()
+      _CONSOLE.show_cursor(True)  # for a run that is killed
+    shown = rich.text.Text(text, no_wrap=True, overflow='ellipsis')
+    self._live.update(shown, refresh=True)
 
   def end(self) -> None:
-    if self._width:
-      print(flush=True)
-    self._width = 0
+    if self._live is not None:
+      self._live.stop()
+    self._live = None

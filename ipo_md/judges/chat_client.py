@@ -14,7 +14,6 @@ import concurrent.futures
 import hashlib
 import math
 import random
-import sys
 import threading
 import time
 from typing import Any
@@ -250,10 +249,8 @@ class _Notices:
         else f'in up to {attempts} attempts (ATTEMPTS)'
       )
       asked = ' as the server asks' if error.delay else ''
-      # A progress bar may stand on the line.
-      start = '\n' if sys.stdout.isatty() else ''
       print(
-        f'{start}{self._model}: {self._failures:,} {many} failed so far; waits '
+        f'{self._model}: {self._failures:,} {many} failed so far; waits '
         f'{wait:.1f} s{asked} and tries again, {until}. The last failure: '
         f'{error}',
         flush=True,

@@ -1,9 +1,11 @@
 import glob
 import io
 import json
+import re
 
 import jax
 import pytest
+import rich.console
 
 from ipo_md.core import metrics
 from ipo_md.core import progress
@@ -103,14 +105,23 @@ def test_progress_line_in_a_log(clock, capsys):
 def test_progress_line_on_a_terminal(clock, monkeypatch):
   terminal = Terminal()
   monkeypatch.setattr('sys.stdout', terminal)
+  monkeypatch.setenv('TERM', 'xterm')
+  monkeypatch.setattr(progress, '_CONSOLE', rich.console.Console())
   line = progress.ProgressLine(2)
   clock.now = 1
   line.update(1, {'loss': 1000.0}, tokens=1)
+  print('a line')
   line.update(2, {'loss': 1.0}, tokens=1)
   line.close()
-  first, second = terminal.getvalue().split('\r')[1:]
-  assert second.endswith('\n')
-  assert len(second.rstrip('\n')) >= len(first)
+  shown = re.sub('\x1b\\[[0-9;?]*[A-Za-z]', '', terminal.getvalue())
+  printed, last = (text.split('\r') for text in shown.split('\n')[:2])
+  assert [text[:20] for text in printed] == ['step 1/2  loss 1000.', 'a line']
+  assert [text[:20] for text in last] == [
+    'step 1/2  loss 1000.',
+    'step 2/2  loss 1.000',
+    'step 2/2  loss 1.000',
+  ]
+  assert terminal.getvalue().endswith('\n\x1b[?25h')  # the cursor is there
 
 
 def test_progress_of_a_phase(clock, capsys):
