@@ -20,6 +20,6 @@ else
     echo "Checking types with pyright (about one minute) ..."
     pyright
   fi
-  echo "Running the tests (about half an hour on two cores the first time) ..."
+  echo "Running the tests (19 minutes on two cores, half an hour the first time) ..."
 fi
 python -m pytest --numprocesses 2 --dist worksteal "$@"
