@@ -54,7 +54,7 @@ side_by_side() {
     --gin.REFERENCE_CHECKPOINT_PATH="'$1/supervised'" \
     --gin.PREFERENCE_MODEL_CHECKPOINT_PATH="'$1/preference_model'" \
     --gin.REWARD_MODEL_CHECKPOINT_PATH="'$1/reward_model'" \
-    --gin.REWARD_HEAD=0 --gin.EVAL_EXAMPLES="$prompts" --gin.EVAL_BATCH_SIZE=64
+    --gin.EVAL_EXAMPLES="$prompts" --gin.EVAL_BATCH_SIZE=64
 }
 
 # policies DIR: runs the chain up to the online policies.

@@ -80,7 +80,7 @@ side_by_side() {
     --gin.POLICIES="{'supervised': '$out/supervised', 'offline_ipo': '$out/offline_ipo', 'ipo_md': '$out/ipo_md', 'control': '$out/control'}" \
     --gin.REFERENCE_CHECKPOINT_PATH="$out/supervised" \
     --gin.REWARD_MODEL_CHECKPOINT_PATH="$out/judge" \
-    --gin.REWARD_HEAD=0 --gin.EVAL_EXAMPLES="$prompts" --gin.EVAL_BATCH_SIZE=16 \
+    --gin.EVAL_EXAMPLES="$prompts" --gin.EVAL_BATCH_SIZE=16 \
     --gin.MAX_NEW_TOKENS=48
 }
 

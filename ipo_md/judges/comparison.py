@@ -69,6 +69,7 @@ def comparator_log_probs(
   runs_on='device',
   gives=('preference', 'matrix'),
   has_params=True,
+  reads_head=False,
   trained_on='answers',
 )
 def comparator(

@@ -34,6 +34,8 @@ class Declaration:
       rewards has a method `rewards` (see `judges.host`).
     has_params: Whether a device judge reads parameters, which its caller
       restores from a checkpoint. A host judge loads its own.
+    reads_head: Whether a device judge with parameters reads the additional head
+      of its network, which REWARD_HEAD sizes.
     trained_on: 'rewards' if `algorithms.reward_step` trains the judge on the
       rewards that it gives, 'answers' if `algorithms.comparator_step` trains it
       on its answer tokens, and None if no step trains it.
@@ -51,6 +53,7 @@ class Declaration:
   runs_on: Literal['device', 'host']
   gives: tuple[Feedback, ...] = ('preference',)
   has_params: bool = False
+  reads_head: bool = True
   trained_on: Literal['rewards', 'answers'] | None = None
   reads: Literal['tokens', 'texts'] = 'texts'
   checkpoint: Callable[[Any], str] | None = None
@@ -101,6 +104,7 @@ def declare(
   runs_on: Literal['device', 'host'],
   gives: tuple[Feedback, ...] = ('preference',),
   has_params: bool = False,
+  reads_head: bool = True,
   trained_on: Literal['rewards', 'answers'] | None = None,
   reads: Literal['tokens', 'texts'] = 'texts',
   checkpoint: Callable[[Any], str] | None = None,
@@ -115,6 +119,7 @@ def declare(
     runs_on: See `Declaration`, as for the other arguments.
     gives: Feedback of the judge.
     has_params: Whether a judge on the device reads parameters.
+    reads_head: Whether such a judge reads the additional head of its network.
     trained_on: What a step trains the judge on.
     reads: What a judge on the host reads.
     checkpoint: Checkpoint of a judge on the host.
@@ -127,6 +132,7 @@ def declare(
     runs_on=runs_on,
     gives=gives,
     has_params=has_params,
+    reads_head=reads_head,
     trained_on=trained_on,
     reads=reads,
     checkpoint=checkpoint,

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import functools
 
 import jax
 from jax.experimental import multihost_utils
@@ -80,7 +81,8 @@ class LearnedJudge:
 
   Args:
     judge: The judge, with its network bound.
-    model: The network of the judge.
+    model: The network of the judge. Its additional head is left out if the
+      judge does not read it.
     checkpoint_path: Path of the judge's parameters.
     batch_size: Number of prompts that are judged at a time.
     label: Text shown by the progress bar. None shows none, for a judge that is
@@ -97,6 +99,9 @@ class LearnedJudge:
     label: str | None = 'judging',
   ):
     self._gives = declaration.found(judge)
+    if self._gives is not None and not self._gives.reads_head:
+      model = model.without_reward_head()
+      judge = functools.partial(judge, model=model)
     self._judge = jax.jit(judge)
     self._model = model
     self.checkpoint_path = checkpoint_path

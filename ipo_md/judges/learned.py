@@ -163,6 +163,7 @@ def _heads(
   runs_on='device',
   gives=('preference', 'rewards'),
   has_params=True,
+  reads_head=False,
   trained_on='rewards',
 )
 def likelihood(

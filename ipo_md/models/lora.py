@@ -114,12 +114,14 @@ class Lora(model_lib.Model):
     return self._base
 
   def in_dtype(self, dtype: str) -> 'Lora':
-    return Lora(
-      self._base.in_dtype(dtype),
-      rank=self.rank,
-      alpha=self.alpha,
-      targets=self.targets,
-    )
+    return self._on(self._base.in_dtype(dtype))
+
+  def without_reward_head(self) -> 'Lora':
+    return self._on(self._base.without_reward_head())
+
+  def _on(self, base: model_lib.Model) -> 'Lora':
+    """Returns the same adapters on another model."""
+    return Lora(base, rank=self.rank, alpha=self.alpha, targets=self.targets)
 
   @property
   def config(self) -> Any:

@@ -84,6 +84,15 @@ class Model:
       log_ratio_dtype=self.log_ratio_dtype,
     )
 
+  def without_reward_head(self) -> 'Model':
+    """Returns the model without its additional head."""
+    if not self.config.reward_head:
+      return self
+    return Model(
+      functools.partial(self._network, reward_head=0),
+      log_ratio_dtype=self.log_ratio_dtype,
+    )
+
   @property
   def base(self) -> 'Model':
     """The model of the reference, whose parameters are complete."""

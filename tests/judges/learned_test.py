@@ -13,6 +13,7 @@ from ipo_md.core import types
 from ipo_md.data import dataset as dataset_lib
 from ipo_md.data import prompt_format
 from ipo_md.judges import comparison
+from ipo_md.judges import host
 from ipo_md.judges import learned
 from ipo_md.judges import template as template_lib
 from ipo_md.models import model as model_lib
@@ -350,3 +351,16 @@ def test_indifferent_prefers_nothing():
 def test_invalid_prompts_and_completions_raise(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+@pytest.mark.parametrize('reads_head', [False, True])
+def test_a_judge_on_the_host_has_the_head_that_it_reads(reads_head):
+  bound = with_head(1)
+  judge = learned.reward_model if reads_head else learned.likelihood
+  on_host = host.LearnedJudge(
+    judge=functools.partial(judge, model=bound),
+    model=bound,
+    checkpoint_path='/judge',
+    batch_size=2,
+  )
+  assert bool(on_host._model.config.reward_head) is reads_head
