@@ -10,6 +10,8 @@ import itertools
 
 import pytest
 
+from ipo_md.sampling import mixture
+from ipo_md.sampling import sequences
 from tests.gin_files import gin_resolve
 
 pytestmark = pytest.mark.slow
@@ -242,6 +244,13 @@ INCOMPATIBLE = [
     "ultrafeedback_prompts has no feature 'targets'.*MIXTURE_OR_TASK_NAME",
   ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_width(monkeypatch):
+  """Traces each step at one width; papers_test.py traces all of them."""
+  monkeypatch.setattr(sequences, 'LEAST_WIDTH', 2**20)
+  monkeypatch.setattr(mixture, 'MAX_CACHE_WIDTHS', 1)
 
 
 @pytest.mark.parametrize('choice', COVERING, ids=str)
