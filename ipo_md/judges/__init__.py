@@ -1,16 +1,17 @@
 """Judges of completions, on the device or on the host.
 
 A `DeviceJudge` is part of the train step: `reward_model`, `likelihood`,
-`comparator`, `preference_representation` and `indifferent`. A `HostJudge`
-judges samples between steps or after training: `TextJudge`, `LearnedJudge`,
-`TextRewardModel`, `RewardFunction`, `PreferenceFunction`, `WeightedRewards`,
-`HttpJudge` and `CachedJudge`. Each declares which of the two it is
-(`declaration_of`).
+`pairwise_likelihood`, `comparator`, `preference_representation` and
+`indifferent`. A `HostJudge` judges samples between steps or after training:
+`TextJudge`, `LearnedJudge`, `TextRewardModel`, `RewardFunction`,
+`PreferenceFunction`, `WeightedRewards`, `HttpJudge` and `CachedJudge`. Each
+declares which of the two it is (`declaration_of`).
 """
 
 from ipo_md.judges.chat_client import Endpoint
 from ipo_md.judges.comparison import comparator
 from ipo_md.judges.comparison import comparator_log_probs
+from ipo_md.judges.comparison import pairwise_likelihood
 from ipo_md.judges.declaration import Declaration
 from ipo_md.judges.declaration import check_params
 from ipo_md.judges.declaration import checkpoint_paths
@@ -74,6 +75,7 @@ __all__ = [
   'indifferent',
   'likelihood',
   'mean_over_orders',
+  'pairwise_likelihood',
   'preference',
   'preference_representation',
   'reads_tokens',

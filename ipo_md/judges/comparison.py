@@ -1,4 +1,10 @@
-"""The judge that reads two completions at once and names the better one."""
+"""Judges that read two completions at once.
+
+`comparator` names the better one, and `pairwise_likelihood` gives the
+likelihood of each beside the other.
+"""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -114,4 +120,79 @@ def comparator(
     completion_mask=jnp.ones((p.shape[0], 2), bool),
     preference=(p[:, 0] + 1 - p[:, 1]) / 2,
     matrix=matrix.reshape(-1, 2, 2),
+  )
+
+
+@declaration.declare(
+  runs_on='device',
+  gives=('preference', 'rewards', 'matrix'),
+  has_params=True,
+  reads_head=False,
+  trained_on='rewards',
+)
+def pairwise_likelihood(
+  params: types.Params,
+  completions: types.Completions,
+  *,
+  model: models.Model,
+  template: template_lib.Template,
+  rng: jax.Array | None = None,
+) -> types.Labelled:
+  """Compares the log-likelihoods of two completions, each beside the other.
+
+    s_ik = log p(y_i | x, y_k) - log p(y_k | x, y_i)
+    P(y_i > y_k | x) = sigmoid(s_ik),   r_i = mean over k of s_ik
+
+  s is skew-symmetric, so swapping a pair gives exactly 1 - P, and preferences
+  may be cyclic, which no reward can express. A language model that does not
+  look at the other completion is `likelihood`. Like that judge, this one
+  starts from the supervised policy. For K = 2, r_1 - r_2 = s_12, so
+  `algorithms.reward_step` trains it by the likelihood of preferences. For
+  larger K, r_i is the mean score against the other samples. Each of the
+  K (K - 1) ordered pairs is read once.
+
+  Args:
+    params: Parameters of `model`.
+    completions: K >= 2 completions of each of B prompts.
+    model: A language model.
+    template: The template that joins the prompt, as `text`, with the other
+      completion, as `first`.
+    rng: Key for dropout, consumed. None disables dropout.
+
+  Returns:
+    Matrix [B, K, K], rewards [B, K] in nats, and the preference [B] if K = 2.
+
+  Raises:
+    ValueError: K is 1.
+  """
+  tokens = completions.completions
+  b, k, t = tokens.ids.shape
+  if k < 2:
+    raise ValueError(
+      'A pairwise likelihood compares the K completions of a prompt, and K is '
+      '1: MIXTURE_COEFS has one entry for each of them.'
+    )
+  ones, others = map(
+    list, zip(*itertools.permutations(range(k), 2), strict=True)
+  )
+  n = len(ones)
+  pick = lambda which: jax.tree.map(
+    lambda x: x[:, jnp.array(which)].reshape(b * n, t), tokens
+  )
+  text = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), completions.prompts)
+  given = types.Completions(
+    prompts=template.join(text=text, first=pick(others)),
+    completions=jax.tree.map(lambda x: x[:, None], pick(ones)),
+  )
+  log_probs, _ = sampling.log_probs(model, params, given, rng=rng)
+  found = jnp.sum(log_probs, axis=-1).reshape(b, n)
+  beside = jnp.zeros((b, k, k)).at[:, ones, others].set(found)
+  scores = beside - jnp.swapaxes(beside, 1, 2)
+  matrix = jax.nn.sigmoid(scores)
+  return types.Labelled(
+    completions=completions,
+    completion_mask=jnp.ones((b, k), bool),
+    preference=matrix[:, 0, 1] if k == 2 else None,
+    rewards=jnp.mean(scores, axis=-1),
+    matrix=matrix,
   )

@@ -162,6 +162,7 @@ INCOMPATIBLE = [
       ('comparator', 'comparator_step'),
       ('reward_model', 'reward_step'),
       ('likelihood', 'reward_step'),
+      ('pairwise_likelihood', 'reward_step'),
       ('preference_representation', 'reward_step'),
     )
   ),
@@ -200,9 +201,12 @@ INCOMPATIBLE = [
     )
     for algorithm in ('rl', 'nash_md', 'nash_ema')
   ),
-  (
-    Choice('online', 't5_tiny', 'mini_tldr', 'preference_representation', 'rl'),
-    'compares the K completions of a prompt, and K is 1: MIXTURE_COEFS',
+  *(
+    (
+      Choice('online', 't5_tiny', 'mini_tldr', judge, 'rl'),
+      'compares the K completions of a prompt, and K is 1: MIXTURE_COEFS',
+    )
+    for judge in ('preference_representation', 'pairwise_likelihood')
   ),
   *(
     (

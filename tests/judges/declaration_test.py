@@ -23,6 +23,7 @@ DEVICE_JUDGES = {
   'comparator': judges.comparator,
   'indifferent': judges.indifferent,
   'likelihood': judges.likelihood,
+  'pairwise_likelihood': judges.pairwise_likelihood,
   'preference_representation': judges.preference_representation,
   'reward_model': judges.reward_model,
 }
@@ -68,6 +69,14 @@ def bound(name: str) -> tuple[judges.DeviceJudge, types.Params | None]:
       prompt_format=prompt_format.PromptFormat(suffix=(1,)),
     )
     judge = functools.partial(judge, template=template, answers=('1', '2'))
+  if name == 'pairwise_likelihood':
+    template = judges.Template(
+      vocabulary=VOCABULARY,
+      prompt='{text} summary {first}',
+      length=64,
+      prompt_format=prompt_format.PromptFormat(suffix=(1,)),
+    )
+    judge = functools.partial(judge, template=template)
   return judge, model.abstract_params
 
 
@@ -98,6 +107,7 @@ def test_what_device_judges_are_trained_on():
     'comparator': 'answers',
     'indifferent': None,
     'likelihood': 'rewards',
+    'pairwise_likelihood': 'rewards',
     'preference_representation': 'rewards',
     'reward_model': 'rewards',
   }
