@@ -12,7 +12,7 @@
 # template.
 #
 # SEED=0       drives data order and samples.
-# SMOKE=full   makes 60 to 100 updates in each stage.
+# SMOKE=full   makes 48 to 80 updates in each stage.
 # SMOKE=quick  makes one or two updates in each stage, and the report.
 #
 # Repeat the command with the same DIR to resume. Ctrl-C saves first.
@@ -23,10 +23,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/stages.sh" "${1:-out_smollm2}"
 start=$out/SmolLM2-135M-Instruct
 model=(
   --gin_file=gin/models/from_checkpoint.gin
-  --gin.TASK_FEATURE_LENGTHS="{'inputs': 128, 'targets': 48}"
+  --gin.SCAN_LAYERS=True # compiles one layer instead of 30
+  --gin.TASK_FEATURE_LENGTHS="{'inputs': 120, 'targets': 48}"
 )
 case $SMOKE in
-  full) sft=100 judge=80 policy=60 prompts=128 evaluated=16 ;;
+  full) sft=80 judge=60 policy=48 prompts=128 evaluated=16 ;;
   quick) sft=2 judge=1 policy=1 prompts=8 evaluated=8 ;;
 esac
 
@@ -56,8 +57,9 @@ train() {
     --gin.BATCH_SIZE=4 --gin.KEEP_CHECKPOINTS=1
 }
 
+# Runs alone, on all cores.
 supervised() {
-  train supervised supervised "$sft" --gin.INITIAL_CHECKPOINT_PATH="$start" \
+  XLA_FLAGS= train supervised supervised "$sft" --gin.INITIAL_CHECKPOINT_PATH="$start" \
     --gin.LEARNING_RATE=1e-4
 }
 
@@ -66,17 +68,18 @@ judge() {
     --gin.INITIAL_CHECKPOINT_PATH="$out/supervised" --gin.LEARNING_RATE=5e-5
 }
 
-# policy NAME RUN_FILE ALGORITHM JUDGE CHECKPOINT: trains a policy, online or
-# offline, with a judge and its checkpoint.
+# policy NAME RUN_FILE ALGORITHM JUDGE CHECKPOINT: trains adapters (LoRA) of the
+# supervised policy, online or offline, with a judge and its checkpoint.
 policy() {
   train "$1" "$2" "$policy" --gin_file="gin/algorithms/$3.gin" \
-    --gin_file="gin/judges/$4.gin" --gin.JUDGE_CHECKPOINT_PATH="$5" \
-    --gin.INITIAL_CHECKPOINT_PATH="$out/supervised" --gin.LEARNING_RATE=5e-5 \
+    --gin_file="gin/judges/$4.gin" --gin_file=gin/lora.gin \
+    --gin.JUDGE_CHECKPOINT_PATH="$5" \
+    --gin.INITIAL_CHECKPOINT_PATH="$out/supervised" --gin.LEARNING_RATE=1e-3 \
     --gin.MAX_NEW_TOKENS=48 --gin.TAU=0.03
 }
 
 side_by_side() {
-  stage "$out" report side_by_side_truth \
+  XLA_FLAGS= stage "$out" report side_by_side_truth \
     --gin.POLICIES="{'supervised': '$out/supervised', 'offline_ipo': '$out/offline_ipo', 'ipo_md': '$out/ipo_md', 'control': '$out/control'}" \
     --gin.REFERENCE_CHECKPOINT_PATH="$out/supervised" \
     --gin.REWARD_MODEL_CHECKPOINT_PATH="$out/judge" \

@@ -23,8 +23,6 @@ esac
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS='--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
 export OMP_NUM_THREADS=1
-# So few steps take less time than compiling an optimised program.
-[ "$SMOKE" = quick ] && XLA_FLAGS+=' --xla_backend_optimization_level=0'
 
 say() { printf '%s\n' "$*"; }
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from typing import Any
 
 from etils import epath
+import numpy as np
 import seqio
 import tensorflow as tf
 import tokenizers
@@ -164,17 +166,20 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     """Encodes a string to [*] ids, or [n] strings to ragged [n, *] ids."""
+
+    def encode(texts):
+      rows = [self._encode(t.decode()) for t in np.ravel(texts)]
+      ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
+      return ids, np.array([len(row) for row in rows], np.int64)
+
+    ids, lengths = tf.numpy_function(
+      encode, [s], (tf.int32, tf.int64), stateful=False
+    )
+    ids = tf.ensure_shape(ids, [None])
     if s.shape.rank == 0:
-      ids = tf.py_function(
-        lambda text: tf.constant(self._encode(text.numpy().decode()), tf.int32),
-        [s],
-        tf.int32,
-      )
-      return tf.ensure_shape(ids, [None])
-    return tf.map_fn(
-      self._encode_tf,
-      s,
-      fn_output_signature=tf.RaggedTensorSpec([None], tf.int32, 0),
+      return ids
+    return tf.RaggedTensor.from_row_lengths(
+      ids, tf.ensure_shape(lengths, s.shape)
     )
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
