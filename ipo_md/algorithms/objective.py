@@ -167,7 +167,8 @@ def policy_loss(
     The loss with the model's auxiliary loss, and metrics (means over prompts,
     real completions or tokens, as `averages` keeps them): loss, tokens,
     log_ratio (log_prob if the objective is reference-free), preference or
-    rewards, chosen_log_prob and rejected_log_prob, sampling_error.
+    rewards, chosen_log_prob, rejected_log_prob and ranking_accuracy,
+    sampling_error.
   """
   needed = needs.of(loss)
   feedback = require(labelled, needed.feedback, f'LOSS = {needs.name(loss)}')
@@ -217,13 +218,19 @@ def _chosen_and_rejected(
   NCA does not (https://arxiv.org/abs/2402.05369). Of rewards the highest and
   the lowest are compared. A tie counts as the mean of both completions.
 
+    ranking_accuracy = P(log pi(y_w | x) > log pi(y_l | x)), a tie counts 1/2
+
+  of the better and the worse completion, y_w and y_l, is the ranking accuracy
+  of https://arxiv.org/abs/2405.19534, which has pairs without ties.
+
   Args:
     log_prob: [B, K] log-probabilities by the policy, nats.
     feedback: Preferences [B] or rewards [B, K].
     real: [B, K] whether a completion exists.
 
   Returns:
-    chosen_log_prob and rejected_log_prob, means over prompts; nothing if K = 1.
+    chosen_log_prob, rejected_log_prob and ranking_accuracy, means over prompts;
+    nothing if K = 1.
   """
   if log_prob.shape[-1] < 2:
     return {}
@@ -237,9 +244,12 @@ def _chosen_and_rejected(
     chosen, rejected = (
       jax.nn.one_hot(k, log_prob.shape[-1]) for k in (best, worst)
     )
+  better = jnp.sum(chosen * log_prob, axis=-1)
+  worse = jnp.sum(rejected * log_prob, axis=-1)
   return {
-    'chosen_log_prob': averages.mean(jnp.sum(chosen * log_prob, axis=-1)),
-    'rejected_log_prob': averages.mean(jnp.sum(rejected * log_prob, axis=-1)),
+    'chosen_log_prob': averages.mean(better),
+    'rejected_log_prob': averages.mean(worse),
+    'ranking_accuracy': averages.mean((jnp.sign(better - worse) + 1) / 2),
   }
 
 

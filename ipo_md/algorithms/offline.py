@@ -41,7 +41,7 @@ def offline_step(
 
   Returns:
     The next state, and metrics: loss, log_ratio, preference or rewards,
-    chosen_log_prob and rejected_log_prob.
+    chosen_log_prob, rejected_log_prob and ranking_accuracy.
 
   Raises:
     ValueError: The objective needs samples of the policy, or a reference that

@@ -195,6 +195,9 @@ def test_likelihood_of_chosen_and_rejected(kind):
   np.testing.assert_allclose(
     float(metrics['rejected_log_prob']), rejected.mean(), 1e-5
   )
+  ranked = (np.sign(chosen - rejected) + 1) / 2
+  assert 0 < ranked.mean() < 1
+  np.testing.assert_allclose(float(metrics['ranking_accuracy']), ranked.mean())
 
 
 def test_precomputed_reference_log_probs_replace_the_reference():

@@ -164,6 +164,32 @@ def test_side_by_side_of_the_embedded_task(run):
   )
 
 
+def test_the_report_reads_the_parameters_that_judge_runs_write():
+  """Some judges are trained without the additional head."""
+  report = gin_resolve.resolve(
+    Choice('side_by_side_mini_tldr', 't5_tiny', 'mini_tldr'),
+    [
+      "MODEL_DIR = '/report'",
+      "POLICIES = {'supervised': '/supervised', 'ipo': '/ipo'}",
+      "REFERENCE_CHECKPOINT_PATH = '/supervised'",
+      "PREFERENCE_MODEL_CHECKPOINT_PATH = '/comparator'",
+      "REWARD_MODEL_CHECKPOINT_PATH = '/likelihood'",
+    ],
+  )
+  for name, judge in (
+    ('preference_model', 'comparator'),
+    ('reward_model', 'likelihood'),
+  ):
+    gin.clear_config()
+    trained = gin_resolve.resolve(
+      Choice('judge', 't5_tiny', 'mini_tldr', judge)
+    )
+    shapes = lambda model: jax.tree.map(
+      lambda x: x.shape, model.abstract_params
+    )
+    assert shapes(report['judges'][name]._model) == shapes(trained['model'])
+
+
 @pytest.mark.parametrize('judge', gin_resolve.files('judges'))
 def test_judge_accuracy_traces(judge):
   choice = Choice('judge_accuracy', 't5_1_1_large', 'tldr', judge)
