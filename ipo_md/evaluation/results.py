@@ -14,6 +14,7 @@ import numpy as np
 from ipo_md import judges
 from ipo_md.evaluation import diagnostics
 from ipo_md.evaluation import statistics
+from ipo_md.evaluation import transitivity
 
 _DECIMALS = 6
 
@@ -108,6 +109,7 @@ def found(
     **measures(policies, comparison.scores),
     **diagnostics.distinct(comparison.texts),
     **diagnostics.reliability(comparison.preference, comparison.judged),
+    **transitivity.table(comparison.pairs, comparison.preference),
     'nash_averaging': diagnostics.nash_averaging(
       policies, compared['win_rate']
     ),
