@@ -168,7 +168,8 @@ class TokenizerVocabulary(seqio.Vocabulary):
     """Encodes a string to [*] ids, or [n] strings to ragged [n, *] ids."""
 
     def encode(texts):
-      rows = [self._encode(t.decode()) for t in np.ravel(texts)]
+      texts = np.ravel(np.asarray(texts, object))
+      rows = [self._encode(text.decode()) for text in texts]
       ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
       return ids, np.array([len(row) for row in rows], np.int64)
 

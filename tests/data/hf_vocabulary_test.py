@@ -67,6 +67,10 @@ def test_tensorflow_agrees(vocabulary):
   assert [row.tolist() for row in rows] == [
     list(vocabulary.encode(text)) for text in TEXTS
   ]
+  for text in ('', '\0', 'a\0'):  # NumPy drops a NUL at the end of bytes
+    found = vocabulary.encode_tf(tf.constant(text)).numpy().tolist()
+    assert found == list(vocabulary.encode(text))
+  assert vocabulary.encode_tf(tf.constant([], tf.string)).to_list() == []
   batch = vocabulary.encode_tf(tf.constant(TEXTS[:2]))
   assert batch.to_list() == [row.tolist() for row in rows[:2]]
   text = vocabulary.decode_tf(tf.constant(rows[0]))
