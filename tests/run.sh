@@ -20,7 +20,6 @@ else
     echo "Checking types with pyright (about one minute) ..."
     pyright
   fi
-  echo "Running the tests (15 minutes on two cores, half an hour the first time) ..."
+  echo "Running the tests (under 19 minutes on two cores, half an hour the first time) ..."
 fi
-# Three, since many tests wait for processes that they start.
-python -m pytest --numprocesses 3 --dist worksteal "$@"
+python -m pytest --numprocesses 2 --dist worksteal "$@"
