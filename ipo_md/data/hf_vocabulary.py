@@ -179,9 +179,8 @@ class TokenizerVocabulary(seqio.Vocabulary):
     ids = tf.ensure_shape(ids, [None])
     if s.shape.rank == 0:
       return ids
-    return tf.RaggedTensor.from_row_lengths(
-      ids, tf.ensure_shape(lengths, s.shape)
-    )
+    from_lengths = tf.RaggedTensor.from_row_lengths  # pyright: ignore[reportAttributeAccessIssue]  # generated
+    return from_lengths(ids, tf.ensure_shape(lengths, s.shape))
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
     """Decodes [T] ids to a string."""
