@@ -57,10 +57,11 @@ train() {
     --gin.BATCH_SIZE=4 --gin.KEEP_CHECKPOINTS=1
 }
 
-# Runs alone, on all cores.
+# Like the report, it runs alone and on all cores, whose number decides how sums
+# are rounded.
 supervised() {
-  XLA_FLAGS= train supervised supervised "$sft" --gin.INITIAL_CHECKPOINT_PATH="$start" \
-    --gin.LEARNING_RATE=1e-4
+  XLA_FLAGS= train supervised supervised "$sft" \
+    --gin.INITIAL_CHECKPOINT_PATH="$start" --gin.LEARNING_RATE=1e-4
 }
 
 judge() {

@@ -70,7 +70,8 @@ def bradley_terry_kl(
     min over r of mean over pairs of KL(P_ik || sigmoid(r_i - r_k)), in nats
 
   with rewards r of their own for each prompt. It is 0 for preferences that a
-  reward explains and log 2 for a certain cycle of three completions.
+  reward explains and log 2 for a certain cycle of three completions. Rewards
+  stay within 30 nats, so a certain order of 12 completions is 7e-4 away.
 
   Args:
     judged_pairs: J pairs (i, k), i < k, of M completions of a prompt.
@@ -102,7 +103,7 @@ def bradley_terry_kl(
     jac=True,
     method='L-BFGS-B',
     bounds=[(-30, 30)] * (len(p) * count),
-    options={'maxiter': 2000, 'maxfun': 4000, 'ftol': 1e-15, 'gtol': 1e-12},
+    options={'ftol': 1e-10, 'gtol': 1e-12},
   )
   entropy = special.entr(p) + special.entr(1 - p)
   return max(0.0, float(best.fun - entropy.mean()))

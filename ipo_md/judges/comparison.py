@@ -13,6 +13,7 @@ from ipo_md import models
 from ipo_md import sampling
 from ipo_md.core import types
 from ipo_md.judges import declaration
+from ipo_md.judges import learned
 from ipo_md.judges import template as template_lib
 
 
@@ -165,13 +166,9 @@ def pairwise_likelihood(
   Raises:
     ValueError: K is 1.
   """
+  learned.check_several(completions, 'A pairwise likelihood')
   tokens = completions.completions
   b, k, t = tokens.ids.shape
-  if k < 2:
-    raise ValueError(
-      'A pairwise likelihood compares the K completions of a prompt, and K is '
-      '1: MIXTURE_COEFS has one entry for each of them.'
-    )
   ones, others = map(
     list, zip(*itertools.permutations(range(k), 2), strict=True)
   )
@@ -187,12 +184,4 @@ def pairwise_likelihood(
   log_probs, _ = sampling.log_probs(model, params, given, rng=rng)
   found = jnp.sum(log_probs, axis=-1).reshape(b, n)
   beside = jnp.zeros((b, k, k)).at[:, ones, others].set(found)
-  scores = beside - jnp.swapaxes(beside, 1, 2)
-  matrix = jax.nn.sigmoid(scores)
-  return types.Labelled(
-    completions=completions,
-    completion_mask=jnp.ones((b, k), bool),
-    preference=matrix[:, 0, 1] if k == 2 else None,
-    rewards=jnp.mean(scores, axis=-1),
-    matrix=matrix,
-  )
+  return learned.from_scores(completions, beside - jnp.swapaxes(beside, 1, 2))

@@ -125,11 +125,7 @@ def preference_representation(
   Raises:
     ValueError: The head has an odd number of outputs, or K is 1.
   """
-  if completions.completions.ids.shape[1] < 2:
-    raise ValueError(
-      'A preference representation compares the K completions of a prompt, '
-      'and K is 1: MIXTURE_COEFS has one entry for each of them.'
-    )
+  check_several(completions, 'A preference representation')
   v = _heads(params, completions, model, rng)
   if v.shape[-1] % 2:
     raise ValueError(
@@ -139,9 +135,7 @@ def preference_representation(
   a, b = jnp.split(v, 2, axis=-1)
   # A TPU would round the operands of a matmul to bfloat16.
   product = jnp.sum(a[:, :, None] * b[:, None], axis=-1)
-  scores = product - jnp.swapaxes(product, 1, 2)
-  judged = _from_rewards(completions, jnp.mean(scores, axis=-1))
-  return judged.replace(matrix=jax.nn.sigmoid(scores))
+  return from_scores(completions, product - jnp.swapaxes(product, 1, 2))
 
 
 def _heads(
@@ -194,6 +188,35 @@ def likelihood(
   """
   log_probs, _ = sampling.log_probs(model, params, completions, rng=rng)
   return _from_rewards(completions, jnp.sum(log_probs, axis=-1))
+
+
+def check_several(completions: types.Completions, who: str) -> None:
+  """Raises a ValueError if a judge of pairs has nothing to compare.
+
+  Args:
+    completions: K completions of each of B prompts.
+    who: The judge, for the message.
+  """
+  if completions.completions.ids.shape[1] < 2:
+    raise ValueError(
+      f'{who} compares the K completions of a prompt, and K is 1: '
+      'MIXTURE_COEFS has one entry for each of them.'
+    )
+
+
+def from_scores(
+  completions: types.Completions, scores: jax.Array
+) -> types.Labelled:
+  """Returns the feedback of a judge of pairs.
+
+    P(y_i > y_k | x) = sigmoid(s_ik),   r_i = mean over k of s_ik
+
+  Args:
+    completions: K completions of each of B prompts.
+    scores: [B, K, K] skew-symmetric scores, in nats.
+  """
+  judged = _from_rewards(completions, jnp.mean(scores, axis=-1))
+  return judged.replace(matrix=jax.nn.sigmoid(scores))
 
 
 def _from_rewards(

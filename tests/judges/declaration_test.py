@@ -10,15 +10,11 @@ import pytest
 
 from ipo_md import judges
 from ipo_md.core import types
-from ipo_md.data import prompt_format
 from ipo_md.evaluation import task_metrics
 from ipo_md.games import game
 from ipo_md.judges import declaration
-from ipo_md.models import model as model_lib
-from ipo_md.models import t5
-from tasks.mini_tldr import tasks
+from tests.judges import small_judges
 
-VOCABULARY = tasks.VOCABULARY
 DEVICE_JUDGES = {
   'comparator': judges.comparator,
   'indifferent': judges.indifferent,
@@ -44,38 +40,15 @@ def bound(name: str) -> tuple[judges.DeviceJudge, types.Params | None]:
   judge = DEVICE_JUDGES[name]
   if not judges.declaration_of(judge).has_params:
     return judge, None
-  model = model_lib.Model(
-    functools.partial(
-      t5.T5,
-      vocab_size=320,
-      emb_dim=16,
-      num_heads=2,
-      head_dim=8,
-      num_encoder_layers=1,
-      num_decoder_layers=1,
-      mlp_dim=16,
-      mlp_activations=('gelu', 'linear'),
-      logits_via_embedding=False,
-      dropout_rate=0.0,
-      reward_head=2 if name == 'preference_representation' else 1,
-    )
+  model = small_judges.with_head(
+    2 if name == 'preference_representation' else 1
   )
   judge = functools.partial(judge, model=model)
   if name == 'comparator':
-    template = judges.Template(
-      vocabulary=VOCABULARY,
-      prompt='{text} summary 1 {first} summary 2 {second} better',
-      length=64,
-      prompt_format=prompt_format.PromptFormat(suffix=(1,)),
-    )
+    template = small_judges.template(64)
     judge = functools.partial(judge, template=template, answers=('1', '2'))
   if name == 'pairwise_likelihood':
-    template = judges.Template(
-      vocabulary=VOCABULARY,
-      prompt='{text} summary {first}',
-      length=64,
-      prompt_format=prompt_format.PromptFormat(suffix=(1,)),
-    )
+    template = small_judges.template(64, '{text} summary {first}')
     judge = functools.partial(judge, template=template)
   return judge, model.abstract_params
 

@@ -14,7 +14,6 @@ from ipo_md.judges import comparison
 from ipo_md.judges import host
 from ipo_md.judges import learned
 from ipo_md.judges import template as template_lib
-from ipo_md.models import model as model_lib
 from ipo_md.sampling import sequences
 from tests.judges import small_judges
 
@@ -24,6 +23,7 @@ VOCABULARY, EOS = small_judges.VOCABULARY, small_judges.EOS
 MODEL, PARAMS = small_judges.MODEL, small_judges.PARAMS
 template, pairs = small_judges.template, small_judges.pairs
 swapped, game = small_judges.swapped, small_judges.game
+with_head = small_judges.with_head
 
 comparator = jax.jit(
   functools.partial(
@@ -163,10 +163,6 @@ def test_likelihood_is_the_summed_log_probability():
   judge = jax.jit(functools.partial(learned.likelihood, model=MODEL))
   rewards = judge(PARAMS, completions).rewards
   np.testing.assert_allclose(rewards, log_probs.sum(-1), rtol=1e-6)
-
-
-def with_head(outputs: int) -> model_lib.Model:
-  return model_lib.Model(functools.partial(MODEL._network, reward_head=outputs))
 
 
 @pytest.mark.parametrize('kind', ['preference_representation', 'reward_model'])

@@ -37,6 +37,11 @@ MODEL = model_lib.Model(
 PARAMS = MODEL.init(jax.random.key(0))
 
 
+def with_head(outputs: int) -> model_lib.Model:
+  """Returns the network with a head of so many outputs."""
+  return model_lib.Model(functools.partial(MODEL._network, reward_head=outputs))
+
+
 def template(length: int = 144, prompt: str = PROMPT) -> template_lib.Template:
   return template_lib.Template(
     vocabulary=VOCABULARY,
