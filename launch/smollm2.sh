@@ -24,7 +24,7 @@ start=$out/SmolLM2-135M-Instruct
 model=(
   --gin_file=gin/models/from_checkpoint.gin
   --gin.SCAN_LAYERS=True # compiles one layer instead of 30
-  --gin.TASK_FEATURE_LENGTHS="{'inputs': 120, 'targets': 48}"
+  --gin.TASK_FEATURE_LENGTHS="{'inputs': 116, 'targets': 48}"
 )
 case $SMOKE in
   full) sft=80 judge=60 policy=48 prompts=128 evaluated=16 ;;
@@ -54,7 +54,8 @@ train() {
     --gin.CHECKPOINT_PERIOD=$(((steps + 1) / 2)) \
     --gin.EVAL_PERIOD="$steps" --gin.LOG_PERIOD=$(((steps + 7) / 8)) \
     --gin.EVAL_EXAMPLES=$evaluated --gin.EVAL_BATCH_SIZE=8 \
-    --gin.BATCH_SIZE=4 --gin.KEEP_CHECKPOINTS=1
+    --gin.BATCH_SIZE=4 --gin.KEEP_CHECKPOINTS=1 \
+    --gin.TRAIN_SPLIT='train[:4096]' --gin.EVAL_SPLIT='validation[:512]'
 }
 
 # Like the report, it runs alone and on all cores, whose number decides how sums
@@ -85,7 +86,7 @@ side_by_side() {
     --gin.REFERENCE_CHECKPOINT_PATH="$out/supervised" \
     --gin.REWARD_MODEL_CHECKPOINT_PATH="$out/judge" \
     --gin.EVAL_EXAMPLES="$prompts" --gin.EVAL_BATCH_SIZE=16 \
-    --gin.MAX_NEW_TOKENS=48
+    --gin.MAX_NEW_TOKENS=48 --gin.HELD_OUT_SPLIT='test[:512]'
 }
 
 chain() {

@@ -111,28 +111,25 @@ def _write_peft(
   base = traverse_util.flatten_dict(model.base.abstract_params, sep='/')
   source = hf_source.find(reference, 'REFERENCE_CHECKPOINT_PATH')
   kind = hf_source.model_type(source, model.config)
-  if hf_fused.is_fused(kind):
-    raise ValueError(
-      f"OUTPUT_FORMAT = 'peft' is not supported for {kind}, whose checkpoints "
-      "store several of the adapted kernels as one: use 'hf' for the merged "
-      'policy.'
-    )
   layout = hf.layout(model.config, base, kind)
-  places = {}
-  for path in base:
-    for letter in ('a', 'b') if f'{path}/a' in flat else ():
-      for piece in layout[path]:
-        module = piece.name.removesuffix('.weight')
-        name = f'base_model.model.{module}.lora_{letter.upper()}.weight'
-        places[name] = (f'{path}/{letter}', piece.index)
-  shapes = {
-    name: (flat[path].shape[len(index) :][::-1], np.dtype(np.float32))
-    for name, (path, index) in places.items()
+  pairs = {
+    piece.name.removesuffix('.weight'): tuple(
+      adapters.read(f'{path}/{letter}', piece.index).T for letter in 'ab'
+    )
+    for path in base
+    if f'{path}/a' in flat
+    for piece in layout[path]
+  }
+  stored, counts = hf_fused.joined_adapters(kind, model.config, pairs)
+  written = {
+    f'base_model.model.{module}.lora_{letter}.weight': array
+    for module, pair in stored.items()
+    for letter, array in zip('AB', pair, strict=True)
   }
   safetensors_io.write(
     directory,
-    shapes,
-    lambda name: adapters.read(*places[name]).T,
+    {name: (x.shape, np.dtype(np.float32)) for name, x in written.items()},
+    lambda name: written[name],
     file_name='adapter_model.safetensors',
   )
   config = {
@@ -144,7 +141,10 @@ def _write_peft(
     'r': model.rank,
     'lora_alpha': model.alpha,
     'lora_dropout': 0.0,
-    'target_modules': sorted({name.split('.')[-3] for name in places}),
+    'target_modules': sorted({name.rpartition('.')[2] for name in stored}),
+    # A module that holds the adapters of n kernels has n times the rank.
+    'rank_pattern': {name: n * model.rank for name, n in counts.items()},
+    'alpha_pattern': {name: n * model.alpha for name, n in counts.items()},
     'bias': 'none',
     'inference_mode': True,
   }

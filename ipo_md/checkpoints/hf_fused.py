@@ -20,6 +20,8 @@ _PARTS = {
   'gate_up_proj': ('gate_proj', 'up_proj'),
 }
 
+_WHOLE = {part: module for module, parts in _PARTS.items() for part in parts}
+
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # name -> shape, dtype
 
 
@@ -44,11 +46,7 @@ def split(
   """
   if not is_fused(kind):
     return stored
-  keys = config.num_kv_heads * config.head_dim
-  rows = {
-    'qkv_proj': (config.num_heads * config.head_dim, keys, keys),
-    'gate_up_proj': (config.mlp_dim, config.mlp_dim),
-  }
+  rows = _part_rows(config)
   found = {}
   for name, array in stored.items():
     module = _module(name)
@@ -80,12 +78,11 @@ def joined(
   """
   if not is_fused(kind):
     return shapes, read
-  whole = {part: module for module, parts in _PARTS.items() for part in parts}
   parts: dict[str, list[str]] = {}
   for name in shapes:
     module = _module(name)
     parts.setdefault(
-      name.replace(module, whole[module]) if module in whole else name, []
+      name.replace(module, _WHOLE[module]) if module in _WHOLE else name, []
     ).append(name)
   order = {part: i for names in _PARTS.values() for i, part in enumerate(names)}
   for names in parts.values():
@@ -105,6 +102,61 @@ def joined(
     for name, names in parts.items()
   }
   return fused, array
+
+
+def joined_adapters(
+  kind: str, config: Any, adapters: Mapping[str, tuple[Any, Any]]
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, int]]:
+  """Returns the adapters of the arrays that a family stores.
+
+  With n of the kernels of one array adapted, at rank r:
+
+    A = [A_1; ..; A_n]  [n r, in]   B = diag(B_1, .., B_n)  [out, n r]
+
+  so that B A has the rows B_i A_i. The rows of other kernels are 0 in B.
+
+  Args:
+    kind: model_type of the config.json.
+    config: Configuration of the network, `Model.config`.
+    adapters: Module, such as model.layers.0.self_attn.q_proj, -> A [r, in] and
+      B [out, r].
+
+  Returns:
+    The adapters by the module that is stored, and n for each of `_PARTS` that
+    has adapters.
+  """
+  if not is_fused(kind):
+    return dict(adapters), {}
+  found, groups = {}, {}
+  for module, pair in adapters.items():
+    place, _, part = module.rpartition('.')
+    if part in _WHOLE:
+      groups.setdefault(f'{place}.{_WHOLE[part]}', {})[part] = pair
+    else:
+      found[module] = pair
+  counts = {}
+  for module, parts in groups.items():
+    name = module.rpartition('.')[2]
+    rank = next(iter(parts.values()))[0].shape[0]
+    down, up = [], []
+    for part, rows in zip(_PARTS[name], _part_rows(config)[name], strict=True):
+      block = np.zeros((rows, len(parts) * rank), np.float32)
+      if part in parts:
+        a, b = parts[part]
+        block[:, len(down) * rank : (len(down) + 1) * rank] = b
+        down.append(a)
+      up.append(block)
+    found[module] = np.concatenate(down), np.concatenate(up)
+    counts[name] = len(parts)
+  return found, counts
+
+
+def _part_rows(config: Any) -> dict[str, tuple[int, ...]]:
+  keys = config.num_kv_heads * config.head_dim
+  return {
+    'qkv_proj': (config.num_heads * config.head_dim, keys, keys),
+    'gate_up_proj': (config.mlp_dim, config.mlp_dim),
+  }
 
 
 def _module(name: str) -> str:

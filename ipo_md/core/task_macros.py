@@ -16,7 +16,7 @@ _TEXT = kinds.Text()
 _OF_PAIRS = kinds.Text(fields=('text', 'first', 'second'))
 _PATH = kinds.Text('a path')
 _ROWS = kinds.Either((kinds.Text('a path of files'), kinds.Mixture()))
-_SPLIT = kinds.Text('the name of a split')
+_SPLIT = kinds.Text("a split such as 'test' or 'test[:1000]'")
 _TASK = kinds.Either(
   (
     kinds.Text('the name of a task'),
@@ -69,6 +69,7 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
       'the real one',
     ),
     'CACHE_DIR': Macro(_PATH, 'Folder of tokenised examples.', 'no cache'),
+    'TRAIN_SPLIT': Macro(_SPLIT, 'Split, or a range of it, for training.'),
     'SPLIT': Macro(_SPLIT, 'Split that preview shows.'),
     'EVAL_SPLIT': Macro(_SPLIT, 'Split of evaluations during training.'),
     'HELD_OUT_SPLIT': Macro(_SPLIT, 'Split of comparisons and judge accuracy.'),

@@ -138,7 +138,8 @@ def load(
     mixture_or_task_name: MIXTURE_OR_TASK_NAME, a name registered with seqio.
     task_feature_lengths: TASK_FEATURE_LENGTHS, {'inputs': P, 'targets': T}. P
       includes the prefix and the suffix of the prompt format, T includes EOS.
-    split: Name of the split.
+    split: Name of the split, or a range of its examples, such as
+      'train[:1000]' (`splits`). Each task of a mixture is read in this range.
     prompt_format: Prompt format of the model.
     prompts_only: Whether the run samples its own completions and ignores those
       of the task.
@@ -156,7 +157,8 @@ def load(
   if isinstance(task_or_mixture, seqio.Mixture):
     # As seqio does, a mixture leaves out the tasks that lack the split.
     every = task_or_mixture.tasks
-    tasks = [task for task in every if split in task.splits] or every
+    name = split.partition('[')[0]
+    tasks = [task for task in every if name in task.splits] or every
     rates = tuple(float(task_or_mixture.get_rate(t)) for t in tasks)
   else:
     tasks, rates = [task_or_mixture], (1.0,)

@@ -37,6 +37,7 @@ from ipo_md.data import conversations
 from ipo_md.data import encoding
 from ipo_md.data import example_checks
 from ipo_md.data import rendering
+from ipo_md.data import splits
 
 with epy.lazy_imports():
   import seqio
@@ -127,11 +128,11 @@ def tokenise(
   feature_lengths: Mapping[str, int],
   chat: chat_lib.Chat | None = None,
 ) -> Examples:
-  """Reads a whole split into memory.
+  """Reads a split into memory.
 
   Args:
     task: A task with the features that this module describes.
-    split: Name of the split.
+    split: Name of the split, or a range of its examples (`splits`).
     feature_lengths: Lengths that are passed to the task's preprocessors.
       Nothing is truncated here.
     chat: The chat template, or None.
@@ -216,7 +217,7 @@ def chunks(
 
   Args:
     task: A task with the features that this module describes.
-    split: Name of the split.
+    split: Name of the split, or a range of its examples (`splits`).
     feature_lengths: Lengths that are passed to the task's preprocessors.
     chat: The chat template, or None.
 
@@ -228,19 +229,20 @@ def chunks(
   Raises:
     ValueError: As for `tokenise`.
   """
-  if split not in task.splits:
-    raise ValueError(
-      f'Task {task.name} has no split {split!r}, only {sorted(task.splits)}.'
-    )
+  found = splits.read(split, place=f'Task {task.name}', names=task.splits)
   tf.config.set_visible_devices([], 'GPU')
   dataset = task.get_dataset(
     sequence_length=dict(feature_lengths),
-    split=split,
+    split=found.name,
     shuffle=False,
     seed=0,  # of random preprocessors: the data set does not depend on SEED
     num_epochs=1,
     trim_output_features=False,
   )
+  if found.start:
+    dataset = dataset.skip(found.start)
+  if found.stop is not None:
+    dataset = dataset.take(found.stop - found.start)
   eos_id = task.output_features['inputs'].vocabulary.eos_id
   if chat is not None:
     rendering.check(dataset.element_spec, task.name)
@@ -254,8 +256,8 @@ def chunks(
   options = tf.data.Options()
   # Fusing maps saves a call per example and map.
   options.experimental_optimization.map_fusion = True
-  first, found, k = 0, 0, None
-  place = f'task {task.name}, split {split}'
+  first, total, k = found.start, 0, None
+  place = f'task {task.name}, split {found.name}'
   render = rendering.Renderer(
     chat, place, getattr(task.source, 'max_bad_rows', 0)
   )
@@ -270,10 +272,10 @@ def chunks(
       example_checks.check_padding(chunk, k, place, first)
     kept = render(chunk, batch, k, first)
     first += len(chunk['inputs_lengths'])
-    found += len(kept['inputs_lengths'])
+    total += len(kept['inputs_lengths'])
     yield kept
     batch = _next(batches, place)
-  if not found:
+  if not total:
     raise ValueError(f'Task {task.name}, split {split} has no examples.')
   render.report()
 

@@ -40,6 +40,7 @@ from ipo_md.core import progress
 from ipo_md.core import types
 from ipo_md.data import chat as chat_lib
 from ipo_md.data import examples
+from ipo_md.data import splits
 
 with epy.lazy_imports():
   import seqio
@@ -58,6 +59,7 @@ _READERS = (
   'ipo_md.data.examples',
   'ipo_md.data.hf_vocabulary',
   'ipo_md.data.rendering',
+  'ipo_md.data.splits',
 )
 
 
@@ -74,7 +76,7 @@ def load(
 
   Args:
     task: A task as for `data.tokenise`.
-    split: Name of the split.
+    split: Name of the split, or a range of its examples (`splits`).
     feature_lengths: Lengths as for `data.tokenise`.
     cache_dir: CACHE_DIR, a local directory.
     module: MIXTURE_OR_TASK_MODULE, whose package is part of the fingerprint.
@@ -91,7 +93,8 @@ def load(
   source = describe(task, split, feature_lengths, module, chat)
   text = json.dumps(source, sort_keys=True)
   fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-  path = os.path.join(cache_dir, f'{task.name}-{split}-{fingerprint}')
+  name = _range(task, split).name
+  path = os.path.join(cache_dir, f'{task.name}-{name}-{fingerprint}')
   columns = _read(path)
   if columns is None:
     os.makedirs(cache_dir, exist_ok=True)
@@ -151,7 +154,7 @@ def describe(
 
   Args:
     task: A task as for `data.tokenise`.
-    split: Name of the split.
+    split: Name of the split, or a range of its examples (`splits`).
     feature_lengths: Lengths as for `data.tokenise`.
     module: MIXTURE_OR_TASK_MODULE.
     chat: The chat template, or None.
@@ -166,12 +169,16 @@ def describe(
       name: _vocabulary(feature.vocabulary)
       for name, feature in task.output_features.items()
     },
-    'files': _files(task.source, split),
+    'files': _files(task.source, _range(task, split).name),
     # Rows that one run may leave out are an error in another.
     'MAX_BAD_ROWS': os.environ.get('MAX_BAD_ROWS', '0'),
     'code': _code(task, module),
     'chat': None if chat is None else chat.digest,
   }
+
+
+def _range(task: seqio.Task, split: str) -> splits.Split:
+  return splits.read(split, place=f'Task {task.name}', names=task.splits)
 
 
 def _code(
@@ -252,11 +259,12 @@ def _write(
 ) -> None:
   """Tokenises into the new directory `path`, a chunk at a time."""
   os.mkdir(path)
+  read = _range(task, split)
   columns, files = {}, {}
   with contextlib.ExitStack() as stack:
     chunks = progress.progress(
       examples.chunks(task, split, source['feature_lengths'], chat),
-      task.source.num_input_examples(split) or 0,
+      read.size(task.source.num_input_examples(read.name) or 0),
       f'tokenising {task.name}, {split}',
       size=lambda chunk: len(chunk['inputs_lengths']),
     )

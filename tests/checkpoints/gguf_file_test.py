@@ -154,3 +154,67 @@ def test_the_missing_package_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'gguf', None)
   with pytest.raises(ValueError, match=r"pip install 'ipo_md\[gguf\]'"):
     networks.load(families_test.network('llama2'), file)
+
+
+def _k_block(kind, rng):
+  """Returns 256 weights in a block of llama.cpp's layout, and their values.
+
+  Q4_K: w = d s_j q - m t_j, with 4-bit q and 6-bit s and t of 8 groups.
+  Q6_K: w = d s_j (q - 32), with 6-bit q and 8-bit s of 16 groups.
+  """
+  d, m = np.float16(0.01), np.float16(0.02)
+  scalar = lambda x: np.array([x], np.float16).view(np.uint8)
+  if kind == 'Q4_K':
+    q = rng.integers(0, 16, 256)
+    s, t = rng.integers(0, 64, (2, 8))
+    packed = np.zeros(12, np.uint8)
+    packed[:4] = s[:4] | (s[4:] >> 4) << 6
+    packed[4:8] = t[:4] | (t[4:] >> 4) << 6
+    packed[8:] = (s[4:] & 15) | (t[4:] & 15) << 4
+    low, high = q.reshape(4, 2, 32).swapaxes(0, 1)
+    parts = [scalar(d), scalar(m), packed, (low | high << 4).ravel()]
+    values = float(d) * np.repeat(s, 32) * q - float(m) * np.repeat(t, 32)
+  else:
+    q = rng.integers(0, 64, 256)
+    s = rng.integers(-128, 128, 16)
+    # Of each half of 128: bits 0 to 3 of q[l] and q[l + 64] share a byte, and
+    # bits 4 and 5 of q[l], q[l + 32], q[l + 64] and q[l + 96].
+    low = (q & 15).reshape(2, 2, 64)
+    high = (q >> 4).reshape(2, 4, 32) << 2 * np.arange(4)[:, None]
+    parts = [
+      (low[:, 0] | low[:, 1] << 4).ravel(),
+      high.sum(axis=1).ravel(),
+      s.astype(np.int8).view(np.uint8),
+      scalar(d),
+    ]
+    values = float(d) * np.repeat(s, 16) * (q - 32)
+  return np.concatenate([p.astype(np.uint8) for p in parts]), values
+
+
+@pytest.mark.parametrize('kind', ['Q4_K', 'Q6_K'])
+def test_k_quants_have_the_values_that_their_layout_says(kind, tmp_path):
+  rng = np.random.default_rng(0)
+  blocks, values = zip(*(_k_block(kind, rng) for _ in range(6)), strict=True)
+  writer = gguf.GGUFWriter(str(tmp_path / 'k.gguf'), 'qwen2')
+  writer.add_tensor(
+    'blk.0.ffn_down.weight',
+    np.stack(blocks).reshape(3, -1),  # [3, 512]
+    raw_dtype=gguf.GGMLQuantizationType[kind],
+  )
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  found = gguf_file.read(
+    epath.Path(tmp_path / 'k.gguf'),
+    {
+      'model_type': 'qwen2',
+      'num_attention_heads': 4,
+      'num_key_value_heads': 2,
+    },
+  )
+  array = found['model.layers.0.mlp.down_proj.weight']
+  assert array.shape == (3, 512)
+  np.testing.assert_allclose(
+    array.read(), np.reshape(values, (3, 512)), rtol=1e-6
+  )

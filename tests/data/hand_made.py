@@ -59,11 +59,13 @@ def add_task(name, columns, *, targets_rank=1):
   return name
 
 
-def load(name, inputs=6, targets=4, prompt_format=FORMAT, **kwargs):
+def load(
+  name, inputs=6, targets=4, prompt_format=FORMAT, split='train', **kwargs
+):
   return dataset_lib.load(
     mixture_or_task_name=name,
     task_feature_lengths={'inputs': inputs, 'targets': targets},
-    split='train',
+    split=split,
     prompt_format=prompt_format,
     **kwargs,
   )

@@ -17,6 +17,8 @@ from ipo_md.checkpoints import formats
 from ipo_md.checkpoints import manager as manager_lib
 from ipo_md.core import types
 from ipo_md.models import lora
+from tests.checkpoints import families
+from tests.checkpoints import families_test
 from tests.models import lora_networks
 
 VOCABULARY = seqio.ByteVocabulary()
@@ -153,4 +155,57 @@ def test_peft_export_has_its_names_and_its_product(saved):
       base[f'{module}.weight'] + config['lora_alpha'] / config['r'] * b @ a,
       whole[f'{module}.weight'],
       atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+  ('targets', 'ranks'),
+  [
+    (lora_networks.TARGETS, {'qkv_proj': 9, 'gate_up_proj': 3}),
+    (('query', 'value'), {'qkv_proj': 6}),
+    (('key', 'wi_1', 'wo'), {'qkv_proj': 3, 'gate_up_proj': 3}),
+    (('out',), {}),
+  ],
+)
+def test_peft_export_joins_the_adapters_of_fused_kernels(
+  targets, ranks, tmp_path
+):
+  """Phi-3 stores q, k, v as one array, and gate and up as another."""
+  families.write('phi3', tmp_path / 'base')
+  model = lora.Lora(
+    families_test.network('phi3'), rank=3, alpha=6.0, targets=targets
+  )
+  params = jax.tree.map(
+    lambda x: 0.3 * jax.random.normal(jax.random.key(2), x.shape),
+    model.init(jax.random.key(1)),
+  )
+  with manager_lib.open_manager(
+    str(tmp_path / 'run'), keep=manager_lib.Keep()
+  ) as manager:
+    state = types.TrainState(step=jnp.int32(1), params=params, opt_state=())
+    adapts = manager_lib.adapted(model, str(tmp_path / 'base'))
+    manager_lib.save(manager, state, VOCABULARY, adapts=adapts)
+  output = export(model, tmp_path, 'peft')
+  arrays = safetensors.numpy.load_file(output / 'adapter_model.safetensors')
+  config = json.loads((output / 'adapter_config.json').read_text())
+  assert config['rank_pattern'] == ranks
+  whole = safetensors.numpy.load_file(
+    export(model, tmp_path, 'hf') / 'model.safetensors'
+  )
+  base = safetensors.numpy.load_file(tmp_path / 'base' / 'model.safetensors')
+  adapted = {n for n in whole if not np.array_equal(whole[n], base[n])}
+  suffix = '.lora_A.weight'
+  names = {n.removesuffix(suffix) for n in arrays if n.endswith(suffix)}
+  prefix = 'base_model.model.'
+  assert {f'{n.removeprefix(prefix)}.weight' for n in names} == adapted
+  for name in names:
+    module = name.rpartition('.')[2]
+    assert module in config['target_modules']
+    a, b = arrays[f'{name}.lora_A.weight'], arrays[f'{name}.lora_B.weight']
+    rank = config['rank_pattern'].get(module, config['r'])
+    alpha = config['alpha_pattern'].get(module, config['lora_alpha'])
+    assert a.shape[0] == b.shape[1] == rank
+    weight = f'{name.removeprefix(prefix)}.weight'
+    np.testing.assert_allclose(
+      base[weight] + alpha / rank * b @ a, whole[weight], atol=1e-6
     )

@@ -19,6 +19,7 @@ from ipo_md.models import model as model_lib
 from ipo_md.models import t5
 from ipo_md.sampling import mixture
 from ipo_md.sampling import sequences
+from tests.checkpoints import families_test
 
 pytestmark = pytest.mark.slow
 
@@ -171,6 +172,23 @@ def test_kernels_that_int8_holds_are_sampled_from_exactly(
   run = jax.jit(functools.partial(sample, model, int8=True))
   sampled = run(policy, reference, prompts(), jax.random.key(2))
   assert sampled.reference_log_probs is None
+  given = types.Completions(prompts=prompts(), completions=sampled.tokens)
+  np.testing.assert_allclose(
+    sampled.policy_log_probs, log_probs(model)(policy, given), atol=2e-5
+  )
+
+
+@pytest.mark.parametrize(
+  'family',
+  ['qwen2', 'qwen3', 'gemma3', 'qwen3_moe', 'phi3_partial', 'smollm3', 'olmo2'],
+)
+def test_int8_holds_the_kernels_of_every_family(family):
+  """Biases, norms of queries and keys, soft caps and scales stay exact."""
+  model, policy, reference = players(
+    families_test.network(family), False, on_a_grid
+  )
+  run = jax.jit(functools.partial(sample, model, int8=True))
+  sampled = run(policy, reference, prompts(), jax.random.key(2))
   given = types.Completions(prompts=prompts(), completions=sampled.tokens)
   np.testing.assert_allclose(
     sampled.policy_log_probs, log_probs(model)(policy, given), atol=2e-5
