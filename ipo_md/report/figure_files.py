@@ -31,15 +31,7 @@ def write(
   """
   folder.mkdir(parents=True, exist_ok=True)
   for figure in drawn:
-    _save(folder / f'{figure.name}.png', plot(figure))
-    rows = [
-      [series.name, *point]
-      for series in figure.series
-      for point in series.points
-    ]
-    _table(
-      folder / f'{figure.name}.csv', ['series', 'x', 'y', 'low', 'high'], rows
-    )
+    save(folder / figure.name, figure)
   names = results['policies']
   for judge in results['judges']:
     rates, bounds = results['win_rate'][judge], results['interval'][judge]
@@ -54,6 +46,15 @@ def write(
       ['policy', 'over', 'win_rate', 'low', 'high'],
       rows,
     )
+
+
+def save(stem: epath.Path, figure: figures.Figure) -> None:
+  """Writes a figure as STEM.png and its points as STEM.csv."""
+  _save(epath.Path(f'{stem}.png'), plot(figure))
+  rows = [
+    [series.name, *point] for series in figure.series for point in series.points
+  ]
+  _table(epath.Path(f'{stem}.csv'), ['series', 'x', 'y', 'low', 'high'], rows)
 
 
 def plot(figure: figures.Figure) -> matplotlib.figure.Figure:

@@ -88,10 +88,7 @@ def read(path: str, out: str) -> spec_lib.Spec:
 
 def _tables(path: str) -> dict[str, Any]:
   """Parses the file; raises ValueError for a wrong table or key."""
-  try:
-    tables = tomllib.loads(pathlib.Path(path).read_text())
-  except tomllib.TOMLDecodeError as error:
-    raise ValueError(f'{path}: {error}') from error
+  tables = _loaded(pathlib.Path(path))
   _check_keys(tables, _KEYS[''], path)
   for table in ('policies', 'select', 'compare'):
     if table not in tables:
@@ -101,6 +98,31 @@ def _tables(path: str) -> dict[str, Any]:
     for name, table in tables.get(kind, {}).items():
       _check_keys(table, _KEYS[kind], f'{path}: [{kind}.{name}]')
   return tables
+
+
+def _loaded(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the tables of a file, laid over those of its `base`."""
+  try:
+    tables = tomllib.loads(path.read_text())
+  except tomllib.TOMLDecodeError as error:
+    raise ValueError(f'{path}: {error}') from error
+  if 'base' not in tables:
+    return tables
+  base = path.parent / str(tables.pop('base'))
+  if not base.is_file() or base.samefile(path):
+    raise ValueError(f'{path}: base = {str(base)!r} is not another file.')
+  return _laid_over(_loaded(base), tables)
+
+
+def _laid_over(
+  below: Mapping[str, Any], above: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns a table with every entry of `above`; only tables are merged."""
+  found = dict(below)
+  for key, value in above.items():
+    merges = isinstance(value, dict) and isinstance(found.get(key), dict)
+    found[key] = _laid_over(found[key], value) if merges else value
+  return found
 
 
 def _points(

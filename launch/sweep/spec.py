@@ -2,6 +2,8 @@
 
 The TOML file of a sweep has these tables:
 
+    base = "FILE"                      # a file whose entries hold unless this
+                                       #   one has them; lists are replaced
     at_once = 2                        # number of runs at the same time
     launcher = []                      # words to put before every command, for
                                        #   example launch/tpu.py; $slug is the

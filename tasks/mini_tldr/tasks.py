@@ -1,9 +1,13 @@
 """The embedded task: seqio tasks on generated posts, without a download.
 
-  mini_tldr_sft      inputs, targets: posts and references of mixed quality
-  mini_tldr_prompts  the same; an online run reads only the inputs
-  mini_tldr_pairs    inputs, targets [2, T], preference: pairs and the ground
-                     truth's preference
+  mini_tldr_sft           inputs, targets: posts and references of mixed quality
+  mini_tldr_prompts       the same; an online run reads only the inputs
+  mini_tldr_pairs         inputs, targets [2, T], preference: pairs and the
+                          ground truth's preference
+  mini_tldr_scored        inputs, targets [4, T], rewards [4]: summaries and the
+                          ground truth's scores
+  mini_tldr_cyclic_pairs, mini_tldr_cyclic_scored
+                          the same summaries, judged by `cyclic_truth`
 
 `inputs` are bare tokens, to which the model's prompt format is added, and
 `targets` end in EOS. Inputs have up to 72 tokens, targets up to 32.
@@ -12,6 +16,7 @@
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import functools
 import os
 from typing import Any
@@ -20,6 +25,7 @@ import seqio
 import tensorflow as tf
 
 from tasks.lib import metrics
+from tasks.mini_tldr import cyclic_truth
 from tasks.mini_tldr import truth
 from tasks.mini_tldr import writers
 
@@ -35,13 +41,27 @@ def _references(split: str) -> Iterator[dict[str, Any]]:
     yield {'inputs': post.text, 'targets': summary}
 
 
-def _pairs(split: str) -> Iterator[dict[str, Any]]:
+def _pairs(
+  split: str, *, preference: Callable[[str, str, str], float]
+) -> Iterator[dict[str, Any]]:
   for index in range(SIZES[split]):
     post, y_1, y_2 = writers.compared(split, index)
     yield {
       'inputs': post.text,
       'targets': [y_1, y_2],
-      'preference': truth.preference(post.text, y_1, y_2),
+      'preference': preference(post.text, y_1, y_2),
+    }
+
+
+def _scored(
+  split: str, *, rewards: Callable[[str, Sequence[str]], list[float]]
+) -> Iterator[dict[str, Any]]:
+  for index in range(SIZES[split]):
+    post, summaries = writers.several(split, index, count=4)
+    yield {
+      'inputs': post.text,
+      'targets': summaries,
+      'rewards': rewards(post.text, summaries),
     }
 
 
@@ -66,21 +86,25 @@ def _source(
   )
 
 
-def _tokenize_pairs(
+def _tokenize_several(
   dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-  """Tokenises both summaries with EOS and pads them to one length."""
+  """Tokenises K summaries with EOS and pads them to one length."""
   vocabulary = output_features['targets'].vocabulary
 
   def tokenize(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     targets = vocabulary.encode_tf(example['targets'])
     end = tf.fill([targets.nrows(), 1], vocabulary.eos_id)
-    return {
+    scores = {
+      name: tf.cast(example[name], tf.float32)
+      for name in ('preference', 'rewards')
+      if name in example
+    }
+    return scores | {
       'inputs': vocabulary.encode_tf(example['inputs']),
       'inputs_pretokenized': example['inputs'],
       'targets': tf.concat([targets, end], axis=1).to_tensor(),
       'targets_pretokenized': example['targets'],
-      'preference': tf.cast(example['preference'], tf.float32),
     }
 
   return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
@@ -103,15 +127,43 @@ for _name in ('mini_tldr_sft', 'mini_tldr_prompts'):
     metric_fns=[metrics.rouge],
   )
 
-seqio.TaskRegistry.add(
-  'mini_tldr_pairs',
-  source=_source(_pairs),
-  preprocessors=[_tokenize_pairs],
-  output_features={
-    'inputs': _INPUTS,
-    'targets': seqio.Feature(VOCABULARY, add_eos=False, rank=2),
-    'preference': seqio.Feature(
-      seqio.PassThroughVocabulary(0), add_eos=False, rank=0, dtype=tf.float32
-    ),
-  },
-)
+def _add_several(
+  name: str,
+  examples: Callable[[str], Iterator[dict[str, Any]]],
+  score: str,
+  rank: int,
+) -> None:
+  """Registers a task of K summaries with a score of this rank."""
+  seqio.TaskRegistry.add(
+    name,
+    source=_source(examples),
+    preprocessors=[_tokenize_several],
+    output_features={
+      'inputs': _INPUTS,
+      'targets': seqio.Feature(VOCABULARY, add_eos=False, rank=2),
+      score: seqio.Feature(
+        seqio.PassThroughVocabulary(0),
+        add_eos=False,
+        rank=rank,
+        dtype=tf.float32,
+      ),
+    },
+  )
+
+
+for _name, _truth in (
+  ('mini_tldr', truth),
+  ('mini_tldr_cyclic', cyclic_truth),
+):
+  _add_several(
+    f'{_name}_pairs',
+    functools.partial(_pairs, preference=_truth.preference),
+    'preference',
+    rank=0,
+  )
+  _add_several(
+    f'{_name}_scored',
+    functools.partial(_scored, rewards=_truth.rewards),
+    'rewards',
+    rank=1,
+  )

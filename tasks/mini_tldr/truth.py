@@ -147,6 +147,11 @@ def preference(post: str, y_1: str, y_2: str) -> float:
   return float(difference > 0)
 
 
+def rewards(post: str, summaries: Sequence[str]) -> list[float]:
+  """Returns the total score of each summary of a post."""
+  return [score(post, summary).total for summary in summaries]
+
+
 def measures(
   posts: Sequence[str], summaries: Sequence[str]
 ) -> list[dict[str, float]]:

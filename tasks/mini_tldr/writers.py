@@ -155,6 +155,16 @@ def reference(
   return about, write(about, dice.choose(WRITERS), dice)
 
 
+def several(
+  split: str, index: int, *, count: int, seed: int = 0
+) -> tuple[grammar.Post, list[str]]:
+  """Returns a post and summaries of it by different writers, at most five."""
+  about = grammar.post(split, index, seed=seed)
+  dice = grammar.Dice(seed, split, index, 'several')
+  chosen = dice.shuffle(COMPARED_WRITERS, count)
+  return about, [write(about, writer, dice) for writer in chosen]
+
+
 def compared(
   split: str, index: int, *, seed: int = 0
 ) -> tuple[grammar.Post, str, str]:

@@ -300,3 +300,18 @@ def test_the_run_file_plays(algorithm, tmp_path, capsys):
     assert ('mixture_kl' in row) == (algorithm == 'ipo_md')
   assert (tmp_path / 'game.png').stat().st_size > 10_000
   assert 'start 1 step 4 exploitability' in capsys.readouterr().out
+
+
+def test_a_trained_best_response_finds_the_exploitability():
+  """gin/algorithms/best_response.gin, against the reference of each game."""
+  _, after = trained(
+    FIVE, bound(losses.policy_gradient, tau=0.001), (0.0, 1.0)
+  )
+  for game, logits in zip(FIVE, after, strict=True):
+    fixed = game_lib.policy_of(game.reference)
+    found = game_lib.policy_of(logits) @ game.preference @ fixed - 0.5
+    exact = exact_lib.exploitability(
+      fixed, game.preference, fixed, tau=1e-6
+    )
+    assert exact > 0.05
+    assert 0.9 * exact < found < exact + 1e-6

@@ -126,12 +126,17 @@ def test_side_by_side_over_http(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'run', ['side_by_side_mini_tldr', 'side_by_side_truth']
+  ('run', 'task', 'learned'),
+  [
+    ('truth', 'mini_tldr', ('REWARD_MODEL',)),
+    ('mini_tldr', 'mini_tldr', ('REWARD_MODEL', 'PREFERENCE_MODEL')),
+    ('pairwise', 'mini_tldr', ('PREFERENCE_MODEL',)),
+    ('cyclic', 'mini_tldr_cyclic', ('PREFERENCE_MODEL',)),
+  ],
 )
-def test_side_by_side_of_the_embedded_task(run):
-  choice = Choice(run, 't5_tiny', 'mini_tldr')
-  learned = ('PREFERENCE_MODEL',) * (run == 'side_by_side_mini_tldr')
-  paths = ('REFERENCE', 'REWARD_MODEL', *learned)
+def test_side_by_side_of_the_embedded_task(run, task, learned):
+  choice = Choice(f'side_by_side_{run}', 't5_tiny', task)
+  paths = ('REFERENCE', *learned)
   arguments = gin_resolve.resolve(
     choice,
     [
@@ -153,33 +158,42 @@ def test_side_by_side_of_the_embedded_task(run):
     gin_resolve.batch_of(dataset, prompts.batch_size),
     jax.eval_shape(jax.random.key, 0),
   )
-  for name in ('reward_model', *map(str.lower, learned)):
+  assert arguments['judges'].keys() == {
+    'ground_truth', *map(str.lower, learned)
+  }
+  for name in map(str.lower, learned):
     bound = gin.get_bindings(f'{name}/judges.LearnedJudge')
     judged = jax.eval_shape(
       bound['judge'], bound['model'].abstract_params, drawn
     )
     assert judged.preference.shape == (prompts.batch_size,)
-  assert arguments['agreement'].dataset().rows([(0, 0)]).preference.shape == (
-    1,
-  )
+  pairs = arguments['agreement'].dataset().rows([(0, 0), (0, 1), (0, 2)])
+  graded = set(pairs.preference.tolist()) <= {0.0, 0.5, 1.0}
+  assert graded == (run != 'cyclic')
 
 
-def test_the_report_reads_the_parameters_that_judge_runs_write():
+@pytest.mark.parametrize(
+  ('run', 'judges'),
+  [
+    (
+      'mini_tldr',
+      {'preference_model': 'comparator', 'reward_model': 'likelihood'},
+    ),
+    ('pairwise', {'preference_model': 'pairwise_likelihood'}),
+  ],
+)
+def test_the_report_reads_the_parameters_that_judge_runs_write(run, judges):
   """Some judges are trained without the additional head."""
   report = gin_resolve.resolve(
-    Choice('side_by_side_mini_tldr', 't5_tiny', 'mini_tldr'),
+    Choice(f'side_by_side_{run}', 't5_tiny', 'mini_tldr'),
     [
       "MODEL_DIR = '/report'",
       "POLICIES = {'supervised': '/supervised', 'ipo': '/ipo'}",
       "REFERENCE_CHECKPOINT_PATH = '/supervised'",
-      "PREFERENCE_MODEL_CHECKPOINT_PATH = '/comparator'",
-      "REWARD_MODEL_CHECKPOINT_PATH = '/likelihood'",
+      *(f"{n.upper()}_CHECKPOINT_PATH = '/{n}'" for n in judges),
     ],
   )
-  for name, judge in (
-    ('preference_model', 'comparator'),
-    ('reward_model', 'likelihood'),
-  ):
+  for name, judge in judges.items():
     gin.clear_config()
     trained = gin_resolve.resolve(
       Choice('judge', 't5_tiny', 'mini_tldr', judge)
@@ -324,7 +338,9 @@ def test_every_run_file_has_a_test():
     'preview',
     'reference_log_probs',
     'side_by_side',
+    'side_by_side_cyclic',
     'side_by_side_mini_tldr',
+    'side_by_side_pairwise',
     'side_by_side_truth',
     'supervised',
   }

@@ -308,6 +308,39 @@ def test_a_wrong_spec(spec, old, new, message):
     read.read(str(spec), '/out')
 
 
+def test_a_file_is_laid_over_its_base(spec, tmp_path):
+  above = tmp_path / 'above.toml'
+  above.write_text(
+    """
+    base = "spec.toml"
+    at_once = 3
+    [policies]
+    seeds = [0, 1, 2]
+    [algorithms.ipo]
+    axes = {BETA = [1.0]}
+    bindings = {TAU = 0.5}
+    [algorithms.dpo]
+    """
+  )
+  below, found = (read.read(str(path), '/out') for path in (spec, above))
+  assert (below.at_once, found.at_once) == (2, 3)
+  assert (below.seeds, found.seeds) == ([0, 1], [0, 1, 2])
+  assert found.algorithms == {
+    'rl': below.algorithms['rl'],
+    'ipo': [
+      {'TAU': t, 'BETA': '1.0'} for t in ('0.3', '0.05')
+    ],  # tables merge
+    'dpo': [{}],
+  }
+  policy = found.policy('dpo', {}, 2)
+  assert policy.bindings['INITIAL_CHECKPOINT_PATH'] == "'/out/supervised'"
+  assert found.launcher == below.launcher and found.runs == below.runs
+  for base in ('above.toml', 'missing.toml'):
+    above.write_text(f'base = "{base}"')
+    with pytest.raises(ValueError, match=f'{base}. is not another file'):
+      read.read(str(above), '/out')
+
+
 @pytest.mark.parametrize(
   ('new', 'message'),
   [
