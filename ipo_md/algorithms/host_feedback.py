@@ -62,7 +62,8 @@ def two_programs(
 
   Raises:
     ValueError: There are not 2 completions or TRUNCATION_REWARD is set, but the
-      judge gives no rewards.
+      judge gives no rewards; or the state has a moving average (Nash-EMA),
+      which is not sampled from here.
   """
   scores = 'rewards' in judges.gives(feedback.judge)
   if len(mixture_coefs) != 2 and not scores:
@@ -73,6 +74,11 @@ def two_programs(
   if feedback.truncation_reward is not None and not scores:
     raise ValueError(
       'TRUNCATION_REWARD is a reward, but JUDGE gives preferences alone.'
+    )
+  if example is not None and example[0].ema is not None:
+    raise ValueError(
+      'training.Start.ema = True: a judge on the host does not go with an '
+      'algorithm that samples from a moving average of the policy (nash_ema).'
     )
   placed = sharding.batch(jax.sharding.get_mesh())
   sample = jax.jit(

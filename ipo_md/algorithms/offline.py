@@ -1,5 +1,7 @@
 """The offline step: updates on the completions and feedback of a data set."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,6 +25,7 @@ def offline_step(
   loss: objective_lib.Loss,
   optimizer: optax.GradientTransformation,
   per_token: bool = False,
+  sampled_with: Sequence[float] | None = None,
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
   """Makes one update on labelled completions.
 
@@ -35,9 +38,12 @@ def offline_step(
     model: Network of policy and reference. They are compared in its
       `log_ratio_dtype` if there is no dropout. Log-probabilities of the
       reference in the batch are float32.
-    loss: An objective of `losses` that does not need samples of the policy.
+    loss: An objective of `losses`.
     optimizer: Optimizer of the policy.
     per_token: Whether log-ratios are means over tokens rather than sums.
+    sampled_with: K weights of the reference with which the policy of this very
+      update sampled the completions (`two_programs`), or None for those of a
+      data set, from which an objective that needs samples cannot learn.
 
   Returns:
     The next state, and metrics: loss, log_ratio, preference or rewards,
@@ -48,7 +54,9 @@ def offline_step(
       is not loaded.
   """
   sampling.check_dtype(model.log_ratio_dtype)
-  if needs.of(loss).on_policy != 'none':
+  if sampled_with is not None:
+    needs.check_samples(loss, sampled_with)
+  elif needs.of(loss).on_policy != 'none':
     raise ValueError(
       f'LOSS = {needs.name(loss)} needs samples of the policy, which an '
       'offline run does not draw: take gin/runs/online.gin or another LOSS.'

@@ -138,7 +138,12 @@ def claimed(
 def _claim(
   directory: epath.Path, config: str, inputs: identity.Inputs, accept: bool
 ) -> None:
-  _compare(directory, config, inputs, accept)
+  if accepted := _compare(directory, config, inputs, accept):
+    print(
+      f'MODEL_DIR {directory}: the results that it holds are from other inputs '
+      '(ACCEPT_CHANGED_INPUTS):\n  ' + '\n  '.join(accepted),
+      flush=True,
+    )
   _make(directory)
   try:
     _record(directory, config, inputs)
@@ -155,11 +160,15 @@ def _make(directory: epath.Path) -> None:
 
 def _compare(
   directory: epath.Path, config: str, inputs: identity.Inputs, accept: bool
-) -> None:
-  """Raises a ValueError if results of other bindings or inputs are there."""
-  if _has_saved(directory):
-    _compare_bindings(directory, config)
-    _compare_inputs(directory, inputs, accept)
+) -> list[str]:
+  """Raises a ValueError if results of other bindings or inputs are there.
+
+  Returns the inputs that have changed, if that is accepted.
+  """
+  if not _has_saved(directory):
+    return []
+  _compare_bindings(directory, config)
+  return _compare_inputs(directory, inputs, accept)
 
 
 def _cannot_write(directory: epath.Path, error: OSError) -> str:
@@ -203,17 +212,10 @@ def _compare_bindings(directory: epath.Path, config: str) -> None:
 
 def _compare_inputs(
   directory: epath.Path, inputs: identity.Inputs, accept: bool
-) -> None:
+) -> list[str]:
   changes = identity.changes(identity.read(directory), inputs)
-  if not changes:
-    return
-  if accept:
-    print(
-      f'MODEL_DIR {directory}: the results that it holds are from other inputs '
-      '(ACCEPT_CHANGED_INPUTS):\n  ' + '\n  '.join(changes),
-      flush=True,
-    )
-    return
+  if accept or not changes:
+    return changes
   raise ValueError(
     f'MODEL_DIR {directory} holds results from other inputs. Choose another '
     'MODEL_DIR, restore the inputs, or accept the change with '

@@ -75,6 +75,11 @@ def save(path, seed):
       {'mixture_coefs': (0.0, 0.0, 0.0)},
       -40.0,
     ),
+    (
+      functools.partial(losses.reinforce, tau=0.1),
+      {'mixture_coefs': (0.0,)},
+      None,
+    ),
   ],
 )
 def test_it_is_the_online_step_where_the_judges_are_one(
@@ -117,7 +122,11 @@ def test_it_is_the_online_step_where_the_judges_are_one(
     )
     expected, theirs = online(make(), frozen, prompts, jax.random.key(3))
     step = host_feedback.two_programs(
-      functools.partial(offline.offline_step, **common),
+      functools.partial(
+        offline.offline_step,
+        **common,
+        sampled_with=settings['mixture_coefs'],
+      ),
       model=MODEL,
       dataset=dataset,
       state_sharding=None,
@@ -146,6 +155,37 @@ def test_it_is_the_online_step_where_the_judges_are_one(
     found.params,
     expected.params,
   )
+
+
+def test_samples_have_to_be_those_that_the_loss_needs():
+  step = functools.partial(
+    offline.offline_step,
+    None,
+    None,
+    None,
+    None,
+    model=MODEL,
+    loss=functools.partial(losses.policy_gradient, tau=0.1),
+    optimizer=None,
+  )
+  with pytest.raises(ValueError, match='which an offline run does not draw'):
+    step()
+  with pytest.raises(ValueError, match=r'MIXTURE_COEFS is \(0.5, 0.0\)'):
+    step(sampled_with=(0.5, 0.0))
+
+
+def test_a_moving_average_is_refused():
+  state = types.TrainState(step=0, params={}, opt_state=(), ema={})
+  with pytest.raises(ValueError, match='training.Start.ema = True.*nash_ema'):
+    host_feedback.two_programs(
+      None,
+      model=MODEL,
+      dataset=None,
+      state_sharding=None,
+      example=(state, None, None, None),
+      feedback=objective.Feedback(judge=host.TextJudge(lambda *_: 0.5)),
+      **SAMPLING,
+    )
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_a_change_is_accepted_knowingly_and_then_known(tmp_path, capsys):
     (tmp_path / 'completions.jsonl').write_text('')
   accept = {'accept_changed_inputs': True, 'inputs': inputs(A='2')}
   model_dir_lib.check(directory, CONFIG, **accept)
+  assert not capsys.readouterr().out  # said once, when it is claimed
   with model_dir_lib.claimed(directory, CONFIG, **accept):
     pass
   assert 'A: /A (1) then, /A (2) now' in capsys.readouterr().out

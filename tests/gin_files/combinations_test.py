@@ -24,6 +24,7 @@ NETWORKS = (
   't5_1_1_small+judge_t5_1_1_base',
   'llama_3_2_1b',
 )
+LIKE_ANOTHER = ('xsum', 'mini_tldr_cyclic', 'arithmetic')
 REWARD_ALGORITHMS = [
   name
   for name in gin_resolve.files('algorithms')
@@ -86,7 +87,7 @@ ALL = [
   for parts in itertools.product(
     ('online', 'offline', 'judge', 'supervised'),
     NETWORKS,
-    [task for task in gin_resolve.TASKS if task != 'xsum'],  # like tldr
+    [task for task in gin_resolve.TASKS if task not in LIKE_ANOTHER],
     ('', *gin_resolve.files('judges')),
     ('', *gin_resolve.files('algorithms')),
   )

@@ -218,7 +218,7 @@ def resolve(choice: Choice, given: Iterable[str] | None = None) -> dict:
   bindings = [*(choice.given if given is None else given)]
   bindings += [*TASKS.get(choice.task, ()), *choice.bindings]
   vocabulary = choice.vocabulary or choice.model
-  if choice.task in ('', 'mini_tldr'):
+  if choice.task in ('', 'mini_tldr', 'mini_tldr_cyclic', 'arithmetic'):
     vocabulary = None
   return resolve_files(choice.files, bindings, vocabulary=vocabulary)
 
