@@ -14,8 +14,6 @@ import hashlib
 import re
 from typing import Any
 
-import seqio
-
 from tasks.lib import metrics
 from tasks.lib import text_tasks
 

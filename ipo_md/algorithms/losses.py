@@ -21,6 +21,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ipo_md.algorithms import loss_checks
 from ipo_md.algorithms import needs
 
 
@@ -47,7 +48,7 @@ def ipo(
   Returns:
     [B] losses.
   """
-  _require_positive('ipo', tau=tau)
+  loss_checks.require_positive('losses.ipo', tau=tau)
   margin = 1 / (2 * tau)
   return _soft_label(
     'ipo', log_ratios, preference, lambda h: jnp.square(h - margin)
@@ -74,7 +75,7 @@ def dpo(
   Returns:
     [B] losses.
   """
-  _require_positive('dpo', beta=beta)
+  loss_checks.require_positive('losses.dpo', beta=beta)
   return _soft_label(
     'dpo', log_ratios, preference, lambda h: -jax.nn.log_sigmoid(beta * h)
   )
@@ -99,7 +100,7 @@ def slic(
   Returns:
     [B] losses.
   """
-  _require_positive('slic', beta=beta)
+  loss_checks.require_positive('losses.slic', beta=beta)
   return _soft_label(
     'slic', log_ratios, preference, lambda h: jnp.maximum(0, 1 - beta * h)
   )
@@ -132,8 +133,8 @@ def policy_gradient(
   Returns:
     [B] surrogate losses.
   """
-  _require_positive('policy_gradient', tau=tau)
-  _require_pair('policy_gradient', log_ratios, preference)
+  loss_checks.require_positive('losses.policy_gradient', tau=tau)
+  loss_checks.require_pair('losses.policy_gradient', log_ratios, preference)
   rho_1 = log_ratios[:, 0]
   return -rho_1 * jax.lax.stop_gradient(preference - 0.5 - tau * rho_1)
 
@@ -164,8 +165,8 @@ def reinforce(
   Returns:
     [B] surrogate losses.
   """
-  _require_positive('reinforce', tau=tau)
-  _require_rewards('reinforce', log_ratios, rewards, 1)
+  loss_checks.require_positive('losses.reinforce', tau=tau)
+  loss_checks.require_rewards('losses.reinforce', log_ratios, rewards, 1)
   advantage = rewards - tau * log_ratios
   k = log_ratios.shape[1]
   if k > 1:
@@ -204,9 +205,9 @@ def nca(
   Returns:
     [B] losses.
   """
-  _require_positive('nca', beta=beta)
-  _require_rewards('nca', log_ratios, rewards, 2)
-  mask = _full_mask(completion_mask, log_ratios)
+  loss_checks.require_positive('losses.nca', beta=beta)
+  loss_checks.require_rewards('losses.nca', log_ratios, rewards, 2)
+  mask = loss_checks.full_mask(completion_mask, log_ratios)
   weights = _reward_weights('nca', rewards, mask, alpha)
   scores = beta * jnp.where(mask, log_ratios, 0)
   count = jnp.sum(mask, axis=1, keepdims=True)
@@ -242,9 +243,9 @@ def info_nca(
   Returns:
     [B] losses.
   """
-  _require_positive('info_nca', beta=beta)
-  _require_rewards('info_nca', log_ratios, rewards, 2)
-  mask = _full_mask(completion_mask, log_ratios)
+  loss_checks.require_positive('losses.info_nca', beta=beta)
+  loss_checks.require_rewards('losses.info_nca', log_ratios, rewards, 2)
+  mask = loss_checks.full_mask(completion_mask, log_ratios)
   weights = _reward_weights('info_nca', rewards, mask, alpha)
   scores = beta * jnp.where(mask, log_ratios, 0)
   scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
@@ -313,7 +314,7 @@ def _soft_label(
   loss: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
   """Returns p L(y_1, y_2) + (1 - p) L(y_2, y_1) for a loss of the margin h."""
-  _require_pair(name, scores, preference)
+  loss_checks.require_pair(f'losses.{name}', scores, preference)
   h = scores[:, 0] - scores[:, 1]
   return preference * loss(h) + (1 - preference) * loss(-h)
 
@@ -334,45 +335,3 @@ def _reward_weights(
     weights = jnp.where(mask, jnp.exp(gap / alpha), 0)
   total = jnp.sum(weights, axis=1, keepdims=True)
   return (weights / jnp.maximum(total, 1)).astype(rewards.dtype)
-
-
-def _full_mask(
-  completion_mask: jax.Array | None, log_ratios: jax.Array
-) -> jax.Array:
-  if completion_mask is None:
-    return jnp.ones(log_ratios.shape, bool)
-  return completion_mask
-
-
-def _require_positive(name: str, **hyperparameters: float):
-  for key, value in hyperparameters.items():
-    if not 0 < value < math.inf:
-      raise ValueError(f'losses.{name}.{key} = {value} must be positive.')
-
-
-def _require_pair(name: str, scores: jax.Array, preference: jax.Array):
-  if scores.ndim != 2 or scores.shape[1] != 2:
-    raise ValueError(
-      f'losses.{name} compares 2 completions of a prompt, got scores of shape'
-      f' {scores.shape}.'
-    )
-  if preference.shape != scores.shape[:1]:
-    raise ValueError(
-      f'losses.{name} needs a preference of shape {scores.shape[:1]}, got'
-      f' {preference.shape}.'
-    )
-
-
-def _require_rewards(
-  name: str, log_ratios: jax.Array, rewards: jax.Array, k: int
-):
-  if log_ratios.ndim != 2 or log_ratios.shape[1] < k:
-    raise ValueError(
-      f'losses.{name} needs at least {k} completions of a prompt, got'
-      f' log-ratios of shape {log_ratios.shape}.'
-    )
-  if rewards.shape != log_ratios.shape:
-    raise ValueError(
-      f'losses.{name} needs rewards of shape {log_ratios.shape}, got'
-      f' {rewards.shape}.'
-    )

@@ -99,11 +99,12 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
     'LOSS': Macro(kinds.Reference('a loss', '@losses.ipo'), 'Objective.'),
     'TAU': Macro(_ABOVE_ZERO, 'Weight of the divergence from the reference.'),
     'BETA': Macro(
-      _ABOVE_ZERO, 'Scale of the log-ratios (DPO, SLiC, NCA, InfoNCA).'
+      _ABOVE_ZERO, 'Scale of the log-ratios, of objectives without TAU.'
     ),
     'ALPHA': Macro(
       _AT_LEAST_ZERO,
-      'Temperature of the rewards (NCA, InfoNCA); 0: one-hot labels.',
+      'Temperature of the rewards (NCA, InfoNCA), 0 for one-hot labels; weight '
+      'of the exploration (XPO); steepness of the ranks (OPO with ApproxNDCG).',
     ),
     'MIXTURE_COEFS': Macro(
       kinds.Sequence(_SHARE, what='weights'),

@@ -39,6 +39,8 @@ def expected_gradient(
   everything = _all_sequences(game)
   feedback = getattr(game, needs.of(loss).feedback)
   log_reference = np.log(game_lib.policy_of(game.reference))
+  if not needs.of(loss).anchors:
+    log_reference = np.zeros_like(log_reference)
 
   def objective(table, samplers):
     log_probs, _ = sampling.log_probs(

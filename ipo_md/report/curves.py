@@ -32,7 +32,9 @@ def read(folder: str, metric: str) -> list[tuple[int, float]]:
   """
   path = epath.Path(folder) / 'metrics.jsonl'
   if not path.exists():
-    raise ValueError(f'{folder} is no MODEL_DIR of a run: it has no {path.name}.')
+    raise ValueError(
+      f'{folder} is no MODEL_DIR of a run: it has no {path.name}.'
+    )
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   found = [(row['step'], row[metric]) for row in rows if metric in row]
   if not found:

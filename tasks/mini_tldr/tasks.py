@@ -127,6 +127,7 @@ for _name in ('mini_tldr_sft', 'mini_tldr_prompts'):
     metric_fns=[metrics.rouge],
   )
 
+
 def _add_several(
   name: str,
   examples: Callable[[str], Iterator[dict[str, Any]]],

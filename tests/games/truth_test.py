@@ -14,6 +14,7 @@ import pytest
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective
 from ipo_md.algorithms import online
+from ipo_md.algorithms import related_losses
 from ipo_md.core import types
 from ipo_md.games import closed_forms
 from ipo_md.games import exact as exact_lib
@@ -176,6 +177,15 @@ GRADIENT = {
   'Nash-MD-PG(.3)': (bound(losses.policy_gradient, tau=0.5), (0.0, 0.3), {}),
   'RL': (bound(losses.reinforce, tau=0.5), (0.0,), {}),
   'NCA': (bound(losses.nca, beta=0.5, alpha=0.1), (0.0,) * 3, {}),
+  'XPO': (bound(related_losses.xpo, beta=0.5, alpha=0.2), (0.0, 1.0), {}),
+  'SimPO': (bound(related_losses.simpo, beta=2.0, gamma=0.5), (0.0, 0.0), {}),
+  'APO-zero': (bound(related_losses.apo_zero, beta=1.0), (0.0, 0.0), {}),
+  'APO-down': (bound(related_losses.apo_down, beta=1.0), (0.0, 0.0), {}),
+  'OPO': (
+    bound(related_losses.neural_ndcg, beta=1.0, temperature=1.0),
+    (0.0,) * 3,
+    {},
+  ),
 }
 
 
@@ -302,16 +312,31 @@ def test_the_run_file_plays(algorithm, tmp_path, capsys):
   assert 'start 1 step 4 exploitability' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('alpha', [0.0, 0.01])
+def test_xpo_stops_where_its_gradient_does(alpha):
+  """Exploration takes probability from what the reference samples most."""
+  loss = bound(related_losses.xpo, beta=0.5, alpha=alpha)
+  game = FIVE[0]
+  end = limits.limit(game, loss=loss, mixture_coefs=(0.0, 1.0))
+  before, after = trained([game], loss, (0.0, 1.0))
+  assert exact_lib.kl(end, game_lib.policy_of(before[0])) > 0.05
+  assert exact_lib.kl(end, game_lib.policy_of(after[0])) < 2e-3
+  if alpha:
+    plain = limits.limit(
+      game,
+      loss=bound(related_losses.xpo, beta=0.5, alpha=0.0),
+      mixture_coefs=(0.0, 1.0),
+    )
+    most = np.argmax(game_lib.policy_of(game.reference))
+    assert end[most] < plain[most]
+
+
 def test_a_trained_best_response_finds_the_exploitability():
   """gin/algorithms/best_response.gin, against the reference of each game."""
-  _, after = trained(
-    FIVE, bound(losses.policy_gradient, tau=0.001), (0.0, 1.0)
-  )
+  _, after = trained(FIVE, bound(losses.policy_gradient, tau=0.001), (0.0, 1.0))
   for game, logits in zip(FIVE, after, strict=True):
     fixed = game_lib.policy_of(game.reference)
     found = game_lib.policy_of(logits) @ game.preference @ fixed - 0.5
-    exact = exact_lib.exploitability(
-      fixed, game.preference, fixed, tau=1e-6
-    )
+    exact = exact_lib.exploitability(fixed, game.preference, fixed, tau=1e-6)
     assert exact > 0.05
     assert 0.9 * exact < found < exact + 1e-6

@@ -159,7 +159,8 @@ def test_side_by_side_of_the_embedded_task(run, task, learned):
     jax.eval_shape(jax.random.key, 0),
   )
   assert arguments['judges'].keys() == {
-    'ground_truth', *map(str.lower, learned)
+    'ground_truth',
+    *map(str.lower, learned),
   }
   for name in map(str.lower, learned):
     bound = gin.get_bindings(f'{name}/judges.LearnedJudge')

@@ -327,9 +327,7 @@ def test_a_file_is_laid_over_its_base(spec, tmp_path):
   assert (below.seeds, found.seeds) == ([0, 1], [0, 1, 2])
   assert found.algorithms == {
     'rl': below.algorithms['rl'],
-    'ipo': [
-      {'TAU': t, 'BETA': '1.0'} for t in ('0.3', '0.05')
-    ],  # tables merge
+    'ipo': [{'TAU': t, 'BETA': '1.0'} for t in ('0.3', '0.05')],  # tables merge
     'dpo': [{}],
   }
   policy = found.policy('dpo', {}, 2)

@@ -33,7 +33,11 @@ def run(monkeypatch, *arguments):
 
 def test_figure_and_table(runs, monkeypatch, capsys):
   run(
-    monkeypatch, '--metric=up', f'--out={runs}/up', f'A={runs}/a_*', f'B={runs}/b_*'
+    monkeypatch,
+    '--metric=up',
+    f'--out={runs}/up',
+    f'A={runs}/a_*',
+    f'B={runs}/b_*',
   )
   half = stats.t.ppf(0.975, 2) * np.std([0, 1, 5], ddof=1) / np.sqrt(3)
   assert capsys.readouterr().out.splitlines() == [

@@ -10,7 +10,9 @@ from tasks import arithmetic
 
 
 def test_no_problem_is_in_two_splits():
-  found = [list(arithmetic.problems(s)) for s in ('train', 'validation', 'test')]
+  found = [
+    list(arithmetic.problems(s)) for s in ('train', 'validation', 'test')
+  ]
   assert [len(pairs) for pairs in found] == [8745, 638, 617]
   assert len(set().union(*found)) == arithmetic.LIMIT**2
 
@@ -63,7 +65,8 @@ def test_task():
   assert dataset.counts['prompts_cut'] == dataset.counts['targets_cut'] == 0
   batch = dataset.rows([(0, i) for i in range(20)])
   decode = seqio.ByteVocabulary().decode
-  for i, (a, b) in zip(range(20), arithmetic.problems('test')):
+  problems = list(arithmetic.problems('test'))[:20]
+  for i, (a, b) in enumerate(problems):
     prompt = batch.completions.prompts
     ids = prompt.ids[i][prompt.mask[i]].tolist()
     assert decode(ids[:-1]) == f'{a} + {b} =' and ids[-1] == 1
