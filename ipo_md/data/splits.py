@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import math
 import re
 
 _RANGE = re.compile(r'(?P<name>[^\[\]]+)\[(?P<start>\d*):(?P<stop>\d*)\]')
@@ -28,6 +29,20 @@ class Split:
     stop = examples if self.stop is None else min(self.stop, examples)
     return max(stop - self.start, 0)
 
+  def overlaps(self, other: Split) -> bool:
+    """Returns whether two ranges of a task can have an example in common."""
+    ends = [math.inf if s.stop is None else s.stop for s in (self, other)]
+    return self.name == other.name and max(self.start, other.start) < min(ends)
+
+
+def parse(text: str) -> Split:
+  """Reads the text of a split; what is no range is the name of a split."""
+  found = _RANGE.fullmatch(text)
+  if found is None:
+    return Split(text)
+  stop = int(found['stop']) if found['stop'] else None
+  return Split(found['name'], int(found['start'] or 0), stop)
+
 
 def read(text: str, *, place: str, names: Sequence[str]) -> Split:
   """Reads the text of a split.
@@ -42,17 +57,14 @@ def read(text: str, *, place: str, names: Sequence[str]) -> Split:
   """
   if text in names:
     return Split(text)
-  found = _RANGE.fullmatch(text)
-  name = found['name'] if found else text.partition('[')[0]
+  found, name = parse(text), text.partition('[')[0]
   if name not in names:
     raise ValueError(f'{place} has no split {name!r}, only {sorted(names)}.')
-  if not found:
+  if found.name != name:
     raise ValueError(
       f'{place}: {text!r} is no range of the split {name!r}. A range has '
       f"numbers of examples, such as '{name}[:1000]' or '{name}[500:1000]'."
     )
-  start = int(found['start'] or 0)
-  stop = int(found['stop']) if found['stop'] else None
-  if stop is not None and stop <= start:
+  if found.stop is not None and found.stop <= found.start:
     raise ValueError(f'{place}: the range {text!r} is empty.')
-  return Split(name, start, stop)
+  return found

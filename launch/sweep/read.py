@@ -10,6 +10,7 @@ import re
 import tomllib
 from typing import Any
 
+from ipo_md.data import splits
 from launch.sweep import spec as spec_lib
 
 _RUN = {'run', 'gin', 'bindings'}
@@ -175,7 +176,8 @@ def _check(spec: spec_lib.Spec, path: str) -> None:
         )
       seen.append(other)
       other = spec.against[other]
-  if None in spec.splits or spec.splits[0] == spec.splits[1]:
+  held_out = [splits.parse(text) for text in spec.splits if text is not None]
+  if len(held_out) < 2 or held_out[0].overlaps(held_out[1]):
     raise ValueError(
       f'{path}: HELD_OUT_SPLIT is {spec.splits[0]} in [select.bindings] and '
       f'{spec.splits[1]} in [compare.bindings]. Set both, to different splits: '

@@ -54,6 +54,23 @@ def test_refused(text, message):
     splits.read(text, place='Task t', names=('train', 'test'))
 
 
+@pytest.mark.parametrize(
+  ('one', 'other', 'expected'),
+  [
+    ('test', 'test', True),
+    ('test', 'train', False),
+    ('test', 'test[5:]', True),
+    ('test[:5]', 'test[4:]', True),
+    ('test[:5]', 'test[5:]', False),
+    ('test[2:5]', 'test[3:4]', True),
+    ('test[:5]', 'train[:5]', False),
+  ],
+)
+def test_overlap(one, other, expected):
+  one, other = splits.parse(one), splits.parse(other)
+  assert one.overlaps(other) == other.overlaps(one) == expected
+
+
 @pytest.mark.parametrize('text', ['train[:5]', 'train[4:9]', 'train[36:]'])
 @pytest.mark.parametrize('cached', [False, True])
 def test_the_rows_are_those_of_the_whole(text, cached, tmp_path):

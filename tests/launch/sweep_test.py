@@ -289,6 +289,7 @@ def test_one_sweep_at_a_time(spec, tmp_path):
     ('axes = {TAU = [0.1, 0.2]}', 'axes = [0.1]', r'axes = \[0.1\] .* table'),
     ('seeds = [0]', 'seeds = [2]', 'list of different seeds'),
     ("'test'", "'validation'", 'Set both, to different splits'),
+    ("'test'", "'validation[:9]'", r'validation\[:9\] in .*Set both, to diff'),
     ('policies = ["supervised"]', 'policies = ["sft"]', "'sft' is not one of"),
     ('at_once = 2', 'at_once = 0', 'at_once = 0'),
     (
