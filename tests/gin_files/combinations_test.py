@@ -24,6 +24,8 @@ NETWORKS = (
   't5_1_1_small+judge_t5_1_1_base',
   'llama_3_2_1b',
 )
+# Tasks that differ from tldr and gsm8k only in their files and metrics.
+ALIKE = ('xsum', 'math_answers', 'code_problems')
 REWARD_ALGORITHMS = [
   name
   for name in gin_resolve.files('algorithms')
@@ -86,7 +88,7 @@ ALL = [
   for parts in itertools.product(
     ('online', 'offline', 'judge', 'supervised'),
     NETWORKS,
-    [task for task in gin_resolve.TASKS if task != 'xsum'],  # like tldr
+    [task for task in gin_resolve.TASKS if task not in ALIKE],
     ('', *gin_resolve.files('judges')),
     ('', *gin_resolve.files('algorithms')),
   )
@@ -96,6 +98,10 @@ COVERING = pairwise(filter(is_valid, ALL))
 # of a checkpoint needs one (tests/checkpoints/model_folder_test.py).
 OTHERS = (
   [
+    Choice('supervised', 'llama_3_2_1b', task)
+    for task in ('math_answers', 'code_problems')
+  ]
+  + [
     Choice('supervised', model, 'tldr')
     for model in gin_resolve.files('models')
     if model not in ('from_checkpoint', *'+'.join(NETWORKS).split('+'))
@@ -246,6 +252,10 @@ INCOMPATIBLE = [
       ("PREFERENCE_TASK = 'ultrafeedback_prompts'",),
     ),
     "ultrafeedback_prompts has no feature 'targets'.*MIXTURE_OR_TASK_NAME",
+  ),
+  (
+    Choice('online', 'llama_3_2_1b', 'code_problems', 'likelihood', 'ipo'),
+    'Task code_problems has .*test',
   ),
 ]
 
