@@ -63,6 +63,7 @@ setuptools.setup(
     'gpu': ['jax[cuda13]'],
     'parquet': ['pyarrow'],
     'gguf': ['gguf'],
+    'math': ['math-verify'],
     'wandb': ['wandb'],
     'docs': [
       'ipykernel',
@@ -76,6 +77,7 @@ setuptools.setup(
       'gguf',
       'hypothesis',
       'importlib_resources',
+      'math-verify',
       'pyright[nodejs]==1.1.414',
       'pytest',
       'pytest-xdist',

@@ -8,6 +8,12 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 EXTRAS=test,tpu,docs source launch/setup.sh
 export JAX_PLATFORMS=cpu
+# Tests that run programs of models are skipped where there is no sandbox.
+if ! command -v bwrap > /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+  echo "Installing bubblewrap ..."
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends bubblewrap; } \
+    > /dev/null 2>&1 || echo "It could not be installed." >&2
+fi
 echo "Checking format and lint with ruff ..."
 ruff format --check --quiet .
 ruff check --quiet .

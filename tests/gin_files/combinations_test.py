@@ -24,7 +24,14 @@ NETWORKS = (
   't5_1_1_small+judge_t5_1_1_base',
   'llama_3_2_1b',
 )
-LIKE_ANOTHER = ('xsum', 'mini_tldr_cyclic', 'arithmetic')
+# Tasks that differ from tldr, gsm8k or mini_tldr in files and metrics alone.
+ALIKE = (
+  'xsum',
+  'math_answers',
+  'code_problems',
+  'mini_tldr_cyclic',
+  'arithmetic',
+)
 REWARD_ALGORITHMS = [
   name
   for name in gin_resolve.files('algorithms')
@@ -87,7 +94,7 @@ ALL = [
   for parts in itertools.product(
     ('online', 'offline', 'judge', 'supervised'),
     NETWORKS,
-    [task for task in gin_resolve.TASKS if task not in LIKE_ANOTHER],
+    [task for task in gin_resolve.TASKS if task not in ALIKE],
     ('', *gin_resolve.files('judges')),
     ('', *gin_resolve.files('algorithms')),
   )
@@ -97,6 +104,10 @@ COVERING = pairwise(filter(is_valid, ALL))
 # of a checkpoint needs one (tests/checkpoints/model_folder_test.py).
 OTHERS = (
   [
+    Choice('supervised', 'llama_3_2_1b', task)
+    for task in ('math_answers', 'code_problems')
+  ]
+  + [
     Choice('supervised', model, 'tldr')
     for model in gin_resolve.files('models')
     if model not in ('from_checkpoint', *'+'.join(NETWORKS).split('+'))
@@ -247,6 +258,10 @@ INCOMPATIBLE = [
       ("PREFERENCE_TASK = 'ultrafeedback_prompts'",),
     ),
     "ultrafeedback_prompts has no feature 'targets'.*MIXTURE_OR_TASK_NAME",
+  ),
+  (
+    Choice('online', 'llama_3_2_1b', 'code_problems', 'likelihood', 'ipo'),
+    'Task code_problems has .*test',
   ),
 ]
 

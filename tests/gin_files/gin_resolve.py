@@ -24,6 +24,7 @@ from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.data import dataset as dataset_lib
 from ipo_md.data import examples
+from ipo_md.data import splits
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -176,7 +177,7 @@ class PlaceholderVocabulary(seqio.ByteVocabulary):
 def one_example(task: seqio.Task, *, split: str, feature_lengths, chat=None):
   """Replaces `data.tokenise` and returns one example of a task."""
   del feature_lengths, chat
-  assert split in task.splits
+  splits.read(split, place=f'Task {task.name}', names=task.splits)
   features = task.output_features
   k = 0
   if 'targets' in features:

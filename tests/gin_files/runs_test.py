@@ -126,6 +126,24 @@ def test_side_by_side_over_http(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('task', 'metric'),
+  [('math_answers', 'math_correct'), ('code_problems', 'pass_rate')],
+)
+def test_side_by_side_prefers_what_the_metric_of_a_task_prefers(task, metric):
+  arguments = gin_resolve.resolve(
+    Choice('side_by_side', 'mistral_7b', task),
+    [
+      "MODEL_DIR = '/report'",
+      "POLICIES = {'nca': '/nca', 'dpo': '/dpo'}",
+      "REFERENCE_CHECKPOINT_PATH = '/supervised'",
+      "JUDGES = {'right': @task_metrics.MetricJudge()}",
+    ],
+  )
+  judge = arguments['judges']['right']
+  assert (judge.mixture_or_task_name, judge.metric) == (task, metric)
+
+
+@pytest.mark.parametrize(
   ('run', 'task', 'learned'),
   [
     ('truth', 'mini_tldr', ('REWARD_MODEL',)),
