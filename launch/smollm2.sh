@@ -71,13 +71,14 @@ judge() {
 }
 
 # policy NAME RUN_FILE ALGORITHM JUDGE CHECKPOINT: trains adapters (LoRA) of the
-# supervised policy, online or offline, with a judge and its checkpoint.
+# supervised policy, online or offline, with a judge and its checkpoint. The
+# report evaluates it.
 policy() {
   train "$1" "$2" "$policy" --gin_file="gin/algorithms/$3.gin" \
     --gin_file="gin/judges/$4.gin" --gin_file=gin/lora.gin \
     --gin.JUDGE_CHECKPOINT_PATH="$5" \
     --gin.INITIAL_CHECKPOINT_PATH="$out/supervised" --gin.LEARNING_RATE=1e-3 \
-    --gin.MAX_NEW_TOKENS=48 --gin.TAU=0.03
+    --gin.MAX_NEW_TOKENS=48 --gin.TAU=0.03 --gin.EVAL_PERIOD=0
 }
 
 side_by_side() {
