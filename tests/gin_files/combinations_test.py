@@ -24,13 +24,11 @@ NETWORKS = (
   't5_1_1_small+judge_t5_1_1_base',
   'llama_3_2_1b',
 )
-# Tasks that differ from tldr, gsm8k or mini_tldr in files and metrics alone.
+# Tasks that differ from tldr, gsm8k or mini_tldr in files and metrics alone, and
+# algorithms whose losses take what those of dpo, nca or nash_md take.
 ALIKE = (
-  'xsum',
-  'math_answers',
-  'code_problems',
-  'mini_tldr_cyclic',
-  'arithmetic',
+  *('xsum', 'math_answers', 'code_problems', 'mini_tldr_cyclic', 'arithmetic'),
+  *('xpo', 'apo_zero', 'apo_down', 'opo', 'opo_approx', 'best_response'),
 )
 REWARD_ALGORITHMS = [
   name
@@ -96,7 +94,7 @@ ALL = [
     NETWORKS,
     [task for task in gin_resolve.TASKS if task not in ALIKE],
     ('', *gin_resolve.files('judges')),
-    ('', *gin_resolve.files('algorithms')),
+    ('', *(a for a in gin_resolve.files('algorithms') if a not in ALIKE)),
   )
 ]
 COVERING = pairwise(filter(is_valid, ALL))
