@@ -24,8 +24,8 @@ NETWORKS = (
   't5_1_1_small+judge_t5_1_1_base',
   'llama_3_2_1b',
 )
-# Tasks that differ from tldr, gsm8k or mini_tldr in files and metrics alone, and
-# algorithms whose losses take what those of dpo, nca or nash_md take.
+# Tasks that differ from tldr, gsm8k or mini_tldr in files and metrics alone,
+# and algorithms whose losses take what those of dpo, nca or nash_md take.
 ALIKE = (
   *('xsum', 'math_answers', 'code_problems', 'mini_tldr_cyclic', 'arithmetic'),
   *('xpo', 'apo_zero', 'apo_down', 'opo', 'opo_approx', 'best_response'),
