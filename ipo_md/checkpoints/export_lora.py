@@ -113,8 +113,9 @@ def _write_peft(
   kind = hf_source.model_type(source, model.config)
   layout = hf.layout(model.config, base, kind)
   pairs = {
-    piece.name.removesuffix('.weight'): tuple(
-      adapters.read(f'{path}/{letter}', piece.index).T for letter in 'ab'
+    piece.name.removesuffix('.weight'): (
+      adapters.read(f'{path}/a', piece.index).T,
+      adapters.read(f'{path}/b', piece.index).T,
     )
     for path in base
     if f'{path}/a' in flat
