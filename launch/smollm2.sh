@@ -78,7 +78,8 @@ policy() {
     --gin_file="gin/judges/$4.gin" --gin_file=gin/lora.gin \
     --gin.JUDGE_CHECKPOINT_PATH="$5" \
     --gin.INITIAL_CHECKPOINT_PATH="$out/supervised" --gin.LEARNING_RATE=1e-3 \
-    --gin.MAX_NEW_TOKENS=48 --gin.TAU=0.03 --gin.EVAL_PERIOD=0
+    --gin.MAX_NEW_TOKENS=48 --gin.TAU=0.03 \
+    --gin.training.train.evaluation=None
 }
 
 side_by_side() {
