@@ -189,7 +189,15 @@ GRADIENT = {
 }
 
 
-@pytest.mark.parametrize('name', GRADIENT)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.proof)
+    if name.startswith('APO')  # by hand in related_losses_test
+    else name
+    for name in GRADIENT
+  ],
+)
 def test_the_mean_gradient_of_the_step_is_the_enumerated_one(name):
   loss, mixture_coefs, feedback = GRADIENT[name]
   tree = game_lib.tree(seed=1, vocab_size=3)
@@ -312,7 +320,9 @@ def test_the_run_file_plays(algorithm, tmp_path, capsys):
   assert 'start 1 step 4 exploitability' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('alpha', [0.0, 0.01])
+@pytest.mark.parametrize(
+  'alpha', [pytest.param(0.0, marks=pytest.mark.proof), 0.01]
+)
 def test_xpo_stops_where_its_gradient_does(alpha):
   """Exploration takes probability from what the reference samples most."""
   loss = bound(related_losses.xpo, beta=0.5, alpha=alpha)
