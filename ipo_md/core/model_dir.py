@@ -14,6 +14,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import difflib
+import functools
 
 from etils import epath
 import jax
@@ -138,12 +139,7 @@ def claimed(
 def _claim(
   directory: epath.Path, config: str, inputs: identity.Inputs, accept: bool
 ) -> None:
-  if accepted := _compare(directory, config, inputs, accept):
-    print(
-      f'MODEL_DIR {directory}: the results that it holds are from other inputs '
-      '(ACCEPT_CHANGED_INPUTS):\n  ' + '\n  '.join(accepted),
-      flush=True,
-    )
+  _compare(directory, config, inputs, accept)
   _make(directory)
   try:
     _record(directory, config, inputs)
@@ -160,15 +156,11 @@ def _make(directory: epath.Path) -> None:
 
 def _compare(
   directory: epath.Path, config: str, inputs: identity.Inputs, accept: bool
-) -> list[str]:
-  """Raises a ValueError if results of other bindings or inputs are there.
-
-  Returns the inputs that have changed, if that is accepted.
-  """
-  if not _has_saved(directory):
-    return []
-  _compare_bindings(directory, config)
-  return _compare_inputs(directory, inputs, accept)
+) -> None:
+  """Raises a ValueError if results of other bindings or inputs are there."""
+  if _has_saved(directory):
+    _compare_bindings(directory, config)
+    _compare_inputs(directory, inputs, accept)
 
 
 def _cannot_write(directory: epath.Path, error: OSError) -> str:
@@ -212,14 +204,26 @@ def _compare_bindings(directory: epath.Path, config: str) -> None:
 
 def _compare_inputs(
   directory: epath.Path, inputs: identity.Inputs, accept: bool
-) -> list[str]:
+) -> None:
   changes = identity.changes(identity.read(directory), inputs)
-  if accept or not changes:
-    return changes
+  if not changes:
+    return
+  if accept:
+    _say_accepted(str(directory), tuple(changes))
+    return
   raise ValueError(
     f'MODEL_DIR {directory} holds results from other inputs. Choose another '
     'MODEL_DIR, restore the inputs, or accept the change with '
     'ACCEPT_CHANGED_INPUTS=True:\n  ' + '\n  '.join(changes[:12])
+  )
+
+
+@functools.cache  # A run that checks a folder claims it afterwards.
+def _say_accepted(directory: str, changes: tuple[str, ...]) -> None:
+  print(
+    f'MODEL_DIR {directory}: the results that it holds are from other inputs '
+    '(ACCEPT_CHANGED_INPUTS):\n  ' + '\n  '.join(changes),
+    flush=True,
   )
 
 

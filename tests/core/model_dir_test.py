@@ -49,10 +49,10 @@ def test_a_change_is_accepted_knowingly_and_then_known(tmp_path, capsys):
     (tmp_path / 'completions.jsonl').write_text('')
   accept = {'accept_changed_inputs': True, 'inputs': inputs(A='2')}
   model_dir_lib.check(directory, CONFIG, **accept)
-  assert not capsys.readouterr().out  # said once, when it is claimed
+  assert 'A: /A (1) then, /A (2) now' in capsys.readouterr().out
   with model_dir_lib.claimed(directory, CONFIG, **accept):
     pass
-  assert 'A: /A (1) then, /A (2) now' in capsys.readouterr().out
+  assert not capsys.readouterr().out  # It is said once.
   known = json.loads((tmp_path / identity.FILE).read_text())
   assert {name: item['digest'] for name, item in known.items()} == {
     'A': '2',
