@@ -26,9 +26,11 @@ NETWORKS = (
 )
 # Tasks that differ from tldr, gsm8k or mini_tldr in files and metrics alone,
 # and algorithms whose losses take what those of dpo, nca or nash_md take.
+# runs_test.py traces each of them on a game.
 ALIKE = (
   *('xsum', 'math_answers', 'code_problems', 'mini_tldr_cyclic', 'arithmetic'),
-  *('xpo', 'apo_zero', 'apo_down', 'opo', 'opo_approx', 'best_response'),
+  *('xpo', 'simpo', 'apo_zero', 'apo_down', 'opo', 'opo_approx'),
+  'best_response',
 )
 REWARD_ALGORITHMS = [
   name
