@@ -1,4 +1,4 @@
-"""A checkout and a gcloud that only pretends, for the tests of launch/.
+"""A checkout, a gcloud that only pretends, and a small sweep, for launch/.
 
 tests/testdata/bin/gcloud records its arguments and answers as gcloud does. What
 tpu.py sends to the workers really runs, on each in a home folder of its own.
@@ -45,6 +45,32 @@ case $1-$step in
   fail-*) echo "ipo_md: ValueError: no"; exit 3 ;;
 esac
 echo 3 > "$dir/COMPLETED"
+"""
+
+_SWEEP = """
+at_once = 2
+launcher = ["{python}", "{fake}"]
+[runs.supervised]
+run = "supervised.gin"
+[policies]
+run = "online.gin"
+seeds = [0, 1]
+bindings = {{INITIAL_CHECKPOINT_PATH = "'$supervised'"}}
+[algorithms.rl]
+axes = {{TAU = [0.1, 0.2]}}
+against = "supervised"
+[algorithms.ipo]
+axes = {{TAU = [0.3, 0.05]}}
+[select]
+run = "side_by_side.gin"
+judge = "truth"
+against = "rl"
+seeds = [0]
+bindings = {{HELD_OUT_SPLIT = "'validation'"}}
+[compare]
+run = "side_by_side.gin"
+policies = ["supervised"]
+bindings = {{HELD_OUT_SPLIT = "'test'"}}
 """
 
 
@@ -140,3 +166,12 @@ def google(tmp_path):
   for pid in (cloud.fake / 'hosts').glob('*/ipo_md/pid'):
     with contextlib.suppress(ProcessLookupError):
       os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+
+@pytest.fixture(name='spec')
+def spec_fixture(tmp_path):
+  """Returns the path of a spec whose runs are fake."""
+  fake = pathlib.Path(__file__).with_name('fake_run.py')
+  path = tmp_path / 'spec.toml'
+  path.write_text(_SWEEP.format(python=sys.executable, fake=fake))
+  return path
