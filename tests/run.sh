@@ -26,11 +26,10 @@ else
     echo "Checking types with pyright (about one minute) ..."
     pyright
   fi
-  echo "Running the tests (15 minutes on two cores, half an hour the first time) ..."
+  echo "Running the tests (16 minutes on two cores, half an hour the first time) ..."
 fi
-# More processes than cores use the time in which tests wait. Each of them takes
-# up to 4.5 GB.
+# A third process uses the time in which tests wait, if there is memory for it.
 processes=2
 free=$(awk '/MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo 2>/dev/null || true)
-[ "${free:-0}" -lt 18 ] || processes=4
+[ "${free:-0}" -lt 18 ] || processes=3
 python -m pytest --numprocesses "$processes" --dist worksteal "$@"
