@@ -12,16 +12,14 @@ Cobbe et al., arXiv 2110.14168.
 
 from collections.abc import Mapping
 import decimal
-import os
 import re
 from typing import Any
 
-from ipo_md.core import paths
 from tasks.lib import json_lines
 from tasks.lib import metrics
 from tasks.lib import text_tasks
+from tasks.lib import train_test_files
 
-_VALIDATION = 500  # rows
 _FINAL = re.compile(r'####[\s$]*(-?\s*\$?[\d.,]*\d)')
 
 
@@ -55,24 +53,13 @@ def _example(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _files(split: str) -> list[str]:
-  file = 'test.jsonl' if split == 'test' else 'train.jsonl'
-  if 'GSM8K_DIR' not in os.environ:
-    raise ValueError(
-      f'GSM8K_DIR is not set. It names the directory of {file}, rows of '
-      'question and answer.'
-    )
-  folder = paths.absolute(os.environ['GSM8K_DIR'], 'GSM8K_DIR')
-  return [os.path.join(folder, file)]
+  return train_test_files.files(
+    split, variable='GSM8K_DIR', fields='question and answer'
+  )
 
 
 def _rows(split: str) -> text_tasks.Rows:
-  allowed = json_lines.max_bad_rows()
-  rows = list(
-    text_tasks.rows_of_files(_files(split), _example, max_bad_rows=allowed)
-  )
-  if split == 'train':
-    return iter(rows[:-_VALIDATION])
-  return iter(rows[-_VALIDATION:] if split == 'validation' else rows)
+  return train_test_files.rows(split, _files(split), _example)
 
 
 text_tasks.add_task(
@@ -81,7 +68,7 @@ text_tasks.add_task(
     _rows,
     files=_files,
     signature=text_tasks.SUMMARY,
-    splits=('train', 'validation', 'test'),
+    splits=train_test_files.SPLITS,
   ),
   targets_rank=1,
   postprocess_fn=final_answer,

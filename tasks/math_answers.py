@@ -14,18 +14,16 @@ Hendrycks et al., arXiv 2103.03874.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import os
 import re
 from typing import Any
 
 import numpy as np
 
-from ipo_md.core import paths
 from tasks.lib import equivalence
 from tasks.lib import json_lines
 from tasks.lib import text_tasks
+from tasks.lib import train_test_files
 
-_VALIDATION = 500  # rows
 _BOXED = re.compile(r'\\(?:boxed|fbox)\s*(?:\{|([^\s{}$]+))')
 _BRACE = re.compile(r'\\.|[{}]', re.DOTALL)
 
@@ -103,25 +101,15 @@ def _example(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _files(split: str) -> list[str]:
-  file = 'test.jsonl' if split == 'test' else 'train.jsonl'
-  if 'MATH_DIR' not in os.environ:
-    raise ValueError(
-      f'MATH_DIR is not set. It names the directory of {file}, rows of problem '
-      'and solution.'
-    )
+  found = train_test_files.files(
+    split, variable='MATH_DIR', fields='problem and solution'
+  )
   equivalence.check()  # before a run samples what it cannot compare
-  folder = paths.absolute(os.environ['MATH_DIR'], 'MATH_DIR')
-  return [os.path.join(folder, file)]
+  return found
 
 
 def _rows(split: str) -> text_tasks.Rows:
-  allowed = json_lines.max_bad_rows()
-  rows = list(
-    text_tasks.rows_of_files(_files(split), _example, max_bad_rows=allowed)
-  )
-  if split == 'train':
-    return iter(rows[:-_VALIDATION])
-  return iter(rows[-_VALIDATION:] if split == 'validation' else rows)
+  return train_test_files.rows(split, _files(split), _example)
 
 
 text_tasks.add_task(
@@ -130,7 +118,7 @@ text_tasks.add_task(
     _rows,
     files=_files,
     signature=text_tasks.SUMMARY,
-    splits=('train', 'validation', 'test'),
+    splits=train_test_files.SPLITS,
   ),
   targets_rank=1,
   postprocess_fn=final_answer,

@@ -33,23 +33,6 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 # among those of the imported packages, took a quarter of its time.
 gc.set_threshold(100_000, 20, 50)
 
-# Files with tests of half a minute and more. They come first, so that no
-# process is left alone with one of them at the end.
-_LONG = (
-  'faults_test.py',
-  'processes_test.py',
-  'site_test.py',
-  'loop_test.py',
-  'papers_test.py',
-  'precompile_test.py',
-  'any_text_test.py',
-  'model_folder_test.py',
-)
-
-
-def pytest_collection_modifyitems(items):
-  items.sort(key=lambda item: item.path.name not in _LONG)
-
 
 def pytest_collection_finish():
   gc.collect()

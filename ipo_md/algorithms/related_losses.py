@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ipo_md.algorithms import loss_checks
+from ipo_md.algorithms import losses
 from ipo_md.algorithms import needs
 
 _SINKHORN_STEPS = 50
@@ -43,13 +44,8 @@ def xpo(
   """
   loss_checks.require_positive('related_losses.xpo', beta=beta)
   loss_checks.require_not_negative('related_losses.xpo', alpha=alpha)
-  sides = _sides(
-    'xpo',
-    log_ratios,
-    preference,
-    lambda won, lost: -jax.nn.log_sigmoid(beta * (won - lost)),
-  )
-  return sides + alpha * log_ratios[:, 1]
+  plain = losses.dpo(log_ratios, preference, beta=beta)
+  return plain + alpha * log_ratios[:, 1]
 
 
 @needs.declare(feedback='preference', completions=2, anchors=())

@@ -21,6 +21,7 @@ from ipo_md.core import types
 from ipo_md.data import examples as examples_lib
 from ipo_md.data import prompt_format as prompt_format_lib
 from ipo_md.data import registry
+from ipo_md.data import splits
 from ipo_md.data import token_cache
 from ipo_md.data import vocabularies
 
@@ -157,7 +158,7 @@ def load(
   if isinstance(task_or_mixture, seqio.Mixture):
     # As seqio does, a mixture leaves out the tasks that lack the split.
     every = task_or_mixture.tasks
-    name = split.partition('[')[0]
+    name = splits.parse(split).name
     tasks = [task for task in every if name in task.splits] or every
     rates = tuple(float(task_or_mixture.get_rate(t)) for t in tasks)
   else:

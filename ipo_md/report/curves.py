@@ -11,13 +11,13 @@ import argparse
 from collections.abc import Mapping
 from collections.abc import Sequence
 import glob
-import json
 
 from etils import epath
 import numpy as np
 from scipy import stats
 
 from ipo_md.core import intervals
+from ipo_md.core import metrics
 from ipo_md.report import figure_files
 from ipo_md.report import figures
 
@@ -30,15 +30,15 @@ def read(folder: str, metric: str) -> list[tuple[int, float]]:
   Raises:
     ValueError: The run has no such metric.
   """
-  path = epath.Path(folder) / 'metrics.jsonl'
+  path = epath.Path(folder) / metrics.METRICS_FILE
   if not path.exists():
     raise ValueError(
       f'{folder} is no MODEL_DIR of a run: it has no {path.name}.'
     )
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
-  found = [(row['step'], row[metric]) for row in rows if metric in row]
+  steps = metrics.read_metrics(folder)
+  found = [(step, row[metric]) for step, row in steps.items() if metric in row]
   if not found:
-    names = sorted({name for row in rows for name in row} - {'step'})
+    names = sorted({name for row in steps.values() for name in row})
     raise ValueError(f'{path} has no {metric}, only {", ".join(names)}.')
   return found
 

@@ -13,6 +13,8 @@ from tasks import code_problems
 from tasks.lib import json_lines
 from tasks.lib import sandbox
 
+pytestmark = pytest.mark.usefixtures('needs_a_sandbox')
+
 VOCABULARY = seqio.ByteVocabulary()
 ADD = {
   'task_id': 'HumanEval/0',
@@ -31,14 +33,6 @@ TWICE = {
   'entry_point': 'twice',
 }
 RIGHT = ADD['canonical_solution']
-
-
-@pytest.fixture(autouse=True, scope='module')
-def needs_a_sandbox():
-  try:
-    sandbox.check()
-  except ValueError as error:
-    pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(

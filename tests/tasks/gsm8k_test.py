@@ -14,6 +14,7 @@ from ipo_md.judges import samples as samples_lib
 from tasks import gsm8k
 from tasks import xsum
 from tasks.lib import metrics
+from tasks.lib import train_test_files
 
 VOCABULARY = seqio.ByteVocabulary()
 
@@ -52,7 +53,7 @@ def test_metrics_by_hand():
 @pytest.fixture(name='load')
 def load_fixture(tmp_path, monkeypatch):
   monkeypatch.setenv('GSM8K_DIR', str(tmp_path))
-  monkeypatch.setattr(gsm8k, '_VALIDATION', 2)
+  monkeypatch.setattr(train_test_files, 'VALIDATION', 2)
   rows = [
     {'question': f'What is {n} + 1?', 'answer': f'It is.\n#### {n + 1}'}
     for n in range(5)

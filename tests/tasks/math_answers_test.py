@@ -14,6 +14,7 @@ from ipo_md.evaluation import task_metrics
 from tasks import math_answers
 from tasks.lib import equivalence
 from tasks.lib import json_lines
+from tasks.lib import train_test_files
 
 VOCABULARY = seqio.ByteVocabulary()
 
@@ -125,7 +126,7 @@ def test_any_thread_may_compare():
 @pytest.fixture(name='load')
 def load_fixture(tmp_path, monkeypatch):
   monkeypatch.setenv('MATH_DIR', str(tmp_path))
-  monkeypatch.setattr(math_answers, '_VALIDATION', 2)
+  monkeypatch.setattr(train_test_files, 'VALIDATION', 2)
   rows = [
     {'problem': f'What is {n} / 2?', 'solution': rf'It is $\boxed{{{n}/2}}$.'}
     for n in range(5)

@@ -12,13 +12,7 @@ import pytest
 
 from tasks.lib import sandbox
 
-
-@pytest.fixture(autouse=True, scope='module')
-def needs_a_sandbox():
-  try:
-    sandbox.check()
-  except ValueError as error:
-    pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures('needs_a_sandbox')
 
 
 @pytest.fixture(name='run')
