@@ -166,21 +166,25 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     """Encodes a string to [*] ids, or [n] strings to ragged [n, *] ids."""
-
-    def encode(texts):
-      texts = np.ravel(np.asarray(texts, object))
-      rows = [self._encode(text.decode()) for text in texts]
-      ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
-      return ids, np.array([len(row) for row in rows], np.int64)
-
     ids, lengths = tf.numpy_function(
-      encode, [s], (tf.int32, tf.int64), stateful=False
+      self._encode_rows, [s], (tf.int32, tf.int64), stateful=False
     )
     ids = tf.ensure_shape(ids, [None])
     if s.shape.rank == 0:
       return ids
     from_lengths = tf.RaggedTensor.from_row_lengths  # pyright: ignore[reportAttributeAccessIssue]  # generated
     return from_lengths(ids, tf.ensure_shape(lengths, s.shape))
+
+  def _encode_rows(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the flat ids of texts, and their numbers of ids.
+
+    It is not defined inside of `_encode_tf`, because AutoGraph would convert it
+    with that, and each of its calls for each text.
+    """
+    texts = np.ravel(np.asarray(texts, object))
+    rows = [self._encode(text.decode()) for text in texts]
+    ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
+    return ids, np.array([len(row) for row in rows], np.int64)
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
     """Decodes [T] ids to a string."""

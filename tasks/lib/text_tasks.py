@@ -274,28 +274,39 @@ def _encode(
     out, was trimmed, and is empty.
   """
 
-  def encode(texts: np.ndarray) -> tuple[np.ndarray, ...]:
-    texts = [text.decode() for text in texts]
-    rows = encoding.encode(vocabulary, texts)
-    lengths = np.array([len(row) for row in rows], np.int64)
-    ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
-    found = [
-      (
-        encoding.has_special_tokens(vocabulary, text),
-        encoding.is_trimmed(vocabulary, text),
-        not text.strip(),
-      )
-      for text in texts
-    ]
-    return ids, lengths, np.array(found, np.int64).reshape(-1, 3)
-
   ids, lengths, found = tf.numpy_function(
-    encode, [texts], (tf.int32, tf.int64, tf.int64), stateful=False
+    functools.partial(_encode_texts, vocabulary),
+    [texts],
+    (tf.int32, tf.int64, tf.int64),
+    stateful=False,
   )
   rows = tf.RaggedTensor.from_row_lengths(
     tf.ensure_shape(ids, [None]), tf.ensure_shape(lengths, [None])
   )
   return rows, tf.ensure_shape(found, [None, 3])
+
+
+def _encode_texts(
+  vocabulary: seqio.Vocabulary, texts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns what `_encode` returns, as flat tokens, lengths and findings.
+
+  It is not defined inside of `_encode`, because AutoGraph would convert it with
+  that, and each of its calls for each text.
+  """
+  decoded = [text.decode() for text in texts]
+  rows = encoding.encode(vocabulary, decoded)
+  lengths = np.array([len(row) for row in rows], np.int64)
+  ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
+  found = [
+    (
+      encoding.has_special_tokens(vocabulary, text),
+      encoding.is_trimmed(vocabulary, text),
+      not text.strip(),
+    )
+    for text in decoded
+  ]
+  return ids, lengths, np.array(found, np.int64).reshape(-1, 3)
 
 
 def exactly(k: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:

@@ -11,6 +11,7 @@ memory.
 
 import argparse
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -126,6 +127,7 @@ def main():
       name = preference_files.supervised(files=files)
     else:
       _add_task(path)
+    gc.freeze()  # as python -m ipo_md does
     before = _memory()
     start = time.time()
     _load(name, os.path.join(folder, 'cache'), vocabulary)
