@@ -124,14 +124,14 @@ MUTANTS = {
   ),
   'step: the reference is the moving policy': Mutant(
     'algorithms/online.py',
-    '_judged(\n      policy,\n      frozen,',
-    '_judged(\n      policy,\n      frozen.replace(reference=state.params),',
+    'players.policies(model, state, frozen)',
+    'players.policies(model, state, frozen.replace(reference=state.params))',
     'tests/games/truth_test.py -k "mean_gradient and RL"',
   ),
   'step: the policy plays against itself, not the reference': Mutant(
-    'algorithms/online.py',
-    'player, ema = frozen.reference, state.ema',
-    'player, ema = state.params, state.ema',
+    'algorithms/players.py',
+    "{'reference': frozen.reference}",
+    "{'reference': state.params}",
     'tests/games/truth_test.py -k "cyclic and IPO-MD"',
   ),
   'lora: adapters left on in the reference': Mutant(

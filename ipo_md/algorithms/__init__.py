@@ -11,6 +11,7 @@ from ipo_md.algorithms.judge_training import reward_step
 from ipo_md.algorithms.objective import Feedback
 from ipo_md.algorithms.offline import offline_step
 from ipo_md.algorithms.online import online_step
+from ipo_md.algorithms.players import Players
 from ipo_md.algorithms.supervised import supervised_metrics
 from ipo_md.algorithms.supervised import supervised_step
 from ipo_md.algorithms.supervised import target_tokens
@@ -18,6 +19,7 @@ from ipo_md.algorithms.win_rate import win_rate_metrics
 
 __all__ = [
   'Feedback',
+  'Players',
   'comparator_step',
   'judge_metrics',
   'offline_step',

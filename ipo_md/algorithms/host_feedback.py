@@ -62,8 +62,8 @@ def two_programs(
 
   Raises:
     ValueError: There are not 2 completions or TRUNCATION_REWARD is set, but the
-      judge gives no rewards; or the state has a moving average (Nash-EMA),
-      which is not sampled from here.
+      judge gives no rewards; or the state has players that change, such as
+      the moving average of Nash-EMA.
   """
   scores = 'rewards' in judges.gives(feedback.judge)
   if len(mixture_coefs) != 2 and not scores:
@@ -75,10 +75,10 @@ def two_programs(
     raise ValueError(
       'TRUNCATION_REWARD is a reward, but JUDGE gives preferences alone.'
     )
-  if example is not None and example[0].ema is not None:
+  if example is not None and example[0].players:
     raise ValueError(
-      'training.Start.ema = True: a judge on the host does not go with an '
-      'algorithm that samples from a moving average of the policy (nash_ema).'
+      f'training.Start.players = {", ".join(sorted(example[0].players))}: a '
+      'judge on the host does not go with an algorithm whose players change.'
     )
   placed = sharding.batch(jax.sharding.get_mesh())
   sample = jax.jit(

@@ -23,12 +23,15 @@ class Needs:
   """What an objective needs.
 
   Attributes:
-    feedback: `preference` [B], P(y_1 > y_2 | x), or `rewards` [B, K].
+    feedback: `preference` [B], P(y_1 > y_2 | x), `rewards` [B, K], or `matrix`
+      [B, K, K], P(y_i > y_k | x).
     completions: Number of completions of a prompt: exactly 2 for a
-      `preference`, at least this many for `rewards`.
-    anchors: Policies whose log-probability is subtracted from log pi. Without
-      any, the objective is reference-free: its first argument is log pi
-      itself, and no reference has to be loaded.
+      `preference`, at least this many for the others.
+    anchors: Policies whose log-probability is subtracted from log pi, of
+      `players.Players`. The first argument is the log-ratio with the first of
+      them; that with any other one, such as `snapshot`, is passed as
+      `snapshot_log_ratios`. Without any, the objective is reference-free: its
+      first argument is log pi itself, and no reference has to be loaded.
     on_policy: Completions that must be samples of the policy itself for the
       gradient to be unbiased: none of them, the first one, or all. Such an
       objective cannot be trained on the completions of a data set.
@@ -37,7 +40,7 @@ class Needs:
       prompt may have fewer than K completions.
   """
 
-  feedback: Literal['preference', 'rewards']
+  feedback: Literal['preference', 'rewards', 'matrix']
   completions: int
   anchors: tuple[str, ...] = ('reference',)
   on_policy: Literal['none', 'first', 'all'] = 'none'
@@ -111,6 +114,34 @@ def check_samples(loss: Callable[..., Any], mixture_coefs: Any) -> None:
       f'sampled from the policy itself, but MIXTURE_COEFS is '
       f'{tuple(mixture_coefs)}: set its weight of the reference to 0.'
     )
+
+
+def check_reference(loss: Callable[..., Any], reference: Any) -> bool:
+  """Returns whether an objective reads a reference, which stays as it is.
+
+  Args:
+    loss: The objective.
+    reference: Parameters of the reference, None if it is not loaded.
+
+  Raises:
+    ValueError: The reference is needed and not loaded, or the objective needs
+      another player.
+  """
+  anchors = of(loss).anchors
+  for anchor in anchors:
+    if anchor != 'reference':
+      raise ValueError(
+        f'LOSS = {name(loss)} needs a {anchor} of the policy, which only an '
+        'online run with a judge on the device has: take gin/runs/online.gin '
+        'or another LOSS.'
+      )
+  if anchors and reference is None:
+    raise ValueError(
+      f'LOSS = {name(loss)} needs a reference policy: set '
+      'REFERENCE_CHECKPOINT_PATH, or INITIAL_CHECKPOINT_PATH, which is its '
+      'default.'
+    )
+  return bool(anchors)
 
 
 def _unbound(loss: Any) -> Any:

@@ -102,29 +102,6 @@ def sample_metrics(tokens: types.Tokens, eos_id: types.EosId) -> Metrics:
   return found
 
 
-def check_reference(
-  loss: Loss, reference: types.Params | None, *, mixed: bool = False
-) -> bool:
-  """Returns whether an objective reads the reference.
-
-  Args:
-    loss: The objective.
-    reference: Parameters of the reference, None if it is not loaded.
-    mixed: Whether completions are sampled from the reference.
-
-  Raises:
-    ValueError: The reference is needed and not loaded.
-  """
-  reads = 'reference' in needs.of(loss).anchors
-  if reference is None and (reads or mixed):
-    who = f'LOSS = {needs.name(loss)}' if reads else 'MIXTURE_COEFS'
-    raise ValueError(
-      f'{who} needs a reference policy: set REFERENCE_CHECKPOINT_PATH, or '
-      'INITIAL_CHECKPOINT_PATH, which is its default.'
-    )
-  return reads
-
-
 def check_per_token(loss: Loss, per_token: bool) -> None:
   """Raises a ValueError if an objective cannot average over tokens."""
   if per_token and not needs.of(loss).mean_over_tokens:
@@ -184,29 +161,55 @@ def policy_loss(
     compared = {'sampling_error': averages.mean(error, where=mask)}
   found = sampling.sum_or_mean(log_probs, mask, per_token=per_token)
   log_prob = found if log_prob is None else sampling.with_value(found, log_prob)
-  log_ratios = log_prob
-  if needed.anchors:
-    if labelled.reference_log_prob is None:
-      raise ValueError(
-        f'LOSS = {needs.name(loss)} needs the log-probabilities of a reference.'
-      )
-    log_ratios = log_prob - labelled.reference_log_prob
+  log_ratios, *others = [
+    log_prob - _log_prob_of(anchor, labelled, loss) for anchor in needed.anchors
+  ] or [log_prob]
   real = labelled.completion_mask
-  extra = {'completion_mask': real} if needed.reads_mask else {}
+  extra: dict[str, jax.Array] = {
+    f'{anchor}_log_ratios': ratios
+    for anchor, ratios in zip(needed.anchors[1:], others, strict=True)
+  }
+  if needed.reads_mask:
+    extra['completion_mask'] = real
   of_prompts = loss(log_ratios, feedback, **extra)
   value = jnp.mean(of_prompts)
   return value + aux, {
     'loss': averages.mean(of_prompts),
     'tokens': averages.Sum(jnp.sum(mask)),
-    'log_ratio' if needed.anchors else 'log_prob': averages.mean(
-      log_ratios, where=real
-    ),
-    needed.feedback: averages.mean(
-      feedback, where=real if feedback.ndim == 2 else None
-    ),
+    _log_ratio_name(needed): averages.mean(log_ratios, where=real),
+    **_mean_feedback(needed.feedback, feedback, real),
     **_chosen_and_rejected(log_prob, feedback, real),
     **compared,
   }
+
+
+def _log_prob_of(
+  anchor: str, labelled: types.Labelled, loss: Loss
+) -> jax.Array:
+  """Returns the [B, K] log-probabilities by an anchor of an objective."""
+  found = labelled.player_log_probs.get(anchor)
+  if anchor == 'reference':
+    found = labelled.reference_log_prob
+  if found is None:
+    raise ValueError(
+      f'LOSS = {needs.name(loss)} needs the log-probabilities of a {anchor}.'
+    )
+  return found
+
+
+def _mean_feedback(name: str, feedback: jax.Array, real: jax.Array) -> Metrics:
+  """Returns the mean feedback; that of a matrix is always 1/2."""
+  if feedback.ndim == 3:
+    return {}
+  where = real if feedback.ndim == 2 else None
+  return {name: averages.mean(feedback, where=where)}
+
+
+def _log_ratio_name(needed: needs.Needs) -> str:
+  if not needed.anchors:
+    return 'log_prob'
+  anchor = needed.anchors[0]
+  return 'log_ratio' if anchor == 'reference' else f'{anchor}_log_ratio'
 
 
 def _chosen_and_rejected(
@@ -225,7 +228,8 @@ def _chosen_and_rejected(
 
   Args:
     log_prob: [B, K] log-probabilities by the policy, nats.
-    feedback: Preferences [B] or rewards [B, K].
+    feedback: Preferences [B], rewards [B, K] or a matrix [B, K, K], of which
+      the mean win rates count.
     real: [B, K] whether a completion exists.
 
   Returns:
@@ -234,6 +238,8 @@ def _chosen_and_rejected(
   """
   if log_prob.shape[-1] < 2:
     return {}
+  if feedback.ndim == 3:
+    feedback = jnp.mean(feedback, axis=-1)
   if feedback.ndim == 1:
     first = losses.hard_label(feedback)
     weights = jnp.stack([first, 1 - first], axis=-1)
@@ -302,14 +308,39 @@ def preference_of(judged: types.Labelled, who: str) -> jax.Array:
   return judged.preference
 
 
+def matrix_of(labelled: types.Labelled) -> jax.Array:
+  """Returns P(y_i > y_k | x) of all pairs, of which each judge has a form.
+
+    (M_ik + 1 - M_ki) / 2                a judge that compares, in both orders
+    sigmoid(r_i - r_k)                   rewards
+    [[1/2, p], [1 - p, 1/2]]             a preference, K = 2
+
+  Args:
+    labelled: What a judge answered, or a data set has.
+
+  Returns:
+    [B, K, K] probabilities, P_ik + P_ki = 1.
+  """
+  if labelled.matrix is not None:
+    return (labelled.matrix + 1 - jnp.swapaxes(labelled.matrix, 1, 2)) / 2
+  if labelled.rewards is not None:
+    r = labelled.rewards
+    return jax.nn.sigmoid(r[:, :, None] - r[:, None])
+  p = require(labelled, 'preference', 'A matrix of preferences')
+  half = jnp.full_like(p, 0.5)
+  return jnp.stack([half, p, 1 - p, half], axis=-1).reshape(-1, 2, 2)
+
+
 def require(labelled: types.Labelled, field: str, who: str) -> jax.Array:
   """Returns feedback, or raises a ValueError if it is missing.
 
   Args:
     labelled: Labelled completions.
-    field: 'preference' or 'rewards'.
+    field: 'preference', 'rewards' or 'matrix'.
     who: What needs it, for the message.
   """
+  if field == 'matrix':
+    return matrix_of(labelled)
   feedback = getattr(labelled, field)
   if feedback is None:
     other = {'preference': 'rewards', 'rewards': 'preference'}[field]

@@ -61,9 +61,8 @@ def offline_step(
       f'LOSS = {needs.name(loss)} needs samples of the policy, which an '
       'offline run does not draw: take gin/runs/online.gin or another LOSS.'
     )
-  if batch.reference_log_prob is not None or objective_lib.check_reference(
-    loss, frozen.reference
-  ):
+  known = batch.reference_log_prob
+  if needs.check_reference(loss, frozen.reference if known is None else known):
     batch = batch.replace(
       reference_log_prob=_reference_log_prob(frozen, batch, model, per_token)
     )

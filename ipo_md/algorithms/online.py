@@ -6,6 +6,7 @@ Named scopes tell `precompile` the phase of each instruction; instructions
 outside of a scope belong to 'log_probs'.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +17,7 @@ from ipo_md import models
 from ipo_md import sampling
 from ipo_md.algorithms import needs
 from ipo_md.algorithms import objective as objective_lib
+from ipo_md.algorithms import players as players_lib
 from ipo_md.algorithms import step_kinds
 from ipo_md.core import types
 
@@ -34,11 +36,11 @@ def online_step(
   mixture_coefs: Sequence[float],
   sampler: sampling.Sampler,
   per_token: bool = False,
-  ema_decay: float | None = None,
+  players: players_lib.Players = players_lib.Players(),
 ) -> tuple[types.TrainState, objective_lib.Metrics]:
   """Samples, judges and updates.
 
-    y_k ~ SG[pi^(1 - b_k) pi_ref^b_k],   b = mixture_coefs
+    y_k ~ SG[pi^(1 - b_k) player^b_k],   b = mixture_coefs
     theta <- theta - optimizer(grad mean loss(rho(y), judge(y)))
 
   The loss stays in pi, without importance weights, whatever was sampled from.
@@ -53,17 +55,17 @@ def online_step(
     feedback: The judge of the completions, and what is made of its answer.
     loss: An objective of `losses`.
     optimizer: Optimizer of the policy.
-    mixture_coefs: b, K weights of the reference.
+    mixture_coefs: b, K weights of the second player, usually the reference.
     sampler: Settings of the sampler. With `int8`, a mixture too needs a
       forward pass of the reference.
     per_token: Whether log-ratios are means over tokens rather than sums.
-    ema_decay: Decay of a moving average of the policy that takes the place of
-      the reference in the mixture (Nash-EMA); None mixes with the reference.
+    players: The policies beside the one that is trained, and the one of them
+      that samples are mixed with.
 
   Returns:
     The next state, and metrics: loss, log_ratio (a sum over tokens; the KL
     divergence from the reference if all samples are the policy's own),
-    preference or rewards, chosen_log_prob, rejected_log_prob and
+    preference, rewards or matrix, chosen_log_prob, rejected_log_prob and
     ranking_accuracy (K > 1), those of `objective.sample_metrics`, tokens, and
     sampling_error (the mean absolute difference, over tokens, between log pi
     in the sampling loop and in the loss, in nats).
@@ -76,26 +78,22 @@ def online_step(
   feedback.check(loss)
   judges.check_params(feedback.judge, frozen.judge)
   needs.check_samples(loss, mixture_coefs)
-  mixes_reference = ema_decay is None and any(mixture_coefs)
-  reads_reference = objective_lib.check_reference(
-    loss, frozen.reference, mixed=mixes_reference
-  )
+  players.check(loss, state, frozen, mixture_coefs)
   rng, label_rng = jax.random.split(rng)
-  player, ema = frozen.reference, state.ema
-  if ema_decay is not None:
-    if ema is None:
-      raise ValueError('ema_decay needs training.Start.ema = True.')
-    player = model.policy(ema, frozen)
+  state = players.refreshed(state)
+  others = players.policies(model, state, frozen)
+  anchors = needs.of(loss).anchors
+  mixed = (players.second,) if any(mixture_coefs) else ()
 
   def objective(policy):
     # Each model reads the prompts once, for samples and loss alike.
     with jax.named_scope('encode'):
       context = model.encode(policy, prompts)
-      reference_context = player_context = None
-      if reads_reference or mixes_reference:
-        reference_context = model.encode(frozen.reference, prompts)
-      if ema_decay is not None:
-        player_context = model.encode(player, prompts)
+      contexts = {
+        name: model.encode(params, prompts)
+        for name, params in others.items()
+        if name in anchors or name in mixed
+      }
     with jax.named_scope('decode'):
       sampled = sampling.complete(
         model,
@@ -104,22 +102,18 @@ def online_step(
         rng,
         sampler=sampler,
         mixture_coefs=mixture_coefs,
-        player=player,
-        contexts=(
-          context,
-          reference_context if ema_decay is None else player_context,
-        ),
+        player=others[players.second],
+        contexts=(context, contexts.get(players.second)),
       )
     labelled, log_prob = _judged(
       policy,
-      frozen,
+      frozen.judge,
       types.Completions(prompts=prompts, completions=sampled.tokens),
-      reference_context,
-      sampled if mixes_reference else None,
+      {name: (others[name], contexts[name]) for name in anchors},
+      sampled if anchors == mixed else None,
       model=model,
       judge=feedback.judge,
       per_token=per_token,
-      reads_reference=reads_reference,
     )
     ended = sampling.ended(sampled.tokens, sampler.eos_id)
     labelled = feedback.apply(labelled, ended, label_rng)
@@ -139,24 +133,19 @@ def online_step(
   state, metrics = objective_lib.update(
     state, frozen, objective, model, optimizer
   )
-  if ema_decay is not None and ema is not None:
-    state = state.replace(
-      ema=optax.incremental_update(state.params, ema, 1 - ema_decay)
-    )
-  return state, metrics
+  return players.averaged(state), metrics
 
 
 def _judged(
   policy: types.Params,
-  frozen: types.FrozenParams,
+  judge_params: types.Params | None,
   completions: types.Completions,
-  context: types.Context | None,
+  anchors: Mapping[str, tuple[types.Params, types.Context]],
   sampled: sampling.Sampled | None,
   *,
   model: models.Model,
   judge: judges.DeviceJudge,
   per_token: bool,
-  reads_reference: bool,
 ) -> tuple[types.Labelled, jax.Array | None]:
   """Adds the judge's feedback and the log-probabilities of the log-ratios.
 
@@ -165,16 +154,15 @@ def _judged(
 
   Args:
     policy: Parameters of the policy.
-    frozen: Reference and judge.
+    judge_params: Parameters of the judge.
     completions: The completions that were sampled.
-    context: The prompts as the reference reads them.
-    sampled: What the sampling loop found, if it mixed with the reference.
-    model: Network of policy and reference.
+    anchors: Parameters of each anchor of the objective, and the prompts as it
+      reads them.
+    sampled: What the sampling loop found, if it mixed with the one anchor.
+    model: Network of policy and players.
     judge: Judge of the completions.
     per_token: Whether the log-probability is a mean over tokens rather than a
       sum.
-    reads_reference: Whether the objective needs log-probabilities by the
-      reference.
 
   Returns:
     The labelled completions, and the policy's log-probabilities [B, K], without
@@ -188,12 +176,12 @@ def _judged(
 
   def read(completions):
     with jax.named_scope('judge'):
-      labelled = judge(frozen.judge, completions).replace(completions=None)
-    if not reads_reference:
+      labelled = judge(judge_params, completions).replace(completions=None)
+    if not anchors:
       return labelled, None
     mask = completions.completions.mask
     if sampling.rounds(model):
-      log_prob, reference = (
+      log_prob, *found = (
         sampling.log_prob(
           model,
           params,
@@ -201,17 +189,24 @@ def _judged(
           per_token=per_token,
           dtype=model.log_ratio_dtype,
         )
-        for params in (policy, frozen.reference)
+        for params in (policy, *(params for params, _ in anchors.values()))
       )
     elif sampled is not None and sampled.reference_log_probs is not None:
       log_prob = reduced(sampled.policy_log_probs, mask)
-      reference = reduced(sampled.reference_log_probs, mask)
+      found = [reduced(sampled.reference_log_probs, mask)]
     else:
-      log_probs, _ = sampling.log_probs(
-        model, frozen.reference, completions, context=context
-      )
-      log_prob, reference = None, reduced(log_probs, mask)
-    return labelled.replace(reference_log_prob=reference), log_prob
+      log_prob, found = None, []
+      for params, context in anchors.values():
+        log_probs, _ = sampling.log_probs(
+          model, params, completions, context=context
+        )
+        found.append(reduced(log_probs, mask))
+    known = dict(zip(anchors, found, strict=True))
+    reference = known.pop('reference', None)
+    labelled = labelled.replace(
+      reference_log_prob=reference, player_log_probs=known
+    )
+    return labelled, log_prob
 
   labelled, log_prob = sampling.at_real_length(read, completions)
   return labelled.replace(completions=completions), log_prob

@@ -101,6 +101,10 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
     'BETA': Macro(
       _ABOVE_ZERO, 'Scale of the log-ratios, of objectives without TAU.'
     ),
+    'ETA': Macro(
+      _ABOVE_ZERO,
+      'Inverse step size (INPO) or step size (SPPO, REBEL) of an iteration.',
+    ),
     'ALPHA': Macro(
       _AT_LEAST_ZERO,
       'Temperature of the rewards (NCA, InfoNCA), 0 for one-hot labels; weight '
@@ -108,7 +112,21 @@ GROUPS: Mapping[str, Mapping[str, Macro]] = {
     ),
     'MIXTURE_COEFS': Macro(
       kinds.Sequence(_SHARE, what='weights'),
-      'Weight of the reference for each of the K completions of a prompt.',
+      'Weight of PLAYER for each of the K completions of a prompt.',
+    ),
+    'PLAYER': Macro(
+      kinds.Text(choices=('reference', 'average', 'snapshot')),
+      'The policy that MIXTURE_COEFS weigh.',
+    ),
+    'SNAPSHOT_STEPS': Macro(
+      _COUNT,
+      'Updates between two snapshots of the policy (INPO, SPPO, REBEL).',
+      'no snapshot',
+    ),
+    'REFERENCE_STEPS': Macro(
+      _COUNT,
+      'Updates after which the policy becomes the reference (COMAL).',
+      'the reference stays',
     ),
     'EMA_DECAY': Macro(
       _SHARE,

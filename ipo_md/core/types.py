@@ -6,6 +6,7 @@ Axis letters, used in every docstring of the package:
 """
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import Protocol
@@ -119,6 +120,10 @@ class Labelled(flax.struct.PyTreeNode):
   preference: jax.Array | None = None  # [B] P(y_1 > y_2 | x), K = 2
   rewards: jax.Array | None = None  # [B, K]
   reference_log_prob: jax.Array | None = None  # [B, K] log pi_ref(y | x)
+  # [B, K] log-probabilities by other players, of online steps
+  player_log_probs: Mapping[str, jax.Array] = flax.struct.field(
+    default_factory=dict
+  )
   # [B, K, K] P(y_i > y_k | x) with y_i shown first, of judges that compare
   matrix: jax.Array | None = None
 
@@ -138,7 +143,8 @@ class TrainState(flax.struct.PyTreeNode):
   step: jax.Array  # [] int32, updates made
   params: Params
   opt_state: OptState
-  ema: Params | None = None  # moving average of params, for nash_ema
+  # Players that change, such as a snapshot (`algorithms.Players`)
+  players: Mapping[str, Params] = flax.struct.field(default_factory=dict)
 
 
 class FrozenParams(flax.struct.PyTreeNode):

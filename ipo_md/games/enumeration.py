@@ -1,6 +1,7 @@
 """Expected losses by enumeration, and the policies at which they are flat."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
 import math
@@ -14,10 +15,13 @@ Array = Any  # A numpy or a JAX array.
 
 
 def expected_loss(
-  loss: Callable[[Array, Array], Array],
+  loss: Callable[..., Array],
   log_ratio: Array,
   feedback: Array,
   samplers: Sequence[Array],
+  *,
+  matrix: bool = False,
+  others: Mapping[str, Array] | None = None,
 ) -> Array:
   """Averages a loss over all y_1, ..., y_K, each drawn from its own sampler.
 
@@ -29,6 +33,8 @@ def expected_loss(
     feedback: Preference [n, n], which the loss receives as p(y_1 > y_2) [N], or
       rewards [n], which it receives as [N, K].
     samplers: K policies [n].
+    matrix: Whether the loss receives the preference as [N, K, K] instead.
+    others: Further log-ratios [n] by the names of the parameters of the loss.
 
   Returns:
     [] expected loss.
@@ -36,8 +42,12 @@ def expected_loss(
   actions = range(len(feedback))
   y = np.array(list(itertools.product(actions, repeat=len(samplers))))
   weights = math.prod(m[y[:, i]] for i, m in enumerate(samplers))
-  known = feedback[y] if feedback.ndim == 1 else feedback[y[:, 0], y[:, 1]]
-  return (weights * loss(log_ratio[y], known)).sum()
+  if matrix:
+    known = feedback[y[:, :, None], y[:, None]]
+  else:
+    known = feedback[y] if feedback.ndim == 1 else feedback[y[:, 0], y[:, 1]]
+  others = {name: ratio[y] for name, ratio in (others or {}).items()}
+  return (weights * loss(log_ratio[y], known, **others)).sum()
 
 
 def stationary_point(

@@ -87,7 +87,7 @@ def tree(*, seed: int, vocab_size: int) -> Game:
 
 
 @judges.declare(
-  runs_on='device', gives=('preference', 'rewards'), has_params=True
+  runs_on='device', gives=('preference', 'rewards', 'matrix'), has_params=True
 )
 def matrix_judge(
   params: types.Params, completions: types.Completions
@@ -100,7 +100,8 @@ def matrix_judge(
     completions: K completions of each prompt, all of full length.
 
   Returns:
-    The completions with rewards [B, K] and, if K = 2, the preference [B].
+    The completions with rewards [B, K], the matrix [B, K, K] and, if K = 2, the
+    preference [B].
   """
   game = completions.prompts.ids[:, 0]
   ids = completions.completions.ids
@@ -115,6 +116,7 @@ def matrix_judge(
     completion_mask=jnp.ones(y.shape, bool),
     preference=preference,
     rewards=params['rewards'][game[:, None], y],
+    matrix=params['preference'][game[:, None, None], y[:, :, None], y[:, None]],
   )
 
 

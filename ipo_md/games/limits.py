@@ -25,40 +25,60 @@ def expected_gradient(
   *,
   loss: Callable[..., Any],
   mixture_coefs: Sequence[float],
+  snapshot: np.ndarray | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
   """Makes the expected gradient of an online step, computed in float64.
 
   Args:
     game: Game that is played.
     loss: Objective of `losses`.
-    mixture_coefs: K weights of the reference in the samplers.
+    mixture_coefs: K weights of the second player in the samplers. It is the
+      reference, unless the loss has the snapshot for an anchor.
+    snapshot: [nodes, V] logits of the snapshot. None stands for the policy
+      itself, which it is at a limit.
 
   Returns:
     Function from logits [nodes, V] of the policy to the gradient in them.
   """
   everything = _all_sequences(game)
-  feedback = getattr(game, needs.of(loss).feedback)
-  log_reference = np.log(game_lib.policy_of(game.reference))
-  if not needs.of(loss).anchors:
-    log_reference = np.zeros_like(log_reference)
+  needed = needs.of(loss)
+  matrix = needed.feedback == 'matrix'
+  feedback = game.preference if matrix else getattr(game, needed.feedback)
 
-  def objective(table, samplers):
+  def objective(table, samplers, known):
     log_probs, _ = sampling.log_probs(
       game_lib.tabular_model(game), {'table': table[None]}, everything
     )
-    log_ratio = jnp.sum(log_probs[0], axis=-1) - log_reference
+    log_pi = jnp.sum(log_probs[0], axis=-1)
+    first, *ratios = [log_pi - known[name] for name in needed.anchors] or [
+      log_pi
+    ]
+    names = [f'{name}_log_ratios' for name in needed.anchors[1:]]
     return enumeration.expected_loss(
-      loss, log_ratio, jnp.array(feedback), samplers
+      loss,
+      first,
+      jnp.array(feedback),
+      samplers,
+      matrix=matrix,
+      others=dict(zip(names, ratios, strict=True)),
     )
 
   enumerate_all = jax.jit(jax.grad(objective))
 
   def gradient(logits):
+    players = {
+      'reference': game.reference,
+      'snapshot': logits if snapshot is None else snapshot,
+    }
+    second = 'snapshot' if 'snapshot' in needed.anchors else 'reference'
     samplers = [
-      game_lib.token_mixture(logits, game.reference, b) for b in mixture_coefs
+      game_lib.token_mixture(logits, players[second], b) for b in mixture_coefs
     ]
+    known = {
+      name: np.log(game_lib.policy_of(table)) for name, table in players.items()
+    }
     with jax.enable_x64(True):
-      return np.array(enumerate_all(logits, samplers))
+      return np.array(enumerate_all(logits, samplers, known))
 
   return gradient
 

@@ -37,7 +37,7 @@ def train(
   train_steps: int,
   batch_size: int,
   start_stddev: float,
-  ema: bool = False,
+  players: algorithms.Players = algorithms.Players(),
   rng: jax.Array,
 ) -> np.ndarray:
   """Trains tabular policies by `algorithms.online_step`.
@@ -50,7 +50,7 @@ def train(
     batch_size: B, the prompts of an update.
     start_stddev: Standard deviation of the initial logits, which are random
       and not those of the reference.
-    ema: Whether the state holds a moving average of the tables.
+    players: The players of the step.
     rng: Key, consumed.
 
   Returns:
@@ -65,7 +65,7 @@ def train(
     step=jnp.int32(0),
     params=params,
     opt_state=optimizer.init(params),
-    ema=params if ema else None,
+    players=players.first(params),
   )
   stack = lambda name: jnp.array(
     [getattr(game, name) for game in games], jnp.float32
@@ -76,6 +76,7 @@ def train(
   )
   step = functools.partial(
     step,
+    players=players,
     model=model,
     feedback=algorithms.Feedback(judge=game_lib.matrix_judge),
     optimizer=optimizer,
@@ -108,7 +109,7 @@ def play(
   batch_size: int,
   start_stddev: float,
   starts: int,
-  ema_decay: float | None = None,
+  players: algorithms.Players = algorithms.Players(),
 ) -> None:
   """Trains from several starts and writes game.jsonl and game.png.
 
@@ -125,15 +126,18 @@ def play(
     batch_size: BATCH_SIZE, the prompts of an update.
     start_stddev: Standard deviation of the initial logits.
     starts: STARTS, the number of policies, which are trained side by side.
-    ema_decay: EMA_DECAY of that step.
+    players: The players of that step.
   """
   model_dir = paths.absolute(model_dir, 'MODEL_DIR')
-  # At a limit, the moving average of the policy equals the policy.
-  ema = ema_decay is not None
-  players = (0.0,) * len(mixture_coefs) if ema else mixture_coefs
-  limit = limits.limit(game, loss=loss, mixture_coefs=players)
+  # At a limit, average and snapshot of the policy equal the policy.
+  coefs = mixture_coefs
+  if players.second != 'reference':
+    coefs = (0.0,) * len(mixture_coefs)
+  limit = None
+  if players.reference_steps is None:
+    limit = limits.limit(game, loss=loss, mixture_coefs=coefs)
   measured = functools.partial(
-    game_lib.measure, game=game, tau=tau, mixture_coef=max(players)
+    game_lib.measure, game=game, tau=tau, mixture_coef=max(coefs)
   )
   runs = train(
     [game] * starts,
@@ -142,7 +146,7 @@ def play(
     train_steps=train_steps,
     batch_size=batch_size,
     start_stddev=start_stddev,
-    ema=ema,
+    players=players,
     rng=jax.random.key(seed),
   )
   rows = []

@@ -44,7 +44,7 @@ def accumulate(
     A step with the same arguments and results. Its metrics are those of the
     whole batch, as `averages` reduces them; plain numbers are averaged with the
     weights of the parts, and `grad_norm` is the norm of g. It raises ValueError
-    if the state has a moving average, because a step updates that itself.
+    if the state has players that change, because a step changes them itself.
   """
   if parts == 1:
     return step
@@ -58,10 +58,11 @@ def accumulate(
     model: models.Model,
     optimizer: optax.GradientTransformation,
   ):
-    if state.ema is not None:
+    if state.players:
       raise ValueError(
-        f'MICROBATCHES = {parts} with a moving average of the policy '
-        '(nash_ema) is not supported: set MICROBATCHES = 1.'
+        f'MICROBATCHES = {parts} with a player that changes '
+        f'({", ".join(sorted(state.players))}) is not supported: set '
+        'MICROBATCHES = 1.'
       )
     split = jax.tree.map(lambda x: _split(x, parts), batch)
     weights = jnp.ones(parts)

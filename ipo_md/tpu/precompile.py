@@ -192,7 +192,7 @@ def compile_case(
     'batch_size': case.batch_size,
     'state_bytes': {
       'policy': sharding.bytes_per_device(state.params),
-      'optimizer': sharding.bytes_per_device((state.opt_state, state.ema)),
+      'optimizer': sharding.bytes_per_device((state.opt_state, state.players)),
       'reference': sharding.bytes_per_device(frozen.reference),
       'judge': sharding.bytes_per_device(frozen.judge),
     },
@@ -276,6 +276,7 @@ def work_of(
   if judge is not None and not judges.declaration_of(judge).has_params:
     judge = None
   coefs, sampler = bound.get('mixture_coefs'), bound.get('sampler')
+  players = bound.get('players')
   int8 = sampler is not None and sampler.int8
   mixed = kind.samples and min(coefs or (0,)) > 0 and not int8
   return roofline.phases(
@@ -289,7 +290,7 @@ def work_of(
       mixture_coefs=coefs,
       max_new_tokens=sampler.max_new_tokens if kind.samples and sampler else 0,
       reads_reference=start.reference_checkpoint_path is not None
-      and (not mixed or bound.get('ema_decay') is not None),
+      and (not mixed or players is not None and players.second != 'reference'),
       int8_sampling=int8,
     )
   )

@@ -90,7 +90,8 @@ class Start:
     judge_checkpoint_path: JUDGE_CHECKPOINT_PATH. None if the judge has no
       parameters.
     judge_model: Network of the judge.
-    ema: Whether the state holds a moving average of the parameters.
+    players: The `algorithms.Players` of the step, some of which the state
+      holds; None if there are none.
     reference_rules: REFERENCE_SHARDING, logical axis -> mesh axis, if the
       reference is to be laid out otherwise than `sharding.RULES` say.
       {'embed': 'fsdp'} splits it over fsdp alone, {} replicates it.
@@ -103,7 +104,7 @@ class Start:
   reference_checkpoint_path: str | None = None
   judge_checkpoint_path: str | None = None
   judge_model: models.Model | None = None
-  ema: bool = False
+  players: Any = None
   reference_rules: Mapping[str, str] | None = None
   judge_rules: Mapping[str, str] | None = None
 

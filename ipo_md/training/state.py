@@ -140,7 +140,7 @@ def _make_state(params, *, optimizer, start) -> types.TrainState:
     step=jnp.int32(0),
     params=params,
     opt_state=optimizer.init(params),
-    ema=jax.tree.map(jnp.copy, params) if start.ema else None,
+    players={} if start.players is None else start.players.first(params),
   )
 
 

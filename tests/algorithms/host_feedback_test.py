@@ -175,8 +175,12 @@ def test_samples_have_to_be_those_that_the_loss_needs():
 
 
 def test_a_moving_average_is_refused():
-  state = types.TrainState(step=0, params={}, opt_state=(), ema={})
-  with pytest.raises(ValueError, match='training.Start.ema = True.*nash_ema'):
+  state = types.TrainState(
+    step=0, params={}, opt_state=(), players={'average': {}}
+  )
+  with pytest.raises(
+    ValueError, match='training.Start.players = average: a judge'
+  ):
     host_feedback.two_programs(
       None,
       model=MODEL,

@@ -15,6 +15,7 @@ from ipo_md.algorithms import needs
 from ipo_md.algorithms import objective
 from ipo_md.algorithms import offline
 from ipo_md.algorithms import online
+from ipo_md.algorithms import players as players_lib
 from ipo_md.algorithms import win_rate
 from ipo_md.core import sharding
 from ipo_md.core import types
@@ -156,9 +157,10 @@ def test_it_is_zero_in_every_form_of_a_run(
 
 def test_it_is_zero_while_a_moving_average_plays():
   model = network('t5')
-  step = online_step(model, (0.0, 0.5), ema_decay=0.9)
+  players = players_lib.Players(second='average', ema_decay=0.9)
+  step = online_step(model, (0.0, 0.5), players=players)
   state, frozen = at_reference(model, 0)
-  state = state.replace(ema=model.init(jax.random.key(5)))
+  state = state.replace(players={'average': model.init(jax.random.key(5))})
   _, metrics = step(state, frozen, PROMPTS, jax.random.key(0))
   assert float(metrics['loss']) == 0
 

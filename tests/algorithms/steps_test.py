@@ -10,6 +10,7 @@ import pytest
 
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective
+from ipo_md.algorithms import players as players_lib
 from ipo_md.core import sharding
 from ipo_md.core import types
 from ipo_md.games import tabular
@@ -214,19 +215,19 @@ def test_precomputed_reference_log_probs_replace_the_reference():
 
 def test_ema_follows_the_policy():
   state, frozen = state_and_frozen()
-  state = state.replace(ema=frozen.reference)
+  state = state.replace(players={'average': frozen.reference})
   step = online(
     (0.0, 1.0),
     loss=functools.partial(losses.policy_gradient, tau=0.1),
-    ema_decay=0.75,
+    players=players_lib.Players(second='average', ema_decay=0.75),
   )
   after, _ = step(state, frozen, prompts(), jax.random.key(3))
   jax.tree.map(
     lambda new, old, params: np.testing.assert_allclose(
       new, 0.75 * old + 0.25 * params, atol=1e-6
     ),
-    after.ema,
-    state.ema,
+    after.players['average'],
+    state.players['average'],
     after.params,
   )
 

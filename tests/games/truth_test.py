@@ -14,6 +14,7 @@ import pytest
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective
 from ipo_md.algorithms import online
+from ipo_md.algorithms import players as players_lib
 from ipo_md.algorithms import related_losses
 from ipo_md.core import types
 from ipo_md.games import closed_forms
@@ -48,7 +49,7 @@ def trained(
   *,
   train_steps=250,
   batch_size=4096,
-  ema_decay=None,
+  players=players_lib.Players(),
 ):
   """Returns logits [G, nodes, V] before and after training."""
   rate = schedules.linear(
@@ -60,13 +61,12 @@ def trained(
       online.online_step,
       loss=loss,
       mixture_coefs=mixture_coefs,
-      ema_decay=ema_decay,
     ),
+    players=players,
     optimizer=optimizers.adam(None, learning_rate=rate, b1=0.0),
     train_steps=train_steps,
     batch_size=batch_size,
     start_stddev=1.0,
-    ema=ema_decay is not None,
     rng=jax.random.key(0),
   )
   return run[0], run[-1]
@@ -78,7 +78,7 @@ def assert_nash(played, loss, mixture_coefs, tau, **kwargs):
   The equilibrium is that at temperature tau / (1 - b).
   """
   before, after = trained(played, loss, mixture_coefs, **kwargs)
-  b = 0.0 if 'ema_decay' in kwargs else max(mixture_coefs)
+  b = 0.0 if 'players' in kwargs else max(mixture_coefs)
   for game, first, last in zip(played, before, after, strict=True):
     reference = game_lib.policy_of(game.reference)
     gain = [
@@ -104,7 +104,11 @@ NASH = {
   'IPO-MD(.5)': (losses.ipo, (0.5, 0.5), {}),
   'Nash-MD-PG(0)': (losses.policy_gradient, (0.0, 0.0), {}),
   'Nash-MD-PG(.125)': (losses.policy_gradient, (0.0, 0.125), {}),
-  'Nash-EMA': (losses.policy_gradient, (0.0, 1.0), {'ema_decay': 0.9}),
+  'Nash-EMA': (
+    losses.policy_gradient,
+    (0.0, 1.0),
+    {'players': players_lib.Players(second='average', ema_decay=0.9)},
+  ),
 }
 
 

@@ -295,7 +295,7 @@ def trace(arguments: dict, *, evaluate: bool = False) -> None:
       step=jnp.int32(0),
       params=params,
       opt_state=optimizer.init(params),
-      ema=params if start.ema else None,
+      players={} if start.players is None else start.players.first(params),
     ),
     model.abstract_params,
   )

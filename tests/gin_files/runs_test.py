@@ -46,11 +46,13 @@ def test_game_traces(algorithm):
   model = game.tabular_model(arguments['game'])
   optimizer = arguments['optimizer'](None)
   params = model.abstract_params
-  ema = params if arguments['ema_decay'] is not None else None
+  players = arguments['players']
   state = jax.eval_shape(
-    lambda p: types.TrainState(jnp.int32(0), p, optimizer.init(p), ema=p),
+    lambda p: types.TrainState(
+      jnp.int32(0), p, optimizer.init(p), players=players.first(p)
+    ),
     params,
-  ).replace(ema=ema)
+  )
   n = len(arguments['game'].preference)
   judge = {
     'preference': jax.ShapeDtypeStruct((1, n, n), np.float32),

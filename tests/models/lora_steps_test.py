@@ -12,6 +12,7 @@ from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective
 from ipo_md.algorithms import offline
 from ipo_md.algorithms import online as online_lib
+from ipo_md.algorithms import players as players_lib
 from ipo_md.algorithms import supervised
 from ipo_md.algorithms import win_rate
 from ipo_md.core import types
@@ -23,12 +24,14 @@ from tests.models import lora_networks
 pytestmark = pytest.mark.slow
 
 
-def state_of(model, params, optimizer, *, ema=False) -> types.TrainState:
+def state_of(
+  model, params, optimizer, players=players_lib.Players()
+) -> types.TrainState:
   return types.TrainState(
     step=jnp.int32(0),
     params=params,
     opt_state=optimizer.init(params),
-    ema=params if ema else None,
+    players=players.first(params),
   )
 
 
@@ -83,14 +86,15 @@ def test_every_algorithm_steps_in_the_adapters_alone(name):
 def test_a_moving_average_of_the_adapters_plays():
   model = lora_networks.network('decoder')
   params, frozen = lora_networks.trained(model)
-  state = state_of(model, params, optax.sgd(0.1), ema=True)
-  step = online(model, 'nash_md', ema_decay=0.5)
+  players = players_lib.Players(second='average', ema_decay=0.5)
+  state = state_of(model, params, optax.sgd(0.1), players)
+  step = online(model, 'nash_md', players=players)
   after, metrics = jax.jit(step)(
     state, frozen, lora_networks.PROMPTS, jax.random.key(0)
   )
   assert metrics['grad_norm'] > 1e-3
   moved = jax.tree.map(lambda a, b: a - b, after.params, params)
-  averaged = jax.tree.map(lambda a, b: a - b, after.ema, params)
+  averaged = jax.tree.map(lambda a, b: a - b, after.players['average'], params)
   jax.tree.map(
     lambda m, a: np.testing.assert_allclose(a, m / 2, atol=1e-6),
     moved,

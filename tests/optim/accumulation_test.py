@@ -141,14 +141,19 @@ def test_the_update_of_parts_is_that_of_the_batch(name):
   assert found == pytest.approx(whole, rel=1e-4)
 
 
-def test_a_moving_average_is_refused():
+def test_a_player_that_changes_is_refused():
   step, batch, _ = STEPS['online']
   params = MODEL.abstract_params
   state = types.TrainState(
-    step=jnp.int32(0), params=params, opt_state=None, ema=params
+    step=jnp.int32(0),
+    params=params,
+    opt_state=None,
+    players={'average': params},
   )
   whole = accumulation.accumulate(step, parts=2)
-  with pytest.raises(ValueError, match='MICROBATCHES = 2 with a moving'):
+  with pytest.raises(
+    ValueError, match='MICROBATCHES = 2 with a player.*average'
+  ):
     whole(state, None, batch, None, model=MODEL, optimizer=OPTIMIZER)
 
 

@@ -17,6 +17,8 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from ipo_md import checkpoints
 from ipo_md import judges
+from ipo_md.algorithms import iterative_losses
+from ipo_md.algorithms import players as players_lib
 from ipo_md.algorithms import supervised as supervised_lib
 from ipo_md.core import metrics as metrics_lib
 from ipo_md.core import model_dir as model_dir_lib
@@ -80,9 +82,17 @@ def test_supervised_resume_is_the_uninterrupted_run(trained, tmp_path):
 
 
 def test_online_resume_is_the_uninterrupted_run(trained, tmp_path):
-  micro_run.online(tmp_path / 'a', trained, trained)
-  micro_run.online(tmp_path / 'b', trained, trained, 2)
-  micro_run.online(tmp_path / 'b', trained, trained, 4)
+  """Over a refresh of the snapshot and between two of the reference."""
+  rounds = {
+    'loss': functools.partial(iterative_losses.inpo, tau=0.1, eta=0.3),
+    'mixture_coefs': (0.5, 1.0),
+    'players': players_lib.Players(
+      second='snapshot', snapshot_steps=2, reference_steps=3
+    ),
+  }
+  micro_run.online(tmp_path / 'a', trained, trained, **rounds)
+  micro_run.online(tmp_path / 'b', trained, trained, 2, **rounds)
+  micro_run.online(tmp_path / 'b', trained, trained, 4, **rounds)
   micro_run.assert_equal(
     micro_run.params_of(tmp_path / 'a'), micro_run.params_of(tmp_path / 'b')
   )

@@ -8,6 +8,7 @@ import numpy as np
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective
 from ipo_md.algorithms import online as online_lib
+from ipo_md.algorithms import players as players_lib
 from ipo_md.algorithms import supervised as supervised_lib
 from ipo_md.algorithms import win_rate
 from ipo_md.checkpoints import load
@@ -79,7 +80,17 @@ def supervised(model_dir, steps_=4, **changes):
   loop.train(**arguments | changes)
 
 
-def online(model_dir, start, judge, steps_=4, **changes):
+def online(
+  model_dir,
+  start,
+  judge,
+  steps_=4,
+  *,
+  loss=functools.partial(losses.ipo, tau=0.1),
+  mixture_coefs=(0.125, 0.125),
+  players=players_lib.Players(),
+  **changes,
+):
   judge_fn = functools.partial(learned.likelihood, model=micro())
   supervised(
     model_dir,
@@ -87,8 +98,9 @@ def online(model_dir, start, judge, steps_=4, **changes):
     step=functools.partial(
       online_lib.online_step,
       feedback=objective.Feedback(judge=judge_fn),
-      loss=functools.partial(losses.ipo, tau=0.1),
-      mixture_coefs=(0.125, 0.125),
+      loss=loss,
+      mixture_coefs=mixture_coefs,
+      players=players,
       sampler=sampler.Sampler(max_new_tokens=6, eos_id=1),
     ),
     dataset=lambda: dataset('mini_tldr_prompts', True),
@@ -97,6 +109,7 @@ def online(model_dir, start, judge, steps_=4, **changes):
       reference_checkpoint_path=str(start),
       judge_checkpoint_path=str(judge),
       judge_model=micro(),
+      players=players,
     ),
     evaluation=config.Evaluation(
       metrics=functools.partial(

@@ -1,0 +1,182 @@
+"""Checks objectives with a snapshot or a moving reference on exact games."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ipo_md.algorithms import iterative_losses
+from ipo_md.algorithms import losses
+from ipo_md.algorithms import objective
+from ipo_md.algorithms import online
+from ipo_md.algorithms import players as players_lib
+from ipo_md.core import types
+from ipo_md.games import exact as exact_lib
+from ipo_md.games import game as game_lib
+from ipo_md.games import limits
+from ipo_md.games import play
+from ipo_md.optim import optimizers
+from ipo_md.optim import schedules
+from ipo_md.sampling import sampler
+from tests.games import truth_test
+
+pytestmark = pytest.mark.slow
+
+bound = truth_test.bound
+CYCLE = truth_test.CYCLE
+UNIFORM = np.full(3, 1 / 3)
+
+
+def trained(loss, coefs, players, *, steps, rate=None, batch_size=4096):
+  """Returns the policies [steps + 1, 3] of a run on the cyclic game.
+
+  The learning rate falls from .1 to 0 unless one is given.
+  """
+  rate = rate or schedules.linear(
+    learning_rate=0.1, warmup_steps=0, decay_steps=steps
+  )
+  run = play.train(
+    [CYCLE],
+    step=functools.partial(online.online_step, loss=loss, mixture_coefs=coefs),
+    players=players,
+    optimizer=optimizers.adam(None, learning_rate=rate, b1=0.0),
+    train_steps=steps,
+    batch_size=batch_size,
+    start_stddev=1.0,
+    rng=jax.random.key(0),
+  )
+  return np.stack([game_lib.policy_of(logits[0]) for logits in run])
+
+
+def gain(policy, tau):
+  """Exploitability on the cyclic game, whose reference is uniform."""
+  return exact_lib.exploitability(policy, CYCLE.preference, UNIFORM, tau=tau)
+
+
+def raw(policy):
+  """Exploitability without regularisation."""
+  return float((CYCLE.preference @ policy).max() - 0.5)
+
+
+def snapshot(steps=10, **kwargs):
+  return players_lib.Players(second='snapshot', snapshot_steps=steps, **kwargs)
+
+
+def test_inpo_reaches_the_regularised_equilibrium():
+  loss = bound(iterative_losses.inpo, tau=0.1, eta=0.3)
+  policies = trained(loss, (1.0, 1.0), snapshot(), steps=400)
+  assert gain(policies[0], 0.1) > 0.01
+  assert gain(policies[-1], 0.1) < 1e-3
+  assert raw(policies[-1]) > 0.02  # It is not that of the game itself.
+
+
+def test_comal_reaches_the_equilibrium_of_the_game_itself():
+  """Plain IPO stays away from it by its regularisation."""
+  loss = bound(iterative_losses.inpo, tau=0.1, eta=0.3)
+  players = snapshot(reference_steps=100)
+  policies = trained(loss, (1.0, 1.0), players, steps=1200)
+  assert raw(policies[-1]) < 1e-2
+  plain = trained(
+    bound(losses.ipo, tau=0.1), (0.0, 0.0), players_lib.Players(), steps=400
+  )
+  assert raw(plain[-1]) > 0.02
+
+
+def test_the_average_of_sppo_approaches_the_equilibrium():
+  """The last iterate circles."""
+  loss = bound(iterative_losses.sppo, eta=0.5)
+  policies = trained(
+    loss, (1.0,) * 5, snapshot(5), steps=2000, batch_size=1024, rate=0.05
+  )
+  assert max(raw(policy) for policy in policies[-500:]) > 0.1
+  assert raw(policies.mean(axis=0)) < 0.02
+
+
+def test_rebel_reaches_the_optimum_of_a_reward():
+  loss = bound(iterative_losses.rebel, tau=0.2, eta=1.0)
+  policies = trained(loss, (1.0, 1.0), snapshot(), steps=400)
+  wanted = exact_lib.tilt(UNIFORM, CYCLE.rewards / 0.2)
+  assert exact_lib.kl(wanted, policies[0]) > 0.05
+  assert exact_lib.kl(wanted, policies[-1]) < 2e-3
+
+
+FIXED = {
+  'INPO': (bound(iterative_losses.inpo, tau=0.1, eta=0.3), 2),
+  'REBEL': (bound(iterative_losses.rebel, tau=0.2, eta=1.0), 2),
+}
+
+
+@pytest.mark.parametrize('name', FIXED)
+def test_the_expected_gradient_is_zero_at_the_fixed_point(name):
+  loss, k = FIXED[name]
+  wanted = (
+    exact_lib.nash(CYCLE.preference, UNIFORM, tau=0.1)
+    if name == 'INPO'
+    else exact_lib.tilt(UNIFORM, CYCLE.rewards / 0.2)
+  )
+  gradient = limits.expected_gradient(
+    CYCLE, loss=loss, mixture_coefs=(1.0,) * k
+  )
+  assert np.abs(gradient(np.log(wanted)[None])).max() < 1e-6
+  assert np.abs(gradient(np.log(UNIFORM)[None])).max() > 1e-3
+  assert (
+    exact_lib.kl(
+      wanted, limits.limit(CYCLE, loss=loss, mixture_coefs=(1.0,) * k)
+    )
+    < 1e-9
+  )
+
+
+GRADIENT = FIXED | {'SPPO': (bound(iterative_losses.sppo, eta=2.0), 3)}
+
+
+@pytest.mark.parametrize('name', GRADIENT)
+def test_the_mean_gradient_of_the_step_is_the_enumerated_one(name):
+  """Policy, snapshot and reference all differ, on a tree of two tokens."""
+  loss, k = GRADIENT[name]
+  tree = game_lib.tree(seed=1, vocab_size=3)
+  copies, batch_size = 64, 2**15
+  rng = np.random.default_rng(0)
+  table, taken = rng.normal(size=(2, *tree.reference.shape))
+  same = lambda x: jnp.array(np.stack([x] * copies), jnp.float32)
+  params, optimizer = {'table': same(table)}, optax.sgd(1.0)
+  step = functools.partial(
+    online.online_step,
+    model=truth_test.tree_model(prompts=copies),
+    feedback=objective.Feedback(judge=game_lib.matrix_judge),
+    loss=loss,
+    optimizer=optimizer,
+    mixture_coefs=(1.0,) * k,
+    players=snapshot(10),
+    sampler=sampler.Sampler(max_new_tokens=2, eos_id=-1),
+  )
+  state, _ = jax.jit(step)(
+    types.TrainState(
+      jnp.int32(3),
+      params,
+      optimizer.init(params),
+      players={'snapshot': {'table': same(taken)}},
+    ),
+    types.FrozenParams(
+      reference={'table': same(tree.reference)},
+      judge={
+        'preference': same(tree.preference),
+        'rewards': same(tree.rewards),
+      },
+    ),
+    types.Tokens(
+      jnp.arange(batch_size)[:, None] % copies,
+      jnp.ones((batch_size, 1), bool),
+    ),
+    jax.random.key(0),
+  )
+  found = copies * np.array(params['table'] - state.params['table'])
+  exact = limits.expected_gradient(
+    tree, loss=loss, mixture_coefs=(1.0,) * k, snapshot=taken
+  )(table)
+  error = found.std(axis=0, ddof=1) / np.sqrt(copies)
+  assert (np.abs(found.mean(axis=0) - exact) < 4 * error + 1e-5).all()
+  assert (np.abs(exact) > 8 * error).any()  # The test can tell them apart.
