@@ -235,14 +235,14 @@ def test_none_is_refused_where_the_run_does_not_take_it():
     'from ipo_md.training import config\n'
     'RUN = @config.Start\n'
     'config.Start.initial_checkpoint_path = %INITIAL_CHECKPOINT_PATH\n'
-    'config.Start.players = %JUDGE_CHECKPOINT_PATH\n'
+    'config.Start.fresh = %JUDGE_CHECKPOINT_PATH\n'
     'INITIAL_CHECKPOINT_PATH = None\n'
   )
   gin.parse_config(run + "JUDGE_CHECKPOINT_PATH = '/x'")
   macros.check()
   gin.parse_config('JUDGE_CHECKPOINT_PATH = None')
   with pytest.raises(
-    ValueError, match='PATH = None: config.Start.players of this'
+    ValueError, match='PATH = None: config.Start.fresh of this'
   ):
     macros.check()
 
