@@ -116,7 +116,9 @@ class Dataset:
     return types.Labelled(
       completions=types.Completions(prompts=prompts, completions=tokens),
       completion_mask=mask,
-      **{name: score(name) for name in examples_lib.SCORES},
+      preference=score('preference'),
+      rewards=score('rewards'),
+      reference_log_prob=score('reference_log_prob'),
     )
 
 
