@@ -344,6 +344,8 @@ def require(labelled: types.Labelled, field: str, who: str) -> jax.Array:
   feedback = getattr(labelled, field)
   if feedback is None:
     other = {'preference': 'rewards', 'rewards': 'preference'}[field]
+    if labelled.matrix is not None and labelled.preference is None:
+      other = 'a matrix'
     hint = ''
     if field == 'preference':
       hint = ' Rewards give one if MIXTURE_COEFS has 2 entries.'

@@ -8,6 +8,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ipo_md import models
 from ipo_md import sampling
@@ -94,33 +95,49 @@ def comparator(
 
   Probabilities are averaged over both orders, not logits, so swapping the pair
   gives exactly 1 - P. This is the preference model of arXiv 2312.00886,
-  section 8.
+  section 8. Of K completions, each of the K (K - 1) / 2 pairs is read.
 
   Args:
     params: Parameters of `model`.
-    completions: K = 2 completions of each of B prompts.
+    completions: K >= 2 completions of each of B prompts.
     model: A language model.
     template: The template of its prompt.
     answers: The answers that mean "the first is better" and "the second is
       better", each a single token.
 
   Returns:
-    The preference [B], and the matrix [B, 2, 2] with both orders.
+    The matrix [B, K, K] with both orders, and the preference [B] if K = 2.
 
   Raises:
-    ValueError: K is not 2.
+    ValueError: K is 1.
   """
+  learned.check_several(completions, 'A comparator')
+  b, k, t = completions.completions.ids.shape
+  ones, others = np.triu_indices(k, 1)
+  pairs = completions
+  if k > 2:
+    of_pairs = lambda x: jnp.stack([x[:, ones], x[:, others]], axis=2)
+    pairs = types.Completions(
+      prompts=jax.tree.map(
+        lambda x: jnp.repeat(x, len(ones), axis=0), completions.prompts
+      ),
+      completions=jax.tree.map(
+        lambda x: of_pairs(x).reshape(-1, 2, t), completions.completions
+      ),
+    )
   log_probs = comparator_log_probs(
-    params, completions, model=model, template=template, answers=answers
+    params, pairs, model=model, template=template, answers=answers
   )
   p = jax.nn.sigmoid(log_probs[..., 0] - log_probs[..., 1])
-  half = jnp.full_like(p[:, 0], 0.5)
-  matrix = jnp.stack([half, p[:, 0], p[:, 1], half], axis=-1)
+  by_pair = p.reshape(b, -1, 2)
+  matrix = jnp.full((b, k, k), 0.5, p.dtype)
+  matrix = matrix.at[:, ones, others].set(by_pair[..., 0])
+  matrix = matrix.at[:, others, ones].set(by_pair[..., 1])
   return types.Labelled(
     completions=completions,
-    completion_mask=jnp.ones((p.shape[0], 2), bool),
-    preference=(p[:, 0] + 1 - p[:, 1]) / 2,
-    matrix=matrix.reshape(-1, 2, 2),
+    completion_mask=jnp.ones((b, k), bool),
+    preference=(p[:, 0] + 1 - p[:, 1]) / 2 if k == 2 else None,
+    matrix=matrix,
   )
 
 

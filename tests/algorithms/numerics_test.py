@@ -106,7 +106,7 @@ PROOF = pytest.mark.proof
 
 def matrix():
   """All combinations of families, mixtures, lengths and int8 sampling."""
-  usual = (('t5', 0.125, 128, False), ('decoder', 0.0, 128, True))
+  usual = (('t5', 0.125, 64, False), ('decoder', 0.0, 64, True))
   for case in itertools.product(
     ('t5', 'decoder'), (0.0, 0.125, 0.5, 1.0), (64, 128, 256), (False, True)
   ):

@@ -51,7 +51,7 @@ def test_snapshot_and_reference_are_refreshed_in_time():
     assert (abs(float(metrics['log_ratio'])) < 1e-5) == (n % 3 == 0)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_mesh_gives_the_step_of_one_device():
   gradient = optax.sgd(1.0)  # params - next params
   state, frozen = start(ROUNDS, gradient)

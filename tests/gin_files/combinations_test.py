@@ -181,7 +181,7 @@ INCOMPATIBLE = [
   *(
     (
       Choice('online', 't5_tiny', 'mini_tldr', 'comparator', algorithm),
-      'A comparator judges K = 2.*MIXTURE_COEFS.*JUDGE',
+      '(A comparator compares.*MIXTURE_COEFS|needs rewards, but judge.*JUDGE)',
     )
     for algorithm in REWARD_ALGORITHMS
   ),

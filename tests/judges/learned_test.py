@@ -1,6 +1,7 @@
 """Tests of judges on the device: prompts, symmetry, independence of padding."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,31 @@ def test_comparator_averages_probabilities_of_both_orders():
     comparator(PARAMS, completions).preference,
     (share[:, 0] + 1 - share[:, 1]) / 2,
     atol=1e-6,
+  )
+
+
+def test_comparator_reads_every_pair_of_k_completions():
+  two = pairs().completions
+  three = two.replace(
+    completions=jax.tree.map(
+      lambda x: jnp.concatenate([x, x[::-1, :1]], axis=1), two.completions
+    )
+  )
+  judged = comparator(PARAMS, three)
+  assert judged.preference is None
+  for i, k in itertools.permutations(range(3), 2):
+    pair = three.replace(
+      completions=jax.tree.map(
+        lambda x, i=i, k=k: x[:, jnp.array([i, k])], three.completions
+      )
+    )
+    np.testing.assert_allclose(
+      judged.matrix[:, i, k],
+      comparator(PARAMS, pair).matrix[:, 0, 1],
+      atol=1e-6,
+    )
+  np.testing.assert_array_equal(
+    np.asarray(judged.matrix)[:, range(3), range(3)], 0.5
   )
 
 
@@ -271,7 +297,7 @@ def test_indifferent_prefers_nothing():
           )
         ),
       ),
-      'K = 2 completions',
+      'A comparator compares the K completions of a prompt, and K is 1',
     ),
   ],
 )
