@@ -80,14 +80,13 @@ def sample(model, policy, reference, given, rng, int8=False):
   )
 
 
-# The unscanned T5 and the scanned Llama have what the two proofs have.
 NETWORKS = pytest.mark.parametrize(
   ('family', 'scan', 'tied', 'adapted'),
   [
     ('t5', False, False, False),
     pytest.param('t5', True, True, False, marks=pytest.mark.proof),
     pytest.param('llama', False, True, False, marks=pytest.mark.proof),
-    ('llama', True, False, False),
+    ('llama', True, True, False),
     ('llama', False, False, True),
     ('mixtral', False, False, False),
   ],
