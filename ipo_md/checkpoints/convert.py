@@ -13,6 +13,7 @@ from ipo_md.checkpoints import formats
 from ipo_md.checkpoints import hf
 from ipo_md.checkpoints import hf_source
 from ipo_md.checkpoints import locate
+from ipo_md.checkpoints import model_folder
 from ipo_md.checkpoints import orbax
 from ipo_md.checkpoints import t5x
 from ipo_md.core import types
@@ -39,9 +40,10 @@ def convert(
       not at all.
     output_format: Format to write, see `formats`.
     step: Number of the checkpoint that is written.
-    hf_source_path: Hugging Face directory of the same model, for 'hf'. Its
-      special tokens, context length, tokenizer, template and generation_config
-      are carried over. None takes `initial_checkpoint_path` if it is one.
+    hf_source_path: Hugging Face directory of the same model. Its special
+      tokens, context length, tokenizer, template and generation_config are
+      carried over, for other formats than 'hf' into the folder `model`. None
+      takes `initial_checkpoint_path` if it is one.
     context_length: Longest sequence in tokens, for 'hf'. None takes that of the
       Hugging Face directory.
     bos_id: Id of the BOS token, for 'hf' without a Hugging Face directory.
@@ -67,6 +69,8 @@ def convert(
     write(
       directory, checkpoint, flat, model.config, output_format, step, source
     )
+    if output_format != 'hf':
+      model_folder.carry(directory, model.config, source)
 
 
 def find_source(

@@ -95,7 +95,7 @@ def config(path: epath.Path) -> dict[str, Any]:
   heads, width = value('attention.head_count'), value('embedding_length')
   found = {
     'model_type': kind,
-    'vocab_size': _vocab_size(reader),
+    'vocab_size': _vocab_size(reader, path),
     'hidden_size': width,
     'intermediate_size': value('feed_forward_length'),
     'num_hidden_layers': value('block_count'),
@@ -129,12 +129,11 @@ def metadata(path: epath.Path) -> dict[str, Any]:
   return {name: field.contents() for name, field in reader.fields.items()}
 
 
-def _vocab_size(reader: Any) -> int:
-  return next(
-    int(tensor.shape[1])
-    for tensor in reader.tensors
-    if tensor.name == 'token_embd.weight'
-  )
+def _vocab_size(reader: Any, path: epath.Path) -> int:
+  for tensor in reader.tensors:
+    if tensor.name == 'token_embd.weight':
+      return int(tensor.shape[1])
+  raise ValueError(f'{path} has no array token_embd.weight.')
 
 
 def read(

@@ -49,7 +49,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
       f'{name} is not supported, only classifiers of decoder-only models: '
       'their score.weight is read as a reward.'
     )
-  labels = config.get('num_labels', len(config.get('id2label') or (0,)))
+  # transformers writes neither for its default of two labels.
+  labels = config.get('num_labels', len(config.get('id2label') or (0, 1)))
   if labels != 1:
     raise ValueError(
       f'{name} has {labels} labels (num_labels or id2label), but a reward '

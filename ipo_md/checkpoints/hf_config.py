@@ -70,6 +70,8 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, model_fields(config)
   try:
     config = json.loads(path.read_text())
+    if not isinstance(config, dict):
+      raise ValueError('it is no JSON object')
     if quantised := config.get('quantization_config'):
       raise ValueError(
         f'the weights are quantised ({quantised.get("quant_method")}), which '

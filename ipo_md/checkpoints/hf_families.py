@@ -170,9 +170,7 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
     'mlp_dim': config[_mlp_key(kind)],
     'mlp_activations': (_activation(config, family), 'linear'),
     'logits_via_embedding': bool(family.get(config, 'tie_word_embeddings')),
-    'norm_epsilon': (
-      family.get(config, 'rms_norm_eps') or config['rms_norm_eps']
-    ),
+    'norm_epsilon': _epsilon(config, family),
     'num_experts': _experts(config, family),
     'attention_bias': 'none',
     'query_key_norm': 'none',
@@ -214,6 +212,13 @@ def _activation(config: Mapping[str, Any], family: Family) -> str:
       f'{key} {name!r} is not supported, only {", ".join(ACTIVATIONS)}.'
     )
   return ACTIVATIONS[name]
+
+
+def _epsilon(config: Mapping[str, Any], family: Family) -> float:
+  found = family.get(config, 'rms_norm_eps') or config['rms_norm_eps']
+  if not isinstance(found, float | int):
+    raise ValueError(f'rms_norm_eps is {found!r}, not a number.')
+  return found
 
 
 def _experts(config: Mapping[str, Any], family: Family) -> int:

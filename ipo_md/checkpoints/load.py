@@ -6,6 +6,7 @@ import hashlib
 
 import jax
 
+from ipo_md import data
 from ipo_md import models
 from ipo_md.checkpoints import checksums
 from ipo_md.checkpoints import formats
@@ -43,7 +44,8 @@ def load_params(
     mesh: Mesh of all devices.
     name: Name of the gin parameter with the path, for error messages.
     vocabulary: Vocabulary of this run. A checkpoint that a run saved must have
-      been trained with the same one.
+      been trained with the same one, and the tokenizer.json beside weights of
+      Hugging Face must have the same tokens.
     fresh: Names of modules that the checkpoint may lack, such as a reward
       head. Missing ones are left out of the result.
     rules: Mesh axis of every logical axis; None stands for `sharding.RULES`.
@@ -59,6 +61,14 @@ def load_params(
       raise ValueError(
         f'{name} {path} was trained with vocabulary {theirs["vocabulary"]}, '
         f'but this run has {describe(vocabulary)} (MIXTURE_OR_TASK_NAME).'
+      )
+  if kind == 'hf' and vocabulary is not None:
+    apart = data.differing_token(vocabulary, str(directory / 'tokenizer.json'))
+    if apart:
+      raise ValueError(
+        f'{name} {path} has another tokenizer than this run: {apart}. Policy, '
+        'reference and judge have to share one (VOCABULARY); a classifier with '
+        'its own tokenizer judges with gin/judges/hf_reward_model.gin.'
       )
   abstract = sharding.abstract_params(
     mesh, model.abstract_params, model.logical_axes, rules

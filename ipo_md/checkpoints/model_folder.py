@@ -190,20 +190,37 @@ def bos_id(*, path: str | None) -> int | None:
 
 
 @identity.reads(path=identify)
-def vocabulary(*, path: str | None) -> types.Vocabulary | None:
+def vocabulary(
+  *, path: str | None, name: str = _NAME
+) -> types.Vocabulary | None:
   """Returns the vocabulary of the folder's tokenizer.
 
   Args:
     path: MODEL_CONFIG_PATH; see `find`.
+    name: Name of the gin macro with the path, for error messages.
 
   Returns:
-    That of tokenizer.json, else of a SentencePiece model; None if the folder
-    has neither, so that the task's own counts.
+    That of tokenizer.json, else of a SentencePiece model, else ByT5's; None if
+    a T5 or a MODEL_DIR has neither, so that the task's own counts.
+
+  Raises:
+    ValueError: The folder of a decoder-only model has no tokenizer.
   """
   folder = find(path)
   kind, directory = locate.detect(path or '', _NAME)
   if kind == 'gguf':
     gguf_folder.check_tokenizer(directory)
+  found = _tokenizer(folder, path)
+  if found is None and kind == 'hf' and 'num_layers' in _fields(str(folder)):
+    raise ValueError(
+      f'{name} {folder} has no tokenizer.json and no tokenizer.model. Copy the '
+      'one of the model there, or set VOCABULARY.'
+    )
+  return found
+
+
+def _tokenizer(folder: epath.Path, path: str | None) -> types.Vocabulary | None:
+  """Returns the vocabulary of a folder, or None if it has no tokenizer."""
   if (folder / 'tokenizer.json').exists():
     return data.tokenizer_vocabulary(
       path=str(folder / 'tokenizer.json'),
@@ -217,6 +234,9 @@ def vocabulary(*, path: str | None) -> types.Vocabulary | None:
       return data.sentencepiece_vocabulary(
         path=str(folder / file), extra_ids=default if extra is None else extra
       )
+  for file in ('tokenizer_config.json', 'config.json'):
+    if _json(folder / file).get('tokenizer_class') == 'ByT5Tokenizer':
+      return data.byte_vocabulary()
   return None
 
 
@@ -272,7 +292,7 @@ def chat_template(*, path: str | None) -> str | None:
 
 def _around(path: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
   folder = find(path)
-  tokenizer = vocabulary(path=path)
+  tokenizer = _tokenizer(folder, path)
   if tokenizer is not None and (folder / 'tokenizer.json').exists():
     return data.around(tokenizer)
   if 'num_layers' not in _fields(str(folder)):  # T5
@@ -318,18 +338,21 @@ def save(
   config: Any,
   vocabulary: types.Vocabulary,
   path: str | None,
+  template: str | None = None,
 ) -> None:
   """Writes MODEL_DIR/model, from which the run's checkpoints are understood.
 
   The folder has a config.json, and what the folder that the model came from has
-  beside it: tokenizer, chat template, generation_config.json. A network that a
-  config.json cannot describe has no such folder.
+  beside it: tokenizer, chat template, generation_config.json. A tokenizer or a
+  template that the run has in place of those takes their place. A network that
+  a config.json cannot describe has no such folder.
 
   Args:
     model_dir: MODEL_DIR.
     config: Configuration of the network, `Model.config`.
     vocabulary: Vocabulary of the run.
     path: MODEL_CONFIG_PATH, the checkpoint that the model came from, or None.
+    template: Text of the run's chat template, or None.
   """
   if not isinstance(config, models.T5Config | models.DecoderOnlyConfig):
     return
@@ -345,8 +368,62 @@ def save(
   folder = epath.Path(model_dir) / hf_source.MODEL_FOLDER
   folder.mkdir(exist_ok=True)
   if source is not None:
-    hf_source.Source(directory=source).copy_files(folder)
+    known = _tokenizer(source, path)
+    if known is None or _same(known, vocabulary):
+      hf_source.Source(directory=source).copy_files(folder)
+      _set_template(folder, template)
+    else:
+      content |= _copy_tokenizer(folder, vocabulary)
   (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
+
+
+def carry(directory: epath.Path, config: Any, source: hf_source.Source) -> None:
+  """Writes the folder that `save` writes beside a converted checkpoint.
+
+  Args:
+    directory: Folder of the checkpoint.
+    config: Configuration of the network, `Model.config`.
+    source: Where the model came from; without a directory nothing is written.
+  """
+  if source.directory is None:
+    return
+  content = source.config_json(config)
+  folder = directory / hf_source.MODEL_FOLDER
+  folder.mkdir()
+  source.copy_files(folder)
+  (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
+
+
+def _same(one: types.Vocabulary, other: types.Vocabulary) -> bool:
+  """Returns whether two vocabularies were read from the same content."""
+  content = lambda vocabulary: getattr(vocabulary, 'sp_model', None)
+  return content(one) == content(other)
+
+
+def _copy_tokenizer(
+  folder: epath.Path, vocabulary: types.Vocabulary
+) -> dict[str, Any]:
+  """Writes the run's own tokenizer and returns its special ids."""
+  path = getattr(vocabulary, 'path', None)
+  if path is not None:
+    epath.Path(path).copy(folder / 'tokenizer.json', overwrite=True)
+  return {
+    'eos_token_id': vocabulary.eos_id,
+    'bos_token_id': vocabulary.bos_id,
+  }
+
+
+def _set_template(folder: epath.Path, template: str | None) -> None:
+  """Puts the run's chat template in place of the one that was copied."""
+  for path in (*folder.glob('*.jinja'), *folder.glob('chat_template*')):
+    if path.exists():
+      path.unlink()
+  stated = folder / 'tokenizer_config.json'
+  if 'chat_template' in _json(stated):
+    left = {k: v for k, v in _json(stated).items() if k != 'chat_template'}
+    stated.write_text(json.dumps(left, indent=2) + '\n')
+  if template is not None:
+    (folder / 'chat_template.jinja').write_text(template)
 
 
 def _own_config_json(config: Any, vocabulary: types.Vocabulary) -> Any:

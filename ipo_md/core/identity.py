@@ -227,7 +227,9 @@ def of_module(module: str, name: str) -> Identity | None:
     except SyntaxError:  # the module's reader will say so
       sources[current] = source
       continue
-    todo += _imports(tree, module.partition('.')[0])
+    is_package = origin.endswith('__init__.py')
+    inside = current if is_package else current.rpartition('.')[0]
+    todo += _imports(tree, module.partition('.')[0], inside)
     sources[current] = _plain(tree).encode()
   if first is None:
     return None
@@ -265,15 +267,25 @@ def _plain(tree: ast.Module) -> str:
   return ast.unparse(tree)
 
 
-def _imports(tree: ast.Module, package: str) -> list[str]:
-  """Returns the modules of a package that a source may import."""
+def _imports(tree: ast.Module, package: str, inside: str) -> list[str]:
+  """Returns the modules of a package that a source may import.
+
+  Args:
+    tree: The source.
+    package: Name of the package at the top level.
+    inside: Package that relative imports of the source start from.
+  """
   found = []
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       found += [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-      found.append(node.module)
-      found += [f'{node.module}.{alias.name}' for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      name = '.' * node.level + (node.module or '')
+      try:
+        module = importlib.util.resolve_name(name, inside)
+      except ImportError:  # beyond the package; the import itself will say so
+        continue
+      found += [module, *(f'{module}.{alias.name}' for alias in node.names)]
   return [n for n in found if n.partition('.')[0] == package]
 
 

@@ -34,6 +34,7 @@ _OF_A_RUN = (
   'profile',
   'tensorboard',
   'wandb',
+  'model',
   metrics.METRICS_FILE,
   metrics.PERFORMANCE_FILE,
 )

@@ -77,6 +77,8 @@ def used_bindings(
       for length in range(len(scopes) + 1):
         key = ('/'.join(scopes[:length]), selector)
         bound |= config.get(key, {})
+      if not bound:  # its code counts all the same
+        yield target.wrapped, '/'.join([*scopes, reference.selector]), '', None
       for parameter, bound_value in bound.items():
         if not counts(target.wrapped, parameter):
           continue

@@ -24,11 +24,15 @@ from ipo_md.data.examples import of_prompts
 from ipo_md.data.examples import tokenise
 from ipo_md.data.prompt_format import PromptFormat
 from ipo_md.data.registry import find
+from ipo_md.data.vocabularies import byte_vocabulary
+from ipo_md.data.vocabularies import differing_token
 from ipo_md.data.vocabularies import sentencepiece_vocabulary
 from ipo_md.data.vocabularies import tokenizer_vocabulary
 from ipo_md.data.vocabularies import vocabulary
 
 __all__ = [
+  'differing_token',
+  'byte_vocabulary',
   'Batches',
   'Dataset',
   'Examples',

@@ -92,12 +92,26 @@ class Chat:
     return special_marks.Marks(self.vocabulary.added_special_tokens)
 
   def check_end(self) -> None:
-    """Checks with a conversation of one letter that EOS ends a turn.
+    """Checks with a short conversation what the template writes.
 
     Raises:
-      ValueError: The template ends a turn with another special token.
+      ValueError: The template leaves out the prompt or the completion, or ends
+        a turn with another special token than EOS.
     """
-    self.rows([conversations.of_prompt('a')], [('b',)])
+    asked, answered = conversations.of_prompt('31415'), ('27182',)
+    draft = _Draft.of(self, asked, answered)
+    if isinstance(draft, _Draft):
+      for what, text, written in (
+        ('prompt', '31415', draft.text),
+        ('completion', '27182', draft.answers[0]),
+      ):
+        if text not in written:
+          raise ValueError(
+            f'The chat template {self.template.path} leaves out the {what}: '
+            f'of a {what} of {text!r} it makes {written[:80]!r}. Set '
+            'CHAT_TEMPLATE to another one.'
+          )
+    self.rows([asked], [answered])
 
   def rows(
     self, prompts: Sequence[Conversation], completions: Sequence[Sequence[str]]

@@ -189,6 +189,11 @@ def _to_json(
   )
 
 
+def text(path: str) -> str:
+  """Returns the text of a template; see `read`."""
+  return _source(path)[1]
+
+
 def read(
   path: str,
   vocabulary: types.Vocabulary,

@@ -321,3 +321,12 @@ def _without_prefix_space(content: bytes) -> bytes:
     if tokenizer.get(part) is not None:
       tokenizer[part] = next(iter(edit([tokenizer[part]])), None)
   return json.dumps(tokenizer, ensure_ascii=False).encode()
+
+
+@functools.lru_cache(maxsize=4)
+def tokens_of(path: str) -> Mapping[int, str]:
+  """Returns the tokens of a tokenizer.json but for the added ones, by id."""
+  tokenizer = tokenizers.Tokenizer.from_str(epath.Path(path).read_text())
+  added = tokenizer.get_added_tokens_decoder()
+  words = tokenizer.get_vocab(with_added_tokens=False)
+  return {i: word for word, i in words.items() if i not in added}

@@ -66,7 +66,7 @@ def histogram(lengths: np.ndarray, limit: int) -> str:
   bins.append((f'over {limit}: cut', lengths > limit))
   counts = [int(within.sum()) for _, within in bins]
   lines = [
-    f'  {name:>18} {count:10,} {"#" * round(_BAR * count / max(counts))}'
+    f'  {name:>18} {count:10,} {"#" * round(_BAR * count / max(1, *counts))}'
     for (name, _), count in zip(bins, counts, strict=True)
   ]
   return '\n'.join(

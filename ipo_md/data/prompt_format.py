@@ -83,6 +83,11 @@ class PromptFormat:
         'PromptFormat.vocabulary (VOCABULARY).'
       )
 
+  @property
+  def template_text(self) -> str | None:
+    """The text of the chat template, or None if there is none."""
+    return None if self.template is None else chat_template.text(self.template)
+
   def chat(
     self, vocabulary: types.Vocabulary, length: int
   ) -> chat_lib.Chat | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 
+from etils import epath
 from etils import epy
 
 from ipo_md.core import identity
@@ -103,6 +104,40 @@ def sentencepiece_vocabulary(
   )
   check_readable(found)
   return found
+
+
+def byte_vocabulary() -> types.Vocabulary:
+  """Returns the vocabulary of ByT5: bytes after padding, EOS and unknown."""
+  return seqio.ByteVocabulary()
+
+
+def differing_token(vocabulary: types.Vocabulary, path: str) -> str:
+  """Compares a vocabulary with that of another tokenizer.json.
+
+  The names of special tokens may differ, and one may have ids that the other
+  one lacks.
+
+  Args:
+    vocabulary: Vocabulary of a run.
+    path: Path of the other tokenizer.json, which may be absent.
+
+  Returns:
+    A text with the first id that stands for two texts, or '' if there is none
+    or the vocabulary is no tokenizer.json.
+  """
+  if (
+    not isinstance(vocabulary, hf_vocabulary.TokenizerVocabulary)
+    or vocabulary.path == path
+    or not epath.Path(path).exists()
+  ):
+    return ''
+  ours, theirs = map(hf_vocabulary.tokens_of, (vocabulary.path, path))
+  for i in sorted(ours.keys() & theirs.keys()):
+    if ours[i] != theirs[i]:
+      return (
+        f'id {i} is {ours[i]!r} in {vocabulary.path} and {theirs[i]!r} there'
+      )
+  return ''
 
 
 def with_vocabulary(

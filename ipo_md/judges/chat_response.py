@@ -125,8 +125,17 @@ def error_of(content: str) -> Mapping[str, Any]:
   for holder in (body, choice):
     error = holder.get('error') if isinstance(holder, Mapping) else None
     if error:
-      return error if isinstance(error, Mapping) else {'message': error}
-  return body if body.get('object') == 'error' else {}
+      found = (
+        error
+        if isinstance(error, Mapping)
+        else {'message': error, 'type': error}
+      )
+      # Some servers have the kind of the error beside it.
+      kind = {k: body[k] for k in ('code', 'type', 'status') if k in body}
+      return kind | dict(found)
+  if body.get('object') == 'error':
+    return body
+  return body if {'code', 'message'} <= body.keys() and not choices else {}
 
 
 def permanent_kind(error: Mapping[str, Any]) -> str | None:

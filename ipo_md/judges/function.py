@@ -181,7 +181,8 @@ def _culprit(
 def _described(error: Exception) -> str:
   """Returns the type, the message and the line of an error."""
   last = traceback.extract_tb(error.__traceback__)[-1]
-  text = ' '.join(str(error).split())
+  own = str(error).partition('In call to configurable')[0]  # gin adds the rest
+  text = ' '.join(own.split())
   return f'{type(error).__name__} ({text}; {last.filename}:{last.lineno})'
 
 

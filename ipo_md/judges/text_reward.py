@@ -175,7 +175,7 @@ def _reader(
   path: str, text: str | None, max_length: int, date: str | None
 ) -> reading.Reader:
   """Makes what turns texts into the tokens of the model of a folder."""
-  vocabulary = model_folder.vocabulary(path=path)
+  vocabulary = model_folder.vocabulary(path=path, name=_NAME)
   if vocabulary is None:
     raise ValueError(
       f'{_NAME} {path} has no tokenizer (tokenizer.json or tokenizer.model), '

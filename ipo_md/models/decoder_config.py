@@ -94,6 +94,10 @@ class DecoderOnlyConfig:
         f'rotary_dim {self.rotary_dim} is not an even number up to head_dim '
         f'{self.head_dim}.'
       )
+    if any(self.rope_layers) and self.rotary_dim is None and self.head_dim % 2:
+      raise ValueError(
+        f'head_dim {self.head_dim} is odd, but rotary positions turn pairs.'
+      )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'num_heads {self.num_heads} is not divisible by num_kv_heads '

@@ -181,6 +181,7 @@ def train(
           model.config,
           examples.vocabulary,
           start.model_config_path,
+          examples.prompt_format.template_text,
         )
     adapts = checkpoints.adapted(model, start.reference_checkpoint_path)
     model_dir_lib.reopen(model_dir)

@@ -21,6 +21,7 @@ def pair(row: dict[str, Any]) -> dict[str, Any]:
 
 def best(row: dict[str, Any]) -> dict[str, Any]:
   """Returns the example of the one completion of a row that is imitated."""
+  _check_paired(row)
   for name in ('chosen', 'completion'):
     if row.get(name) is not None:
       prompt, (text,) = _conversation(row, (name,))
@@ -29,7 +30,6 @@ def best(row: dict[str, Any]) -> dict[str, Any]:
     messages = conversations.messages_of(row, 'messages')
     text = _last(messages, 'messages')
     return _inputs(conversations.prompt_of(row), 'messages') | {'targets': text}
-  _check_paired(row)
   found = scored(row)
   rewards, texts = found.pop('rewards'), found.pop('completions')
   return found | {'targets': texts[rewards.index(max(rewards))]}

@@ -1,6 +1,7 @@
 """GGUF files are read as the Hugging Face checkpoints that they came from."""
 
 import sys
+import types
 
 from etils import epath
 import numpy as np
@@ -135,6 +136,12 @@ def test_what_is_not_read_is_one_line(tmp_path, change, message):
   with pytest.raises(ValueError, match=message) as error:
     networks.load(families_test.network('llama2'), file)
   assert '\n' not in str(error.value)
+
+
+def test_a_file_without_embeddings_is_named():
+  reader = types.SimpleNamespace(tensors=[])
+  with pytest.raises(ValueError, match='a.gguf has no array token_embd.weight'):
+    gguf_file._vocab_size(reader, epath.Path('a.gguf'))
 
 
 def test_types_and_damage_are_named(tmp_path):

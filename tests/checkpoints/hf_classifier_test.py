@@ -68,7 +68,12 @@ def test_other_models_are_read_as_before(tmp_path):
   for config in ({}, {'architectures': None}, {'architectures': []}):
     assert hf_classifier.fields(config) == {}
   llama = {'architectures': ['LlamaForSequenceClassification']}
-  assert hf_classifier.fields(llama)['reward_head'] == 1
+  one = {'id2label': {'0': 'LABEL_0'}}
+  assert hf_classifier.fields(llama | one)['reward_head'] == 1
+  with pytest.raises(
+    ValueError, match='2 labels'
+  ):  # the default is not written
+    hf_classifier.fields(llama)
   assert hf_classifier.fields(llama | {'num_labels': 1})['reward_head'] == 1
 
 

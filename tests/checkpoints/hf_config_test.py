@@ -2,6 +2,7 @@
 
 import json
 
+from etils import epath
 import numpy as np
 import pytest
 
@@ -67,3 +68,19 @@ def test_rope_scaling_that_went_through_float32(tmp_path):
   networks.load(
     networks.network('llama_3', rope_high_frequency_factor=4.1), path
   )
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('[]', 'config.json: it is no JSON object'),
+    ('{"rms_norm_eps": null}', 'rms_norm_eps is None, not a number'),
+  ],
+)
+def test_what_is_no_config_is_one_line(tmp_path, text, message):
+  base = json.loads((networks.HF / 'llama' / 'config.json').read_text())
+  found = json.loads(text)
+  path = epath.Path(tmp_path / 'config.json')
+  path.write_text(json.dumps(base | found if found else found))
+  with pytest.raises(ValueError, match=message):
+    hf_config.read(path)

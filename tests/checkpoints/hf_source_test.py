@@ -1,6 +1,7 @@
 """What is carried over to a checkpoint for Hugging Face."""
 
 import json
+import shutil
 
 import pytest
 
@@ -86,6 +87,7 @@ def test_a_run_names_the_directory_that_it_came_from(source, tmp_path):
 def test_without_a_directory_the_values_are_stated(source, tmp_path):
   network = networks.network('llama_3')
   networks.convert(network, source, tmp_path / 'run', 'orbax')
+  shutil.rmtree(tmp_path / 'run' / 'model')
   for field in ('context_length', 'eos_id'):
     with pytest.raises(ValueError, match=f'{field.upper()} is not set'):
       networks.convert(

@@ -258,6 +258,32 @@ def test_code_counts_with_what_it_imports_of_its_package(tmp_path, monkeypatch):
   assert identity.of_module('no_such_package.task', 'X') is None
 
 
+def test_relative_imports_count(tmp_path, monkeypatch):
+  package = tmp_path / 'own_judges'
+  (package / 'inner').mkdir(parents=True)
+  (package / '__init__.py').write_text('')
+  (package / 'inner' / '__init__.py').write_text('from ..helper import x\n')
+  (package / 'judge.py').write_text('from . import inner\nfrom .... import y\n')
+  (package / 'helper.py').write_text('x = 1\n')
+  monkeypatch.syspath_prepend(str(tmp_path))
+  before = identity.of_module('own_judges.judge', 'X')
+  (package / 'helper.py').write_text('x = 2\n')
+  assert identity.of_module('own_judges.judge', 'X').digest != before.digest
+
+
+def test_a_function_without_bindings_is_an_input(parse, folder, monkeypatch):
+  (folder / 'my_rewards.py').write_text('def reward(batch):\n  return 1.0\n')
+  (folder / 'my.gin').write_text(
+    'from __gin__ import dynamic_registration\n'
+    'import my_rewards\n'
+    'from ipo_md import training\n'
+    'training.train.part_weight = @my_rewards.reward\n'
+  )
+  monkeypatch.syspath_prepend(str(folder))
+  found = supervised(parse, folder, folder / 'my.gin')
+  assert found['my_rewards'].path == str(folder / 'my_rewards.py')
+
+
 def test_a_damaged_record_is_named(tmp_path):
   (tmp_path / identity.FILE).write_text('{"X": 1}')
   with pytest.raises(ValueError, match='inputs.json is damaged'):

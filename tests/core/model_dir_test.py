@@ -148,6 +148,7 @@ def test_metrics_of_another_run_without_a_checkpoint_are_set_aside(
     'tensorboard/events': 'x',
     'profile/trace': 'x',
     'versions.json': '{}',
+    'model/tokenizer.json': '{}',
   }
   for name, text in written.items():
     (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -142,7 +142,8 @@ def test_overlay_of_the_template_of_a_tokenizer(parse, tmp_path):
   tokenizer = _chat_tokenizer(special)
   start, end = map(tokenizer.token_to_id, special)
   tokenizer.save(str(tmp_path / 'tokenizer.json'))
-  template = "{{ '<|im_start|>' + messages[0].content + '<|im_end|>' }}"
+  turn = "{{ '<|im_start|>' + m.content + '<|im_end|>' }}"
+  template = '{% for m in messages %}' + turn + '{% endfor %}'
   config = json.dumps({'chat_template': template})
   (tmp_path / 'tokenizer_config.json').write_text(config)
   prompt_format = parse(

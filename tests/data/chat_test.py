@@ -1,5 +1,6 @@
 """Tests of chat templates against what transformers makes of them."""
 
+import dataclasses
 import datetime
 import gzip
 import json
@@ -215,6 +216,18 @@ def test_turn_that_ends_with_another_token_than_eos():
   with pytest.raises(ValueError, match="'<end_of_turn>'.* Set EOS_ID = 9"):
     one(chat, user('Hi'), 'a')
   assert one(chat, user('Hi')).completions == []
+
+
+@pytest.mark.parametrize(
+  ('source', 'missing'),
+  [('', 'prompt'), ('Hello', 'prompt'), ('{{ messages[0].content }}', 'comp')],
+)
+def test_a_template_that_leaves_out_a_turn(source, missing):
+  chat = chat_of('no_system_turn', end='<end_of_turn>')
+  template = dataclasses.replace(chat.template, source=source)
+  chat = dataclasses.replace(chat, template=template)
+  with pytest.raises(ValueError, match=f'leaves out the {missing}'):
+    chat.check_end()
 
 
 def test_any_of_several_eos_ends_a_completion():

@@ -99,3 +99,4 @@ def test_histogram():
   assert 'mean 12.4, longest 30' in lines[-1]
   counts = [int(line.split()[3]) for line in lines[:-1]]
   assert sum(counts) == 7
+  assert 'longest 0' in preview.histogram(np.zeros(3, int), 24)

@@ -122,6 +122,19 @@ def test_an_error_names_its_status(content, status):
     ({'type': 'overloaded_error'}, False),
     ({'message': 'insufficient_quota'}, False),
     ({}, False),
+    # As a body has them.
+    (chat_response.error_of('{"error": "insufficient_quota"}'), True),
+    (chat_response.error_of('{"error": "slow down"}'), False),
+    (
+      chat_response.error_of(
+        '{"code": "insufficient_balance", "message": "x"}'
+      ),
+      True,
+    ),
+    (
+      chat_response.error_of('{"code": "insufficient_quota", "error": "x"}'),
+      True,
+    ),
   ],
 )
 def test_which_errors_no_waiting_cures(error, permanent):

@@ -268,6 +268,7 @@ def test_router_loss_does_not_count_padding():
     ({'num_heads': 3}, 'num_heads 3 .* num_kv_heads 2'),
     ({'num_experts': 2, 'num_experts_per_token': 3}, 'num_experts_per_token 3'),
     ({'remat_policy': 'some'}, 'remat_policy .some.'),
+    ({'head_dim': 7}, 'head_dim 7 is odd'),
   ],
 )
 def test_errors_name_the_field(overrides, message):

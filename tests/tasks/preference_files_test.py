@@ -320,6 +320,13 @@ class TestSupervised:
     assert _texts(dataset.rows([(0, 0)])) == ['a dog']
     assert _texts(dataset.rows([(0, 1)])) == ['b']
 
+  @pytest.mark.parametrize('label', [True, False])
+  def test_rows_with_a_label(self, tmp_path, label):
+    row = {'prompt': 'a', 'completion': 'b', 'label': label}
+    files = _write(tmp_path / 'labelled.jsonl', [row])
+    with pytest.raises(ValueError, match="row 1: field 'label' marks one"):
+      _load(preference_files.supervised(files=files))
+
 
 def test_the_vocabulary_of_bytes(tmp_path):
   files = _write(tmp_path / 'pairs.jsonl', PAIRS)
