@@ -12,7 +12,7 @@ from ipo_md.checkpoints.manager import open_manager
 from ipo_md.checkpoints.manager import restore
 from ipo_md.checkpoints.manager import save
 from ipo_md.checkpoints.manager import wait
-from ipo_md.checkpoints.model_folder import save as save_model_folder
+from ipo_md.checkpoints.saved_folder import save as save_model_folder
 
 __all__ = [
   'Keep',

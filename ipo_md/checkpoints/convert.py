@@ -13,8 +13,8 @@ from ipo_md.checkpoints import formats
 from ipo_md.checkpoints import hf
 from ipo_md.checkpoints import hf_source
 from ipo_md.checkpoints import locate
-from ipo_md.checkpoints import model_folder
 from ipo_md.checkpoints import orbax
+from ipo_md.checkpoints import saved_folder
 from ipo_md.checkpoints import t5x
 from ipo_md.core import types
 
@@ -70,7 +70,7 @@ def convert(
       directory, checkpoint, flat, model.config, output_format, step, source
     )
     if output_format != 'hf':
-      model_folder.carry(directory, model.config, source)
+      saved_folder.carry(directory, model.config, source)
 
 
 def find_source(

@@ -22,7 +22,7 @@ from ipo_md.checkpoints import hf_config
 from ipo_md.checkpoints import locate
 from ipo_md.core import types
 
-MODEL_FOLDER = 'model'  # of a MODEL_DIR, written by `model_folder.save`
+MODEL_FOLDER = 'model'  # of a MODEL_DIR, written by `saved_folder.save`
 _FILES = (
   'generation_config.json',
   'tokenizer*',

@@ -3,7 +3,7 @@
 gin/models/from_checkpoint.gin makes a model of these functions. They read
 
   config.json, tokenizer.json, ...     of a Hugging Face folder
-  model/ with the same files           of a MODEL_DIR, where `save` wrote them
+  model/ with the same files           of a MODEL_DIR (`saved_folder`)
   the metadata                         of a GGUF file
   config.gin or operative_config.gin   of T5X, beside checkpoint_N or in it
 """
@@ -210,7 +210,7 @@ def vocabulary(
   kind, directory = locate.detect(path or '', _NAME)
   if kind == 'gguf':
     gguf_folder.check_tokenizer(directory)
-  found = _tokenizer(folder, path)
+  found = tokenizer(folder, path)
   if found is None and kind == 'hf' and 'num_layers' in _fields(str(folder)):
     raise ValueError(
       f'{name} {folder} has no tokenizer.json and no tokenizer.model. Copy the '
@@ -219,7 +219,7 @@ def vocabulary(
   return found
 
 
-def _tokenizer(folder: epath.Path, path: str | None) -> types.Vocabulary | None:
+def tokenizer(folder: epath.Path, path: str | None) -> types.Vocabulary | None:
   """Returns the vocabulary of a folder, or None if it has no tokenizer."""
   if (folder / 'tokenizer.json').exists():
     return data.tokenizer_vocabulary(
@@ -292,9 +292,9 @@ def chat_template(*, path: str | None) -> str | None:
 
 def _around(path: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
   folder = find(path)
-  tokenizer = _tokenizer(folder, path)
-  if tokenizer is not None and (folder / 'tokenizer.json').exists():
-    return data.around(tokenizer)
+  found = tokenizer(folder, path)
+  if found is not None and (folder / 'tokenizer.json').exists():
+    return data.around(found)
   if 'num_layers' not in _fields(str(folder)):  # T5
     return (), types.eos_ids(eos_id(path=path))[:1]
   bos = bos_id(path=path)
@@ -331,116 +331,3 @@ def _read_json(path: str) -> Mapping[str, Any]:
   if not isinstance(found, Mapping):
     raise ValueError(f'{path} holds no JSON object.')
   return found
-
-
-def save(
-  model_dir: str,
-  config: Any,
-  vocabulary: types.Vocabulary,
-  path: str | None,
-  template: str | None = None,
-) -> None:
-  """Writes MODEL_DIR/model, from which the run's checkpoints are understood.
-
-  The folder has a config.json, and what the folder that the model came from has
-  beside it: tokenizer, chat template, generation_config.json. A tokenizer or a
-  template that the run has in place of those takes their place. A network that
-  a config.json cannot describe has no such folder.
-
-  Args:
-    model_dir: MODEL_DIR.
-    config: Configuration of the network, `Model.config`.
-    vocabulary: Vocabulary of the run.
-    path: MODEL_CONFIG_PATH, the checkpoint that the model came from, or None.
-    template: Text of the run's chat template, or None.
-  """
-  if not isinstance(config, models.T5Config | models.DecoderOnlyConfig):
-    return
-  source = None if path is None else _source(path)
-  try:
-    content = (
-      _own_config_json(config, vocabulary)
-      if source is None
-      else hf_source.Source(directory=source).config_json(config)
-    )
-  except ValueError:  # an activation that a config.json has no name for
-    return
-  folder = epath.Path(model_dir) / hf_source.MODEL_FOLDER
-  folder.mkdir(exist_ok=True)
-  if source is not None:
-    known = _tokenizer(source, path)
-    if known is None or _same(known, vocabulary):
-      hf_source.Source(directory=source).copy_files(folder)
-      _set_template(folder, template)
-    else:
-      content |= _copy_tokenizer(folder, vocabulary)
-  (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
-
-
-def carry(directory: epath.Path, config: Any, source: hf_source.Source) -> None:
-  """Writes the folder that `save` writes beside a converted checkpoint.
-
-  Args:
-    directory: Folder of the checkpoint.
-    config: Configuration of the network, `Model.config`.
-    source: Where the model came from; without a directory nothing is written.
-  """
-  if source.directory is None:
-    return
-  content = source.config_json(config)
-  folder = directory / hf_source.MODEL_FOLDER
-  folder.mkdir()
-  source.copy_files(folder)
-  (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
-
-
-def _same(one: types.Vocabulary, other: types.Vocabulary) -> bool:
-  """Returns whether two vocabularies were read from the same content."""
-  content = lambda vocabulary: getattr(vocabulary, 'sp_model', None)
-  return content(one) == content(other)
-
-
-def _copy_tokenizer(
-  folder: epath.Path, vocabulary: types.Vocabulary
-) -> dict[str, Any]:
-  """Writes the run's own tokenizer and returns its special ids."""
-  path = getattr(vocabulary, 'path', None)
-  if path is not None:
-    epath.Path(path).copy(folder / 'tokenizer.json', overwrite=True)
-  return {
-    'eos_token_id': vocabulary.eos_id,
-    'bos_token_id': vocabulary.bos_id,
-  }
-
-
-def _set_template(folder: epath.Path, template: str | None) -> None:
-  """Puts the run's chat template in place of the one that was copied."""
-  for path in (*folder.glob('*.jinja'), *folder.glob('chat_template*')):
-    if path.exists():
-      path.unlink()
-  stated = folder / 'tokenizer_config.json'
-  if 'chat_template' in _json(stated):
-    left = {k: v for k, v in _json(stated).items() if k != 'chat_template'}
-    stated.write_text(json.dumps(left, indent=2) + '\n')
-  if template is not None:
-    (folder / 'chat_template.jinja').write_text(template)
-
-
-def _own_config_json(config: Any, vocabulary: types.Vocabulary) -> Any:
-  found = hf_config.config_json(config)
-  if isinstance(config, models.DecoderOnlyConfig):
-    found |= {
-      'max_position_embeddings': None,  # not known: `convert` asks for it
-      'eos_token_id': vocabulary.eos_id,
-      'bos_token_id': vocabulary.bos_id,
-    }
-  return found
-
-
-def _source(path: str) -> epath.Path | None:
-  """Returns the folder with a config.json of a checkpoint, if there is one."""
-  try:
-    folder = find(path)
-  except ValueError:  # of an older run or of T5X, without a description
-    return None
-  return folder if (folder / 'config.json').exists() else None

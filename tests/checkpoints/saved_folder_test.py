@@ -10,6 +10,7 @@ from ipo_md import data
 from ipo_md.checkpoints import convert
 from ipo_md.checkpoints import load
 from ipo_md.checkpoints import model_folder
+from ipo_md.checkpoints import saved_folder
 from ipo_md.core import sharding
 from tests.checkpoints import model_folder_test
 from tests.checkpoints import networks
@@ -31,7 +32,7 @@ def other_fixture(tmp_path):
   return data.tokenizer_vocabulary(path=str(path), eos_id=1, bos_id=0)
 
 
-def saved(folder, tmp_path, vocabulary, template=None):
+def saved_by_a_run(folder, tmp_path, vocabulary, template=None):
   """Returns MODEL_DIR/model of a run that started from a folder."""
   run = tmp_path / 'run'
   run.mkdir()
@@ -42,12 +43,12 @@ def saved(folder, tmp_path, vocabulary, template=None):
     num_layers=1,
     logits_via_embedding=False,
   )
-  model_folder.save(str(run), model.config, vocabulary, str(folder), template)
+  saved_folder.save(str(run), model.config, vocabulary, str(folder), template)
   return run / 'model'
 
 
 def test_a_run_keeps_the_tokenizer_that_it_has(folder, tmp_path, other):
-  made = saved(folder, tmp_path, other)
+  made = saved_by_a_run(folder, tmp_path, other)
   path = epath.Path(other.path)
   assert (made / 'tokenizer.json').read_text() == path.read_text()
   assert not (made / 'tokenizer_config.json').exists()
@@ -63,7 +64,7 @@ def test_a_run_keeps_the_template_that_it_has(folder, tmp_path, template):
   (folder / 'tokenizer_config.json').write_text(json.dumps(stated))
   model_folder._read_json.cache_clear()
   vocabulary = model_folder.vocabulary(path=str(folder))
-  made = saved(folder, tmp_path, vocabulary, template)
+  made = saved_by_a_run(folder, tmp_path, vocabulary, template)
   assert (made / 'tokenizer.json').exists()
   assert 'theirs' not in (made / 'tokenizer_config.json').read_text()
   path = made / 'chat_template.jinja'
