@@ -134,6 +134,30 @@ MUTANTS = {
     "{'reference': state.params}",
     'tests/games/truth_test.py -k "cyclic and IPO-MD"',
   ),
+  'players: a snapshot that is never refreshed': Mutant(
+    'algorithms/players.py',
+    'state.step % steps == 0',
+    'state.step < 0',
+    'tests/algorithms/players_test.py -k refreshed',
+  ),
+  'anchors: snapshot and reference swapped': Mutant(
+    'algorithms/objective.py',
+    'for anchor in needed.anchors\n',
+    'for anchor in needed.anchors[::-1]\n',
+    'tests/games/iterative_test.py -k "mean_gradient and INPO"',
+  ),
+  'matrix: transposed': Mutant(
+    'algorithms/objective.py',
+    'jax.nn.sigmoid(r[:, :, None] - r[:, None])',
+    'jax.nn.sigmoid(r[:, None] - r[:, :, None])',
+    'tests/algorithms/players_test.py -k matrix',
+  ),
+  'extragradient: the half step applied twice': Mutant(
+    'optim/extragradients.py',
+    'collected.opt_state, state)',
+    'collected.opt_state, ahead)',
+    'tests/optim/extragradients_test.py',
+  ),
   'lora: adapters left on in the reference': Mutant(
     'models/lora.py',
     "return flax.traverse_util.unflatten_dict(flat, sep='/')",

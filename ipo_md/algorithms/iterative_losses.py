@@ -7,6 +7,8 @@ share, and the objective moves the policy from it by a step of known size:
   sppo   multiplicative weights towards that of the game itself
   rebel  regression of the change of log pi on a difference of rewards
 
+`egpo` has no snapshot: `optim.extragradient` takes its gradient twice.
+
   rho_i^t = log pi(y_i | x) - log pi_t(y_i | x)     [B, K]
   rho_i   = log pi(y_i | x) - log pi_ref(y_i | x)   [B, K]
 """
@@ -132,3 +134,36 @@ def rebel(
   target = rewards - tau * drift
   h = log_ratios[:, 0] - log_ratios[:, 1]
   return jnp.square(h - eta * (target[:, 0] - target[:, 1]))
+
+
+@needs.declare(feedback='matrix', completions=3)
+def egpo(log_ratios: jax.Array, matrix: jax.Array, *, tau: float) -> jax.Array:
+  """Extragradient preference optimisation.
+
+    L = (h - (P(y_1 > y_3 | x) - P(y_2 > y_3 | x)) / tau)^2,   h = rho_1 - rho_2
+
+  See https://arxiv.org/abs/2503.08942. y_3 is sampled from the policy, and y_1
+  and y_2 from any policy that samples everything. The gradient is 0 only at
+
+    pi ∝ pi_ref exp(P(y > pi) / tau),
+
+  the Nash equilibrium regularised by tau. With the plain gradient this is the
+  paper's Online IPO 1, which circles at step sizes at which the extragradient
+  converges.
+
+  Args:
+    log_ratios: [B, 3] log-ratios of policy and reference, nats.
+    matrix: [B, 3, 3] probabilities P(y_i > y_k | x).
+    tau: Weight of the divergence from the reference.
+
+  Returns:
+    [B] losses.
+  """
+  loss_checks.require_positive('iterative_losses.egpo', tau=tau)
+  if log_ratios.shape[1] != 3:
+    raise ValueError(
+      f'iterative_losses.egpo needs 3 completions of a prompt, not '
+      f'{log_ratios.shape[1]} (MIXTURE_COEFS has one entry for each).'
+    )
+  target = (matrix[:, 0, 2] - matrix[:, 1, 2]) / tau
+  return jnp.square(log_ratios[:, 0] - log_ratios[:, 1] - target)

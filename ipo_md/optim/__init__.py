@@ -1,7 +1,8 @@
-"""Optimizers, learning rate schedules and gradient accumulation."""
+"""Optimizers, learning rate schedules, and what steps make of gradients."""
 
 from ipo_md.optim.accumulation import accumulate
 from ipo_md.optim.accumulation import check
+from ipo_md.optim.extragradients import extragradient
 from ipo_md.optim.optimizers import adafactor
 from ipo_md.optim.optimizers import adam
 from ipo_md.optim.optimizers import apply
@@ -18,6 +19,7 @@ __all__ = [
   'check',
   'constant',
   'cosine',
+  'extragradient',
   'linear',
   'skipping',
 ]

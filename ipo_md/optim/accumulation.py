@@ -78,7 +78,7 @@ def accumulate(
         batch,
         jax.random.fold_in(rng, i),
         model=model,
-        optimizer=_collector(w),
+        optimizer=collector(w),
       )
       return collected.opt_state, metrics
 
@@ -100,10 +100,10 @@ def _split(x: jax.Array, parts: int) -> jax.Array:
   return jnp.swapaxes(x.reshape(rows, parts, *x.shape[1:]), 0, 1)
 
 
-def _collector(weight: jax.Array) -> optax.GradientTransformation:
+def collector(weight: jax.Array) -> optax.GradientTransformation:
   """Makes an optimizer that adds weighted gradients to its state.
 
-  Its updates are zeros.
+  Its updates are zeros, and its state has the shapes of the parameters.
   """
 
   def update(updates, state, params=None):

@@ -212,6 +212,13 @@ def test_the_losses_by_hand():
     tau=0.5,
     eta=2.0,
   )
+  three = np.array([[0.3, -0.2, 0.9]], np.float32)
+  matrix = np.array([[[0.5, 0.9, 0.7], [0.1, 0.5, 0.4], [0.3, 0.6, 0.5]]])
+  np.testing.assert_allclose(
+    iterative_losses.egpo(three, matrix, tau=0.5),
+    [(0.5 - 0.3 / 0.5) ** 2],
+    rtol=1e-4,
+  )
   target = 0.6 - 0.5 * ((0.1 - 0.3) - (0.5 + 0.2))
   np.testing.assert_allclose(found, [(0.5 - 2 * target) ** 2], rtol=1e-5)
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from ipo_md.algorithms import iterative_losses
 from ipo_md.algorithms import losses
 from ipo_md.algorithms import objective
 from ipo_md.algorithms import online
@@ -185,6 +186,7 @@ GRADIENT = {
   'SimPO': (bound(related_losses.simpo, beta=2.0, gamma=0.5), (0.0, 0.0), {}),
   'APO-zero': (bound(related_losses.apo_zero, beta=1.0), (0.0, 0.0), {}),
   'APO-down': (bound(related_losses.apo_down, beta=1.0), (0.0, 0.0), {}),
+  'EGPO': (bound(iterative_losses.egpo, tau=0.5), (0.3, 0.3, 0.0), {}),
   'OPO': (
     bound(related_losses.neural_ndcg, beta=1.0, temperature=1.0),
     (0.0,) * 3,

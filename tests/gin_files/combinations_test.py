@@ -30,7 +30,7 @@ NETWORKS = (
 ALIKE = (
   *('xsum', 'math_answers', 'code_problems', 'mini_tldr_cyclic', 'arithmetic'),
   *('xpo', 'simpo', 'apo_zero', 'apo_down', 'opo', 'opo_approx'),
-  *('inpo', 'comal', 'sppo', 'rebel', 'best_response'),
+  *('inpo', 'comal', 'sppo', 'rebel', 'egpo', 'best_response'),
 )
 REWARD_ALGORITHMS = [
   name

@@ -18,6 +18,7 @@ from ipo_md.games import exact as exact_lib
 from ipo_md.games import game as game_lib
 from ipo_md.games import limits
 from ipo_md.games import play
+from ipo_md.optim import extragradients
 from ipo_md.optim import optimizers
 from ipo_md.optim import schedules
 from ipo_md.sampling import sampler
@@ -103,9 +104,38 @@ def test_rebel_reaches_the_optimum_of_a_reward():
   assert exact_lib.kl(wanted, policies[-1]) < 2e-3
 
 
+def test_the_extragradient_converges_where_the_plain_gradient_circles():
+  """EGPO and the paper's Online IPO 1, at the same step size."""
+  step = functools.partial(
+    online.online_step,
+    loss=bound(iterative_losses.egpo, tau=0.05),
+    mixture_coefs=(0.5, 0.5, 0.0),
+  )
+  last = {}
+  for name, made in (
+    ('plain', step),
+    ('extra', extragradients.extragradient(step)),
+  ):
+    run = play.train(
+      [CYCLE],
+      step=made,
+      optimizer=optax.sgd(0.3),
+      train_steps=150,
+      batch_size=2**14,
+      start_stddev=1.0,
+      rng=jax.random.key(0),
+    )
+    policies = [game_lib.policy_of(logits[0]) for logits in run]
+    assert gain(policies[0], 0.05) > 0.1
+    last[name] = [gain(policy, 0.05) for policy in policies[-40:]]
+  assert max(last['extra']) < 1e-2
+  assert max(last['plain']) > 5e-2
+
+
 FIXED = {
   'INPO': (bound(iterative_losses.inpo, tau=0.1, eta=0.3), 2),
   'REBEL': (bound(iterative_losses.rebel, tau=0.2, eta=1.0), 2),
+  'EGPO': (bound(iterative_losses.egpo, tau=0.1), 3),
 }
 
 
@@ -113,24 +143,23 @@ FIXED = {
 def test_the_expected_gradient_is_zero_at_the_fixed_point(name):
   loss, k = FIXED[name]
   wanted = (
-    exact_lib.nash(CYCLE.preference, UNIFORM, tau=0.1)
-    if name == 'INPO'
-    else exact_lib.tilt(UNIFORM, CYCLE.rewards / 0.2)
+    exact_lib.tilt(UNIFORM, CYCLE.rewards / 0.2)
+    if name == 'REBEL'
+    else exact_lib.nash(CYCLE.preference, UNIFORM, tau=0.1)
   )
-  gradient = limits.expected_gradient(
-    CYCLE, loss=loss, mixture_coefs=(1.0,) * k
-  )
+  coefs = (0.5, 0.5, 0.0) if name == 'EGPO' else (1.0,) * k
+  gradient = limits.expected_gradient(CYCLE, loss=loss, mixture_coefs=coefs)
   assert np.abs(gradient(np.log(wanted)[None])).max() < 1e-6
   assert np.abs(gradient(np.log(UNIFORM)[None])).max() > 1e-3
   assert (
-    exact_lib.kl(
-      wanted, limits.limit(CYCLE, loss=loss, mixture_coefs=(1.0,) * k)
-    )
+    exact_lib.kl(wanted, limits.limit(CYCLE, loss=loss, mixture_coefs=coefs))
     < 1e-9
   )
 
 
-GRADIENT = FIXED | {'SPPO': (bound(iterative_losses.sppo, eta=2.0), 3)}
+GRADIENT = {n: FIXED[n] for n in ('INPO', 'REBEL')} | {
+  'SPPO': (bound(iterative_losses.sppo, eta=2.0), 3)
+}
 
 
 @pytest.mark.parametrize('name', GRADIENT)
