@@ -65,7 +65,7 @@ def online_step(
   Returns:
     The next state, and metrics: loss, log_ratio (a sum over tokens; the KL
     divergence from the reference if all samples are the policy's own),
-    preference, rewards or matrix, chosen_log_prob, rejected_log_prob and
+    preference or rewards, chosen_log_prob, rejected_log_prob and
     ranking_accuracy (K > 1), those of `objective.sample_metrics`, tokens, and
     sampling_error (the mean absolute difference, over tokens, between log pi
     in the sampling loop and in the loss, in nats).

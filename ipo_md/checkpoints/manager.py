@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import functools
+import re
 from typing import Any
 from typing import cast
 
@@ -225,8 +226,21 @@ def restore(
   Args:
     checkpoints: Manager, from `open_manager`.
     abstract: State of `jax.ShapeDtypeStruct`, with shardings.
+
+  Raises:
+    ValueError: The state has another form, that of an earlier version.
   """
-  restored = checkpoints.restore(
-    checkpoints.latest_step(), args=ocp.args.StandardRestore(abstract)
-  )
+  try:
+    restored = checkpoints.restore(
+      checkpoints.latest_step(), args=ocp.args.StandardRestore(abstract)
+    )
+  except ValueError as error:
+    if 'tree structures do not match' not in str(error):
+      raise
+    parts = dict.fromkeys(re.findall(r'^(\w+)\S*:$', str(error), re.M))
+    raise ValueError(
+      f'{checkpoints.directory} was written by an earlier version, whose state '
+      f'had other parts ({", ".join(parts)}), so it cannot be resumed. Start '
+      'in another MODEL_DIR, with this one as INITIAL_CHECKPOINT_PATH.'
+    ) from error
   return cast(types.TrainState, restored)  # Orbax returns what it is given

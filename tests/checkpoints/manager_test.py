@@ -1,5 +1,6 @@
 """Checkpoints of a run."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,3 +28,21 @@ def test_which_checkpoints_are_kept(tmp_path):
   assert checksums.numbered(tmp_path / 'checkpoints') == [1, 3, 4, 8, 9]
   with pytest.raises(ValueError, match='KEEP_CHECKPOINTS is 0'):
     manager.Keep(last=0)
+
+
+def test_a_state_of_another_form_is_one_line(tmp_path):
+  """An earlier version had other fields, and other players."""
+  params = {'w': np.zeros(2, np.float32)}
+  state = types.TrainState(step=np.int32(1), params=params, opt_state=())
+  with manager.open_manager(str(tmp_path), keep=manager.Keep()) as saved:
+    held = state.replace(players={'average': params})
+    manager.save(saved, held, tasks.VOCABULARY)
+    manager.wait(saved)
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
+    )
+    with pytest.raises(
+      ValueError, match=r'earlier version.*\(players.*INITIAL_CHECKPOINT_PATH'
+    ) as error:
+      manager.restore(saved, abstract)
+  assert '\n' not in str(error.value)
