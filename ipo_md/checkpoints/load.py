@@ -67,8 +67,8 @@ def load_params(
     if apart:
       raise ValueError(
         f'{name} {path} has another tokenizer than this run: {apart}. Policy, '
-        'reference and judge have to share one (VOCABULARY); a classifier with '
-        'its own tokenizer judges with gin/judges/hf_reward_model.gin.'
+        'reference and judge have to share one (VOCABULARY); a judge with its '
+        'own is read by gin/judges/hf_likelihood.gin or hf_reward_model.gin.'
       )
   abstract = sharding.abstract_params(
     mesh, model.abstract_params, model.logical_axes, rules

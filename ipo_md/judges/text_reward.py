@@ -1,13 +1,15 @@
-"""A reward model that reads texts with a tokenizer of its own.
+"""A model that scores texts with a tokenizer of its own.
 
   the policy's tokens -> texts -> the judge's tokens -> rewards
        (a program)      (the host)                  (a program)
 
-So the judge may have another vocabulary than the policy, and be a classifier of
-Hugging Face with one label, such as `LlamaForSequenceClassification`.
+So the judge may have another vocabulary than the policy. It is a classifier of
+Hugging Face with one label, such as `LlamaForSequenceClassification`, or an
+ordinary language model.
 """
 
 from collections.abc import Iterator
+import dataclasses
 import functools
 import math
 
@@ -50,12 +52,17 @@ class TextRewardModel:
 
   The network is that of config.json, in float32 unless `dtype` says otherwise.
   The reward is read at the last token of a text, by the rule of transformers:
-  the last one that is not `pad_token_id`.
+  the last one that is not `pad_token_id`. That of a language model is the
+  log-likelihood of the text,
+
+    r(x, y) = log p(text of x and y),
+
+  up to a constant of the prompt, which no comparison sees.
 
   Args:
     checkpoint_path: JUDGE_CHECKPOINT_PATH, a folder of Hugging Face with
       config.json, score.weight and tokenizer.json; or a MODEL_DIR of a
-      decoder-only reward model.
+      decoder-only reward model. Without a score.weight if `likelihood`.
     config_path: JUDGE_CONFIG_PATH, the folder with config.json and tokenizer.
       None stands for `checkpoint_path`.
     text: JUDGE_TEXT, the text of a prompt {text} with a completion {first}, in
@@ -69,6 +76,8 @@ class TextRewardModel:
     scan: JUDGE_SCAN_LAYERS, whether layers are stacked, which compiles faster.
     label: Text shown by the progress bar. None shows none, for a judge that is
       called at every update.
+    likelihood: Whether the model is an ordinary language model, which scores a
+      text by its log-likelihood. It compares 2 or more completions.
 
   Raises:
     ValueError: The folder has no such model or no tokenizer, or a setting is
@@ -87,6 +96,7 @@ class TextRewardModel:
     dtype: str = 'float32',
     scan: bool = False,
     label: str | None = 'judging',
+    likelihood: bool = False,
   ):
     path = checkpoint_path if config_path is None else config_path
     folder = model_folder.find(path, _NAME)
@@ -95,7 +105,7 @@ class TextRewardModel:
       functools.partial(
         model_folder.network,
         path=path,
-        reward_head=1,
+        **({} if likelihood else {'reward_head': 1}),
         dropout_rate=0.0,
         dtype=dtype,
         scan=scan,
@@ -108,12 +118,16 @@ class TextRewardModel:
         'must be a decoder-only model.'
       )
     self._reader = _reader(path, text, max_length, date)
+    if likelihood:  # padding at the end may be the EOS that ends a completion
+      self._reader = dataclasses.replace(self._reader, pad_id=None)
     _check_size(
       f'{_NAME} {folder}',
       self._reader.vocabulary.vocab_size,
       self._model.config.vocab_size,
     )
-    self._score = jax.jit(functools.partial(_score, model=self._model))
+    score = _log_likelihood if likelihood else _score
+    self._score = jax.jit(functools.partial(score, model=self._model))
+    self._likelihood = likelihood
     self._batch_size, self._label = batch_size, label
     self._params = None
     self._said = False
@@ -128,14 +142,27 @@ class TextRewardModel:
 
     Raises:
       ValueError: A completion does not fit into JUDGE_MAX_LENGTH, or the
-        checkpoint is not one of this model.
+        checkpoint is not one of this model; or, for a likelihood, there is one
+        completion, or a prompt would be cut.
     """
     mesh = jax.sharding.get_mesh()
+    if self._likelihood and len(samples.texts[0]) < 2:
+      raise ValueError(
+        f'{_NAME} is a language model that compares the completions of a '
+        'prompt, and there is 1: MIXTURE_COEFS has one entry for each.'
+      )
     read = [
       self._reader(prompt, row)
       for prompt, row in zip(samples.prompts, samples.texts, strict=True)
     ]
-    self._say_cut(sum(cut for _, cut in read), samples)
+    cut = sum(cut for _, cut in read)
+    if self._likelihood and cut:
+      raise ValueError(
+        f'{cut:,} texts have more than JUDGE_MAX_LENGTH = '
+        f'{self._reader.max_length:,} tokens of the judge. Likelihoods of '
+        'prompts that are cut cannot be compared: raise JUDGE_MAX_LENGTH.'
+      )
+    self._say_cut(cut, samples)
     rows = [ids for ids, _ in read]
     params = self._loaded(mesh)
     placed = sharding.batch(mesh)
@@ -240,3 +267,17 @@ def _score(
   mask = jnp.pad(tokens.mask, [(0, 0), (0, 0), (1, 0)], constant_values=True)
   hidden, _, _ = model.decode(params, inputs, context)
   return model.reward(params, hidden, mask)[..., 0]
+
+
+def _log_likelihood(
+  params: types.Params, completions: types.Completions, *, model: models.Model
+) -> jax.Array:
+  """Returns log p [B, K] of each text after what those of a prompt share.
+
+  Args:
+    params: Parameters of the model.
+    completions: Texts, split where they begin to differ (`reading.grouped`).
+    model: A decoder-only language model.
+  """
+  log_probs, _ = sampling.log_probs(model, params, completions)
+  return jnp.sum(log_probs, axis=-1)

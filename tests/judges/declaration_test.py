@@ -131,7 +131,7 @@ def test_what_a_judge_asks_counts_as_its_own():
       game.matrix_judge,
       {
         'runs_on': 'device',
-        'gives': ('preference', 'rewards'),
+        'gives': ('preference', 'rewards', 'matrix'),
         'has_params': True,
       },
     ),

@@ -173,6 +173,21 @@ def test_what_a_function_returns_is_checked_in_a_run(online):
     online('four', 'nca', 'function', PREFERENCES)
 
 
+def test_one_path_is_all_that_a_language_model_needs(run, tmp_path):
+  folder = tiny_reward_model.write_language_model(tmp_path / 'lm', 'chat')
+  accuracy = run(
+    'accuracy',
+    ('judge_accuracy',),
+    'hf_likelihood',
+    JUDGE_CHECKPOINT_PATH=f"'{folder}'",
+    EVAL_EXAMPLES=16,
+    EVAL_BATCH_SIZE=8,
+  )
+  results = json.loads((accuracy / 'results.json').read_text())
+  assert results['pairs'] == 16
+  assert results['order_consistency']['held_out_pairs']['judge'][0] > 0.9
+
+
 def test_one_path_is_all_that_a_reward_model_needs(
   online, reward_model, run, tmp_path
 ):

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
+from scipy import special
 
 from ipo_md import judges
 from ipo_md.core import sharding
 from ipo_md.data import vocabularies
 from ipo_md.judges import reading
+from ipo_md.sampling import sequences
 from tests.judges import tiny_reward_model as tiny
 
 pytestmark = pytest.mark.slow
@@ -227,3 +229,41 @@ def test_an_array_that_is_not_read_is_refused(tmp_path):
     safetensors_numpy.save_file(changed, file)
     with pytest.raises(ValueError, match=message):
       make(folder).rewards(given)
+
+
+@pytest.mark.parametrize('case', ['bos', 'chat'])
+def test_a_language_model_prefers_the_likelier_text(case, tmp_path):
+  """Against each whole text read by itself, token by token."""
+  folder = tiny.write_language_model(tmp_path / 'judge', case)
+  judge = make(folder, case, likelihood=True, batch_size=7)
+  given = of_golden(case)
+  given = samples(given.prompts[:20], given.texts[:20])
+  found = judge.rewards(given)
+  model, params = judge._model, judge._loaded(jax.sharding.get_mesh())
+  wanted = np.zeros_like(found)
+  for n, (prompt, texts) in enumerate(
+    zip(given.prompts, given.texts, strict=True)
+  ):
+    for k, text in enumerate(texts):
+      ((ids,), cut) = judge._reader(prompt, [text])
+      assert not cut
+      whole = reading.grouped([[ids[:1], ids]])  # all but the first token
+      log_probs, _ = sequences.log_probs(model, params, whole)
+      wanted[n, k] = log_probs[0, 1].sum()
+  apart = lambda rewards: rewards[:, 0] - rewards[:, 1]
+  np.testing.assert_allclose(apart(found), apart(wanted), atol=1e-3)
+  assert np.abs(apart(found)).max() > 1
+  p = judges.preference(judge, given, [(0, 1)])[:, 0]
+  np.testing.assert_allclose(p, special.expit(apart(wanted)), atol=1e-4)
+
+
+def test_a_likelihood_needs_two_whole_texts(tmp_path):
+  folder = tiny.write_language_model(tmp_path / 'judge', 'bos')
+  judge = make(folder, likelihood=True)
+  with pytest.raises(ValueError, match='compares .* there is 1: MIXTURE_COEFS'):
+    judge.rewards(samples(['a'], [['b']]))
+  short = make(folder, likelihood=True, max_length=8)
+  with pytest.raises(ValueError, match='JUDGE_MAX_LENGTH = 8 .* raise'):
+    short.rewards(samples(['word ' * 20], [['a', 'b']]))
+  with pytest.raises(ValueError, match='LlamaForSequenceClassification'):
+    make(tiny.write(tmp_path / 'classifier', 'bos'), likelihood=True)

@@ -143,3 +143,15 @@ def write(folder, case, seed=0, **changes):
   if text is None:
     (folder / 'chat_template.jinja').write_text(CHAT_TEMPLATE)
   return folder
+
+
+def write_language_model(folder, case):
+  """Writes the language model of a case, whose head is its embedding."""
+  folder = write(
+    folder, case, architectures=['LlamaForCausalLM'], tie_word_embeddings=True
+  )
+  path = folder / 'model.safetensors'
+  arrays = safetensors_numpy.load_file(path)
+  del arrays['score.weight']
+  safetensors_numpy.save_file(arrays, path)
+  return folder
