@@ -37,6 +37,24 @@ from tasks.lib import json_lines
 from tasks.lib import preference_rows
 from tasks.lib import text_tasks
 
+# Fields of a row that are read, or refused unless COLUMNS hides them.
+_FIELDS = (
+  'prompt',
+  'messages',
+  'system',
+  'chosen',
+  'rejected',
+  'completion',
+  'completions',
+  'scores',
+  'rewards',
+  'score_chosen',
+  'score_rejected',
+  'label',
+  'history',
+  'tools',
+)
+
 # A path, or a list of pairs of a path and the rate at which it is mixed.
 File = str | Sequence[tuple[str, float]]
 
@@ -144,6 +162,19 @@ class _Files:
   files: Mapping[str, File]
   max_bad_rows: int
   columns: Mapping[str, str | None] | None
+
+  def __post_init__(self):
+    for ours, theirs in (self.columns or {}).items():
+      if ours not in _FIELDS:
+        raise ValueError(
+          f'COLUMNS names {ours!r}, which is not read: it names one of '
+          f'{", ".join(_FIELDS)}, and then the field of your files.'
+        )
+      if not isinstance(theirs, str | None):
+        raise ValueError(
+          f'COLUMNS[{ours!r}] is {theirs!r}: it has to be the name of a field '
+          'of your files, in quotes, or None.'
+        )
 
   def parts(self) -> list[tuple[str, str, float]]:
     """Returns (split, absolute path, rate) of each file.

@@ -268,6 +268,17 @@ class TestColumns:
     for one, other in zip(*map(columns_of, (found, expected)), strict=True):
       np.testing.assert_array_equal(one, other)
 
+  @pytest.mark.parametrize(
+    ('columns', 'message'),
+    [
+      ({'promt': 'question'}, "COLUMNS names 'promt', .*one of prompt, "),
+      ({'prompt': 3}, r"COLUMNS\['prompt'\] is 3: .* in quotes"),
+    ],
+  )
+  def test_fields_that_cannot_be(self, columns, message):
+    with pytest.raises(ValueError, match=message):
+      preference_files.pairs(files={'train': '/a.jsonl'}, columns=columns)
+
   def test_errors_name_both(self, tmp_path):
     rows = [{'question': 3, 'chosen': 'a', 'rejected': 'b'}]
     files = {'train': str(json_lines(tmp_path / 'a.jsonl', rows))}
