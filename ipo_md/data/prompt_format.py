@@ -82,6 +82,13 @@ class PromptFormat:
         f'PromptFormat has the text {texts[0]!r} and needs a '
         'PromptFormat.vocabulary (VOCABULARY).'
       )
+    for part in self._parts:
+      is_id = isinstance(part, int) and not isinstance(part, bool) and part >= 0
+      if not is_id and not isinstance(part, str):
+        raise ValueError(
+          f'PromptFormat has the part {part!r} in prefix or suffix. A part is '
+          'a text or a token id, a whole number of at least 0.'
+        )
 
   @property
   def template_text(self) -> str | None:

@@ -1,5 +1,7 @@
 """Tests of prompt formats: the parts around a prompt and its truncation."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -51,3 +53,9 @@ def test_cut_prompts():
 def test_closing_without_a_vocabulary():
   with pytest.raises(ValueError, match='VOCABULARY'):
     prompt_format_lib.PromptFormat(closing='TL;DR:')
+
+
+@pytest.mark.parametrize('part', [-5, None, 1.5, True, (1, 2)])
+def test_a_part_that_is_no_id_is_named(part):
+  with pytest.raises(ValueError, match=f'part {re.escape(repr(part))} in'):
+    prompt_format_lib.PromptFormat(prefix=(part,))
