@@ -19,11 +19,7 @@ pytestmark = pytest.mark.slow
 Choice = gin_resolve.Choice
 without_data = gin_resolve.without_data
 # One model of each kind of network. The others differ in sizes and details.
-NETWORKS = (
-  't5_tiny',
-  't5_1_1_small+judge_t5_1_1_base',
-  'llama_3_2_1b',
-)
+NETWORKS = ('t5_tiny', 'llama_3_2_1b')
 # Tasks that differ from tldr, gsm8k or mini_tldr in files and metrics alone,
 # and algorithms whose losses take what those of dpo, nca or nash_md take.
 # runs_test.py traces each of them on a game.
@@ -121,6 +117,14 @@ OTHERS = (
   + [
     Choice('online', model, 'tldr', 'reward_model', 'ipo_md')
     for model in ('t5_1_0_base', 'llama_3_2_1b', 'mixtral_8x7b')
+  ]
+  + [  # a judge of another size than the policy
+    Choice('online', 't5_1_1_small+judge_t5_1_1_base', 'tldr', judge, algorithm)
+    for judge, algorithm in (
+      ('comparator', 'ipo_md'),
+      ('pairwise_likelihood', 'nash_md'),
+      ('reward_model', 'rl'),
+    )
   ]
 )
 OWN_SAMPLES = 'needs samples of the policy.*gin/runs/online.gin'
