@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ipo_md.algorithms import loss_checks
+from ipo_md.algorithms import losses
 from ipo_md.algorithms import needs
 
 
@@ -55,17 +56,13 @@ def inpo(
     [B] losses.
   """
   loss_checks.require_positive('iterative_losses.inpo', tau=tau, eta=eta)
-  loss_checks.require_pair('iterative_losses.inpo', log_ratios, preference)
   if eta < tau:
     raise ValueError(
       f'iterative_losses.inpo.eta = {eta} (ETA) must be at least tau = {tau} '
       '(TAU).'
     )
   both = (tau / eta) * log_ratios + (1 - tau / eta) * snapshot_log_ratios
-  d, margin = both[:, 0] - both[:, 1], 1 / (2 * eta)
-  return preference * jnp.square(d - margin) + (1 - preference) * jnp.square(
-    -d - margin
-  )
+  return losses.ipo(both, preference, tau=eta)
 
 
 @needs.declare(feedback='matrix', completions=2, anchors=('snapshot',))

@@ -136,12 +136,16 @@ def check_reference(loss: Callable[..., Any], reference: Any) -> bool:
         'or another LOSS.'
       )
   if anchors and reference is None:
-    raise ValueError(
-      f'LOSS = {name(loss)} needs a reference policy: set '
-      'REFERENCE_CHECKPOINT_PATH, or INITIAL_CHECKPOINT_PATH, which is its '
-      'default.'
-    )
+    raise no_reference(f'LOSS = {name(loss)}')
   return bool(anchors)
+
+
+def no_reference(who: str) -> ValueError:
+  """Returns the error of a setting that needs a reference."""
+  return ValueError(
+    f'{who} needs a reference policy: set REFERENCE_CHECKPOINT_PATH, or '
+    'INITIAL_CHECKPOINT_PATH, which is its default.'
+  )
 
 
 def _unbound(loss: Any) -> Any:

@@ -121,10 +121,8 @@ class Players:
     if frozen.reference is not None or 'reference' in self.changing:
       return
     if mixed or 'reference' in anchors:
-      who = 'MIXTURE_COEFS' if mixed else f'LOSS = {needs.name(loss)}'
-      raise ValueError(
-        f'{who} needs a reference policy: set REFERENCE_CHECKPOINT_PATH, or '
-        'INITIAL_CHECKPOINT_PATH, which is its default.'
+      raise needs.no_reference(
+        'MIXTURE_COEFS' if mixed else f'LOSS = {needs.name(loss)}'
       )
 
   def refreshed(self, state: types.TrainState) -> types.TrainState:

@@ -10,6 +10,7 @@ from ipo_md import data
 from ipo_md import models
 from ipo_md.checkpoints import checksums
 from ipo_md.checkpoints import formats
+from ipo_md.checkpoints import gguf_folder
 from ipo_md.checkpoints import locate
 from ipo_md.core import identity as identity_lib
 from ipo_md.core import sharding
@@ -44,8 +45,8 @@ def load_params(
     mesh: Mesh of all devices.
     name: Name of the gin parameter with the path, for error messages.
     vocabulary: Vocabulary of this run. A checkpoint that a run saved must have
-      been trained with the same one, and the tokenizer.json beside weights of
-      Hugging Face must have the same tokens.
+      been trained with the same one, and the tokenizer.json of a Hugging Face
+      folder or of a GGUF file must have the same tokens.
     fresh: Names of modules that the checkpoint may lack, such as a reward
       head. Missing ones are left out of the result.
     rules: Mesh axis of every logical axis; None stands for `sharding.RULES`.
@@ -62,8 +63,9 @@ def load_params(
         f'{name} {path} was trained with vocabulary {theirs["vocabulary"]}, '
         f'but this run has {describe(vocabulary)} (MIXTURE_OR_TASK_NAME).'
       )
-  if kind == 'hf' and vocabulary is not None:
-    apart = data.differing_token(vocabulary, str(directory / 'tokenizer.json'))
+  if kind in ('hf', 'gguf') and vocabulary is not None:
+    folder = directory if kind == 'hf' else gguf_folder.unpacked(directory)
+    apart = data.differing_token(vocabulary, str(folder / 'tokenizer.json'))
     if apart:
       raise ValueError(
         f'{name} {path} has another tokenizer than this run: {apart}. Policy, '

@@ -4,6 +4,7 @@
 model came from has beside it: tokenizer, chat template, generation_config.json.
 """
 
+from collections.abc import Mapping
 import json
 from typing import Any
 
@@ -47,16 +48,14 @@ def save(
     )
   except ValueError:  # an activation that a config.json has no name for
     return
-  folder = epath.Path(model_dir) / hf_source.MODEL_FOLDER
-  folder.mkdir(exist_ok=True)
+  folder = _write(epath.Path(model_dir), content)
   if source is not None:
     known = model_folder.tokenizer(source, path)
     if known is None or _same(known, vocabulary):
       hf_source.Source(directory=source).copy_files(folder)
       _set_template(folder, template)
     else:
-      content |= _copy_tokenizer(folder, vocabulary)
-  (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
+      _write(folder.parent, content | _copy_tokenizer(folder, vocabulary))
 
 
 def carry(directory: epath.Path, config: Any, source: hf_source.Source) -> None:
@@ -69,17 +68,27 @@ def carry(directory: epath.Path, config: Any, source: hf_source.Source) -> None:
   """
   if source.directory is None:
     return
-  content = source.config_json(config)
+  source.copy_files(_write(directory, source.config_json(config)))
+
+
+def _write(directory: epath.Path, content: Mapping[str, Any]) -> epath.Path:
+  """Writes config.json into the folder `model` of a directory; returns that."""
   folder = directory / hf_source.MODEL_FOLDER
-  folder.mkdir()
-  source.copy_files(folder)
+  folder.mkdir(exist_ok=True)
   (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
+  return folder
 
 
 def _same(one: types.Vocabulary, other: types.Vocabulary) -> bool:
-  """Returns whether two vocabularies were read from the same content."""
-  content = lambda vocabulary: getattr(vocabulary, 'sp_model', None)
-  return content(one) == content(other)
+  """Returns whether two vocabularies are of one file or of equal ones.
+
+  The content of one that puts no space before a text is not that of its file.
+  """
+  return any(
+    getattr(one, name, None) is not None
+    and getattr(one, name) == getattr(other, name, None)
+    for name in ('path', 'sp_model')
+  )
 
 
 def _copy_tokenizer(

@@ -323,10 +323,9 @@ def _without_prefix_space(content: bytes) -> bytes:
   return json.dumps(tokenizer, ensure_ascii=False).encode()
 
 
-@functools.lru_cache(maxsize=4)
 def tokens_of(path: str) -> Mapping[int, str]:
   """Returns the tokens of a tokenizer.json but for the added ones, by id."""
-  tokenizer = tokenizers.Tokenizer.from_str(epath.Path(path).read_text())
+  tokenizer = _load(path, _stamp(path), True).tokenizer
   added = tokenizer.get_added_tokens_decoder()
   words = tokenizer.get_vocab(with_added_tokens=False)
   return {i: word for word, i in words.items() if i not in added}

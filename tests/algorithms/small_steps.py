@@ -93,3 +93,20 @@ def offline(loss, **changes):
     **changes,
   )
   return jax.jit(step)
+
+
+def assert_same_update(found, expected, state):
+  """Compares the parameters after an update, by the size of the update."""
+  largest = max(
+    float(jnp.abs(a - b).max())
+    for a, b in zip(
+      jax.tree.leaves(state.params),
+      jax.tree.leaves(expected.params),
+      strict=True,
+    )
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest),
+    jax.device_get(found.params),
+    jax.device_get(expected.params),
+  )

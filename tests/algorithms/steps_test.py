@@ -125,19 +125,7 @@ def test_meshes_agree_with_one_device(mesh_shape, monkeypatch):
     np.testing.assert_allclose(
       float(other[name]), float(metrics[name]), rtol=1e-5
     )
-  largest = max(
-    float(jnp.abs(a - b).max())
-    for a, b in zip(
-      jax.tree.leaves(state.params),
-      jax.tree.leaves(expected.params),
-      strict=True,
-    )
-  )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest),
-    jax.device_get(found.params),
-    jax.device_get(expected.params),
-  )
+  small_steps.assert_same_update(found, expected, state)
 
 
 def test_online_is_offline_on_what_was_sampled(monkeypatch):

@@ -206,23 +206,46 @@ GRADIENT = {
 )
 def test_the_mean_gradient_of_the_step_is_the_enumerated_one(name):
   loss, mixture_coefs, feedback = GRADIENT[name]
+  shape = game_lib.tree(seed=1, vocab_size=3).reference.shape
+  table = 1.5 * np.random.default_rng(0).normal(size=shape)
+  assert_mean_gradient(loss, mixture_coefs, table, feedback=feedback)
+
+
+def assert_mean_gradient(
+  loss, mixture_coefs, table, *, feedback=(), snapshot=None
+):
+  """Compares the step with the enumeration, on a tree of two tokens.
+
+  Args:
+    loss: Objective.
+    mixture_coefs: Weights of the second player.
+    table: Logits of the policy.
+    feedback: Further arguments of `objective.Feedback`.
+    snapshot: Logits of the snapshot that is the second player, or None.
+  """
   tree = game_lib.tree(seed=1, vocab_size=3)
   copies, batch_size = 64, 2**15
   optimizer = optax.sgd(1.0)
-  table = 1.5 * np.random.default_rng(0).normal(size=tree.reference.shape)
   same = lambda x: jnp.array(np.stack([x] * copies), jnp.float32)
   params = {'table': same(table)}
+  players, held = players_lib.Players(), {}
+  if snapshot is not None:
+    players = players_lib.Players(second='snapshot', snapshot_steps=10)
+    held = {'snapshot': {'table': same(snapshot)}}
   step = functools.partial(
     online.online_step,
     model=tree_model(prompts=copies),
-    feedback=objective.Feedback(judge=game_lib.matrix_judge, **feedback),
+    players=players,
+    feedback=objective.Feedback(judge=game_lib.matrix_judge, **dict(feedback)),
     loss=loss,
     optimizer=optimizer,
     mixture_coefs=mixture_coefs,
     sampler=sampler.Sampler(max_new_tokens=2, eos_id=-1),
   )
   state, _ = jax.jit(step)(
-    types.TrainState(jnp.int32(0), params, optimizer.init(params)),
+    types.TrainState(
+      jnp.int32(3), params, optimizer.init(params), players=held
+    ),
     types.FrozenParams(
       reference={'table': same(tree.reference)},
       judge={
@@ -239,7 +262,7 @@ def test_the_mean_gradient_of_the_step_is_the_enumerated_one(name):
   # Each table is an independent estimate from batch_size / copies prompts.
   found = copies * np.array(params['table'] - state.params['table'])
   exact = limits.expected_gradient(
-    tree, loss=loss, mixture_coefs=mixture_coefs
+    tree, loss=loss, mixture_coefs=mixture_coefs, snapshot=snapshot
   )(table)
   error = found.std(axis=0, ddof=1) / np.sqrt(copies)
   assert (np.abs(found.mean(axis=0) - exact) < 4 * error + 1e-5).all()
